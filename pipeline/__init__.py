@@ -1,0 +1,1 @@
+"""GPT pretraining and finetuning as a reproducible data pipeline."""

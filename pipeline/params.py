@@ -1,0 +1,184 @@
+"""params.yaml as typed, frozen sections. Each key is documented once, here.
+
+Names are nanoGPT's where nanoGPT has the parameter. `runtime` and `log` say how and where to run, never
+what comes out, so no stage depends on them and changing them retrains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import UserError
+from pipeline.validation import Section, known_names, read_yaml, suggest, validate
+
+PARAMS_FILE = Path("params.yaml")
+SCHEMA_FILE = Path("presets/params.schema.json")
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Data(Section):
+    dataset: Name = Field(description="a folder data/<dataset>/ with a dataset.yaml")
+    shard_tokens: int = Field(gt=0, description="tokens in one shard file")
+
+
+class Tokenizer(Section):
+    name: Literal["char", "byte", "gpt2", "bpe"] = Field(
+        description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE"
+    )
+    vocab_size: int = Field(ge=257, le=2**31 - 1, description="size of the vocabulary that bpe learns")
+
+
+class Model(Section):
+    n_layer: int = Field(ge=1, description="transformer blocks")
+    n_head: int = Field(ge=1, description="attention heads; must divide n_embd")
+    n_embd: int = Field(ge=1, description="width of the residual stream")
+    block_size: int = Field(ge=1, description="context length in tokens")
+    bias: bool = Field(description="biases in Linear and LayerNorm layers, as in GPT-2")
+    dropout: Fraction = Field(description="0 for pretraining; 0.1 or more for finetuning or small data")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Model:
+        if self.n_embd % self.n_head:
+            nearest = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
+            raise ValueError(
+                f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}; try n_embd = {nearest}"
+            )
+        return self
+
+
+class Train(Section):
+    init_from: Annotated[str, Field(min_length=1)] = Field(
+        description="scratch, resume (continue this very run, or fail), gpt2*, or a model folder"
+    )
+    seed: int = Field(ge=0, lt=2**63, description="of the initial weights, the batch order and dropout")
+    batch_size: int = Field(ge=1, description="sequences in a micro-batch")
+    gradient_accumulation_steps: int = Field(ge=1, description="micro-batches whose gradients make one step")
+    max_iters: int = Field(ge=0, description="optimizer steps")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        description="precision of the matrix products; float16 scales its gradients"
+    )
+    learning_rate: float = Field(ge=0, description="the peak, reached after warmup_iters")
+    weight_decay: float = Field(ge=0, description="on matrices and embeddings, not on biases and norms")
+    beta1: Fraction = Field(description="AdamW: decay of the gradient's running mean")
+    beta2: Fraction = Field(description="AdamW: decay of the gradient's running square")
+    grad_clip: float = Field(ge=0, description="largest gradient norm; 0 turns clipping off")
+    decay_lr: bool = Field(description="warm up, then decay along a cosine; false keeps learning_rate")
+    warmup_iters: int = Field(ge=0, description="steps of linear warmup")
+    lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
+    min_lr: float = Field(ge=0, description="where the cosine ends; usually learning_rate / 10")
+    eval_interval: int = Field(ge=1, description="steps between evaluations (and checkpoints)")
+    eval_iters: Annotated[int, Field(ge=1)] | None = Field(
+        description="batches in an evaluation while training; null is the whole split, as at the end"
+    )
+    eval_only: bool = Field(description="evaluate the initial model and stop")
+    always_save_checkpoint: bool = Field(description="keep the last model; false keeps the best on val")
+
+    @model_validator(mode="after")
+    def _schedule_is_ordered(self) -> Train:
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise ValueError(
+                f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}; "
+                "lower min_lr or set decay_lr: false"
+            )
+        if self.decay_lr and self.warmup_iters > self.lr_decay_iters:
+            raise ValueError(
+                f"warmup_iters = {self.warmup_iters} is above lr_decay_iters = {self.lr_decay_iters}; "
+                "warm up for fewer steps"
+            )
+        return self
+
+
+class Runtime(Section):
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
+        description="cpu, cuda, cuda:1, mps, or auto for the best there is"
+    )
+    compile: bool = Field(description="torch.compile: a minute to start, then faster, above all on a GPU")
+    threads: Annotated[int, Field(ge=1)] | None = Field(description="CPU threads; null lets PyTorch choose")
+    checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(
+        description="steps between checkpoints; null is train.eval_interval"
+    )
+
+
+class Baselines(Section):
+    models: Annotated[list[str], Field(min_length=1)] = Field(
+        description="uniform, unigram, bigram, trigram, xz, or the folder of a saved model"
+    )
+    train_tokens: int = Field(ge=2, description="n-grams are counted on the first so many training tokens")
+
+
+class Depth(Section):
+    eval_iters: Annotated[int, Field(ge=1)] | None = Field(
+        description="batches per point of the curve; null is the whole validation split"
+    )
+
+
+class Sample(Section):
+    start: str = Field(description="the prompt, or FILE:path to read it from a file")
+    num_samples: int = Field(ge=1, description="decoded together, as one batch")
+    max_new_tokens: int = Field(ge=1, description="tokens in each sample")
+    temperature: float = Field(gt=0, description="below 1 is more predictable, above 1 more random")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        description="keep the k likeliest tokens; null keeps all"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="keep the likeliest tokens that make up this probability; null keeps all"
+    )
+    greedy: bool = Field(description="always the likeliest token, no randomness")
+    seed: int = Field(ge=0, lt=2**63, description="same seed, same text")
+
+
+class Log(Section):
+    log_interval: int = Field(ge=1, description="steps between rows of log.csv and plain progress lines")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: Data
+    tokenizer: Tokenizer
+    model: Model
+    train: Train
+    runtime: Runtime
+    baselines: Baselines
+    depth: Depth
+    sample: Sample
+    log: Log
+
+    def with_overrides(self, overrides: Sequence[str]) -> Params:
+        """These parameters with `section.key=value` applied, as `dvc exp run -S` would. Raises UserError."""
+        values = self.model_dump()
+        for override in overrides:
+            name, equals, text = override.partition("=")
+            names = list(known_names(Params))
+            section, _, key = name.partition(".")
+            if not equals or not key:
+                raise UserError(f"-S {override}: expected section.key=value, such as train.max_iters=100")
+            if name not in names:
+                raise UserError(f"-S {override}: unknown parameter {name}{suggest(name, names)}")
+            try:
+                value = YAML(typ="safe").load(text) if text else ""
+            except YAMLError:
+                value = text
+            is_text = Params.model_fields[section].annotation.model_fields[key].annotation is str  # type: ignore[union-attr]
+            values[section][key] = text if is_text and not isinstance(value, str) else value
+        return validate(Params, values, f"-S {' '.join(overrides)}" if overrides else PARAMS_FILE)
+
+
+def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:
+    """The parameters in a YAML file, with `section.key=value` overrides. Raises UserError."""
+    return validate(Params, read_yaml(path), path).with_overrides(overrides)
+
+
+def json_schema() -> str:
+    """JSON schema of params.yaml, for editors to complete and check it by."""
+    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | Params.model_json_schema(), indent=2, sort_keys=True) + "\n"

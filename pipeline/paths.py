@@ -1,0 +1,33 @@
+"""Where things live. Paths are relative to the project's folder, where every command runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.params import Params
+
+DATA = Path("data")
+RESULTS = Path("results")
+MODEL = RESULTS / "model"
+METRICS = RESULTS / "metrics.json"
+LOG = RESULTS / "log.csv"
+BASELINES = RESULTS / "baselines"
+DEPTH_CURVE = RESULTS / "depth.csv"
+DEPTH_PICTURE = RESULTS / "depth.png"
+SAMPLES = RESULTS / "samples.txt"
+
+
+def raw_folder(params: Params) -> Path:
+    """The active dataset's text, as downloaded."""
+    return DATA / params.data.dataset / "raw"
+
+
+def tokens_folder(params: Params) -> Path:
+    """The active dataset's shards, manifest and tokenizer."""
+    return DATA / params.data.dataset / params.tokenizer.name
+
+
+def runs_folder() -> Path:
+    """Resumable training state. An experiment in a temporary copy of the project uses the main project's."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / "runs"

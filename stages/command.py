@@ -1,0 +1,31 @@
+"""What every stage's command line shares: `-S` overrides, `--help`, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import UserError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-S", "--set-param", metavar="SECTION.KEY=VALUE", help="Override a parameter for this call."
+    ),
+]
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Run `main` as a command. A UserError is one line on stderr and exit status 2; Ctrl-C is 130."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(main)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
