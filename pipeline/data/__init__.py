@@ -1,0 +1,1 @@
+"""Text in, shards and batches out."""

@@ -1,0 +1,223 @@
+"""dataset.yaml: where a corpus comes from and how it is split, and filling data/<dataset>/raw/ from it."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+from ruamel.yaml import YAML
+
+from pipeline.data import hub, pydocs
+from pipeline.data.documents import EXTENSIONS, read_file, write_jsonl
+from pipeline.data.fetch import fetch
+from pipeline.errors import UserError
+from pipeline.files import replacing_folder, sha256_file, write_text
+from pipeline.validation import Section, read_yaml, suggest, validate
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+SPLIT_SEED = 2357  # nanoGPT's
+FEW_DOCUMENTS = 100
+
+
+class PydocsSource(Section):
+    """The documentation of the running Python, see pipeline.data.pydocs."""
+
+    kind: Literal["pydocs"]
+
+    def write(self, folder: Path) -> None:
+        records = ({"name": name, "text": text} for name, text in pydocs.documents())
+        write_jsonl(folder / "documents.jsonl", records)
+
+
+class UrlSource(Section):
+    """One file, verified; .jsonl and .parquet hold their text in `text`."""
+
+    kind: Literal["url"]
+    url: NonEmpty
+    sha256: Sha256
+
+    @field_validator("url")
+    @classmethod
+    def _is_readable(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.path.endswith(EXTENSIONS):
+            raise ValueError(f"{url!r} must begin with http(s):// and end in {_either(EXTENSIONS)}")
+        return url
+
+    def write(self, folder: Path) -> None:
+        fetch(self.url, self.sha256, folder)
+
+
+class HuggingFaceSource(Section):
+    """One split of a data set on the Hugging Face hub, or of a local folder that `datasets` can load."""
+
+    kind: Literal["huggingface"]
+    repository: NonEmpty
+    config: str | None = None
+    split: NonEmpty
+    revision: NonEmpty = Field(description="a commit, so that the text never changes")
+    text_column: NonEmpty
+
+    def write(self, folder: Path) -> None:
+        hub.write_documents(self.repository, self.config, self.split, self.revision, self.text_column, folder)
+
+
+class TextFile(Section):
+    path: NonEmpty
+    sha256: Sha256
+
+
+class FilesSource(Section):
+    """The user's own files; `text_column` says where .jsonl and .parquet files hold their text."""
+
+    kind: Literal["files"]
+    paths: Annotated[list[TextFile], Field(min_length=1)]
+    text_column: NonEmpty = "text"
+
+    def write(self, folder: Path) -> None:
+        for number, file in enumerate(self.paths):
+            source = Path(file.path)
+            extension = source.suffix.lower()
+            try:
+                found = sha256_file(source)
+            except OSError as error:
+                raise UserError(
+                    f"{source}: {error.strerror}; put it back or run `make train-on` again"
+                ) from None
+            if found != file.sha256:
+                raise UserError(f"{source}: changed since dataset.yaml was made; run `make train-on` again")
+            target = folder / f"{number:05d}-{_safe(source.stem)}"
+            if extension == ".txt" or self.text_column == "text":
+                shutil.copyfile(source, f"{target}{extension}")
+            else:
+                texts = (text for text, _ in read_file(source, self.text_column, piece_chars=sys.maxsize))
+                write_jsonl(Path(f"{target}.jsonl"), ({"text": text} for text in texts))
+
+
+class TailSplit(Section):
+    """The last `fraction` of the corpus is the validation split."""
+
+    by: Literal["tail"]
+    fraction: Share
+
+
+class DocumentSplit(Section):
+    """`fraction` of the documents, drawn with `seed`, are the validation split."""
+
+    by: Literal["documents"]
+    fraction: Share
+    seed: int = Field(ge=0, lt=2**63)
+
+
+Source = Annotated[PydocsSource | UrlSource | HuggingFaceSource | FilesSource, Field(discriminator="kind")]
+Split = Annotated[TailSplit | DocumentSplit, Field(discriminator="by")]
+
+
+class DatasetSpec(Section):
+    """All of a dataset.yaml."""
+
+    description: str = ""
+    source: Source
+    split: Split
+
+
+def load_spec(dataset: str, root: Path = Path("data")) -> DatasetSpec:
+    """What data/<dataset>/dataset.yaml says. Raises UserError if it is missing or wrong."""
+    path = root / dataset / "dataset.yaml"
+    if not path.is_file():
+        known = sorted(found.parent.name for found in root.glob("*/dataset.yaml"))
+        there_are = ", ".join(known) or "none"
+        raise UserError(
+            f"data.dataset = {dataset}: no {path}{suggest(dataset, known)}; "
+            f"there are {there_are}; make one with `make train-on TEXT=...`"
+        )
+    return validate(DatasetSpec, read_yaml(path), path)
+
+
+def write_spec(spec: DatasetSpec, path: Path) -> None:
+    """Write a dataset.yaml, in one step."""
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.dump(spec.model_dump(exclude_none=True), text)
+    write_text(path, text.getvalue())
+
+
+def write_raw(spec: DatasetSpec, folder: Path) -> None:
+    """Replace `folder` by the source's text: files that pipeline.data.documents reads, text in `text`.
+
+    The folder appears only once it is whole. Raises UserError for what cannot be had or has changed.
+    """
+    with replacing_folder(folder) as temporary:
+        spec.source.write(temporary)
+        if not any(temporary.iterdir()):
+            raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")
+
+
+def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
+    """The dataset.yaml for the .txt, .jsonl and .parquet files at a path or glob, all of which are read.
+
+    `text_column` says where .jsonl and .parquet files hold their text. Many documents are split by
+    document, few at the tail. Raises UserError for no match, another file type, an empty file or text
+    that cannot be read.
+    """
+    files, documents = [], 0
+    for path in _matches(pattern):
+        in_file = sum(last for _, last in read_file(path, text_column))
+        if not in_file:
+            raise UserError(f"{path}: no documents; put text into it or leave it out")
+        documents += in_file
+        files.append(TextFile(path=str(path), sha256=sha256_file(path)))
+    many = documents >= FEW_DOCUMENTS
+    return DatasetSpec(
+        description=f"made by `make train-on` from {pattern}",
+        source=FilesSource(kind="files", paths=files, text_column=text_column),
+        split=DocumentSplit(by="documents", fraction=0.1, seed=SPLIT_SEED)
+        if many
+        else TailSplit(by="tail", fraction=0.1),
+    )
+
+
+def dataset_name(pattern: str) -> str:
+    """A folder name for the text at a path or glob: `My Books/*.txt` is `My-Books`, `emma.txt` is `emma`."""
+    plain = [part for part in Path(pattern).expanduser().absolute().parts if not glob.has_magic(part)]
+    last = Path(plain[-1])
+    return _safe(last.stem if last.suffix.lower() in EXTENSIONS else last.name)
+
+
+def _matches(pattern: str) -> list[Path]:
+    expanded = os.path.expanduser(pattern)
+    found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    paths = [Path(path).absolute() for path in found if not os.path.isdir(path)]
+    if not paths:
+        if found:
+            raise UserError(
+                f"TEXT={pattern}: is a folder; name its files: TEXT='{expanded.rstrip('/')}/**/*.txt'"
+            )
+        raise UserError(f"TEXT={pattern}: no such file; a glob needs quotes: TEXT='texts/*.txt'")
+    for path in paths:
+        if path.suffix.lower() not in EXTENSIONS:
+            raise UserError(
+                f"{path}: unknown type {path.suffix or 'without extension'}; use {_either(EXTENSIONS)}"
+            )
+    return paths
+
+
+def _safe(name: str) -> str:
+    """`name` as a folder or file name that needs no quotes anywhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "text"
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

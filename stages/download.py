@@ -1,0 +1,23 @@
+"""Bring the dataset's text to data/<dataset>/raw/."""
+
+from __future__ import annotations
+
+from pipeline.data.documents import corpus_files, count_documents
+from pipeline.data.sources import load_spec, write_raw
+from pipeline.params import load_params
+from pipeline.paths import raw_folder
+from stages.command import Overrides, run
+
+
+def main(overrides: Overrides = None) -> None:
+    """Download, copy or generate the text that data/<dataset>/dataset.yaml asks for."""
+    params = load_params(overrides or [])
+    spec = load_spec(params.data.dataset)
+    raw = raw_folder(params)
+    write_raw(spec, raw)
+    megabytes = sum(path.stat().st_size for path in corpus_files(raw)) / 1e6
+    print(f"{raw}: {count_documents(raw):,} documents, {megabytes:,.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""Cut the raw text into tokens: shards, manifest and tokenizer in data/<dataset>/<tokenizer>/."""
+
+from __future__ import annotations
+
+from pipeline.data.sources import load_spec
+from pipeline.data.tokenize import tokenize
+from pipeline.errors import UserError
+from pipeline.params import load_params
+from pipeline.paths import raw_folder, tokens_folder
+from stages.command import Overrides, run
+
+
+def main(overrides: Overrides = None) -> None:
+    """Encode the dataset's raw text into train and val shards."""
+    params = load_params(overrides or [])
+    raw, folder = raw_folder(params), tokens_folder(params)
+    spec = load_spec(params.data.dataset)
+    if not raw.is_dir():
+        raise UserError(f"{raw}: missing dataset; run `dvc repro download` first")
+    manifest = tokenize(
+        raw, spec.split, params.tokenizer.name, params.tokenizer.vocab_size, params.data.shard_tokens, folder
+    )
+    print(
+        f"{folder}: {manifest.train.tokens:,} train and {manifest.val.tokens:,} val tokens, "
+        f"{manifest.vocab_size:,} in the vocabulary"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
