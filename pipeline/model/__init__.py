@@ -1,0 +1,1 @@
+"""A GPT assembled from parts: embedding, a trunk of blocks, and a head."""
