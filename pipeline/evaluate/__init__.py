@@ -1,0 +1,1 @@
+"""How good a model is: losses, baselines that need no network, and loss by depth."""

@@ -1,0 +1,152 @@
+"""Baselines are measured on the text that the model is measured on."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.batches import evaluation_windows
+from pipeline.data.shards import Tokens, load_manifest, open_split
+from pipeline.data.sources import TailSplit
+from pipeline.data.tokenize import tokenize
+from pipeline.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from pipeline.errors import UserError
+from pipeline.evaluate.baselines import evaluate_baseline, file_name
+from pipeline.evaluate.loss import evaluate
+from pipeline.files import write_text
+from pipeline.model.gpt import GPT
+from pipeline.model.saved import save_config, save_weights
+from pipeline.paths import BASELINES
+from pipeline.validation import read_yaml
+from tests import tiny
+
+CPU = torch.device("cpu")
+NGRAMS = ["uniform", "unigram", "bigram", "trigram"]
+
+
+def saved_model(folder: Path, tokenizer: Tokenizer) -> GPT:
+    model = tiny.model(vocab_size=tokenizer.vocab_size)
+    folder.mkdir(parents=True)
+    save_weights(model.state_dict(), folder)
+    save_config(tiny.config(vocab_size=tokenizer.vocab_size), folder)
+    tokenizer.save(folder)
+    return model
+
+
+def val_text(tokens_folder: Path) -> str:
+    val = open_split(tokens_folder, "val")
+    return load_tokenizer(tokens_folder).decode(val.read(0, len(val)).tolist())
+
+
+def test_uniform_is_the_logarithm_of_the_vocabulary(tiny_tokens: Path) -> None:
+    result = evaluate_baseline("uniform", tiny.params(), tiny_tokens)
+    manifest = load_manifest(tiny_tokens)
+    assert result["name"] == "uniform"
+    assert result["val_loss"] == pytest.approx(math.log(manifest.vocab_size))
+    assert result["perplexity"] == pytest.approx(manifest.vocab_size)
+    assert result["tokens"] == manifest.val.tokens - 1
+    assert result["bytes"] == len(val_text(tiny_tokens)[1:].encode())
+    nats = result["val_loss"] * result["tokens"]
+    assert result["val_bpb"] == pytest.approx(nats / math.log(2) / result["bytes"])
+
+
+def test_unigram_is_a_mixture_of_frequency_and_uniform(tiny_tokens: Path) -> None:
+    train, val = (open_split(tiny_tokens, split) for split in ("train", "val"))
+    size = load_manifest(tiny_tokens).vocab_size
+    frequency = np.bincount(train.read(0, len(train)), minlength=size) / len(train)
+    targets = val.read(1, len(val))
+    mixtures = [
+        -np.log(weight * frequency[targets] + (1 - weight) / size).mean()
+        for weight in np.linspace(0, 1, 1001)[:-1]
+    ]
+    loss = evaluate_baseline("unigram", tiny.params(), tiny_tokens)["val_loss"]
+    assert min(mixtures) <= loss < min(mixtures) + 0.01  # the weight is fitted to other text
+
+
+def test_longer_contexts_predict_better(tiny_tokens: Path) -> None:
+    losses = [evaluate_baseline(name, tiny.params(), tiny_tokens)["val_loss"] for name in NGRAMS]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] - losses[-1] > 1
+
+
+def test_ngrams_are_counted_on_the_first_training_tokens_alone(tiny_tokens: Path, tmp_path: Path) -> None:
+    text = tiny.text()
+    write_text(tmp_path / "raw" / "a.txt", "x" * 1000 + text)
+    folder = tmp_path / "tokens"
+    tokenize(tmp_path / "raw", TailSplit(by="tail", fraction=0.1), "char", 257, 10**6, folder)
+    everything = evaluate_baseline("bigram", tiny.params(), folder)["val_loss"]
+    few = evaluate_baseline("bigram", tiny.params("baselines.train_tokens=1000"), folder)["val_loss"]
+    assert everything < math.log(load_manifest(folder).vocab_size) < few  # it has seen nothing but x
+
+
+def test_xz_is_the_size_of_the_compressed_text(tiny_tokens: Path) -> None:
+    text = val_text(tiny_tokens).encode()
+    result = evaluate_baseline("xz", tiny.params(), tiny_tokens)
+    bits = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    assert result["bytes"] == len(text)
+    assert result["val_bpb"] == pytest.approx(bits / len(text))
+    assert result["val_loss"] * result["tokens"] == pytest.approx(bits * math.log(2))
+
+
+@pytest.mark.parametrize("name", [*NGRAMS, "xz"])
+def test_results_repeat_and_are_json(name: str, tiny_tokens: Path) -> None:
+    result = evaluate_baseline(name, tiny.params(), tiny_tokens)
+    assert result == evaluate_baseline(name, tiny.params(), tiny_tokens)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_a_saved_model_is_evaluated_on_the_whole_split(tiny_tokens: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_tokens)
+    model = saved_model(tmp_path / "model", tokenizer)
+    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens)
+    windows = evaluation_windows(open_split(tiny_tokens, "val"), 8, batch_size=5)
+    expected = evaluate(model, windows, tokenizer.token_bytes, CPU)
+    assert result["val_loss"] == pytest.approx(expected.loss, abs=1e-6)
+    assert result["val_bpb"] == pytest.approx(expected.bits_per_byte, abs=1e-6)
+    assert result["params"] == sum(parameter.numel() for parameter in model.parameters())
+    uniform = evaluate_baseline("uniform", tiny.params(), tiny_tokens)
+    assert (result["tokens"], result["bytes"]) == (uniform["tokens"], uniform["bytes"])
+
+
+def test_a_model_with_another_tokenizer_reads_the_same_text(tiny_tokens: Path, tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer(end_of_text=False)
+    model = saved_model(tmp_path / "model", tokenizer)
+    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens)
+    text = val_text(tiny_tokens).encode()
+    windows = evaluation_windows(Tokens([np.frombuffer(text, dtype=np.uint8)]), 8, batch_size=5)
+    expected = evaluate(model, windows, np.ones(256, dtype=np.int64), CPU)
+    assert result["val_bpb"] == pytest.approx(expected.bits_per_byte, abs=1e-6)
+    assert (result["tokens"], result["bytes"]) == (len(text) - 1, len(text) - 1)
+    assert result["bytes"] == evaluate_baseline("uniform", tiny.params(), tiny_tokens)["bytes"]
+
+
+def test_a_model_that_cannot_read_the_text_names_the_character(tiny_tokens: Path, tmp_path: Path) -> None:
+    characters = set(tiny.text()) - {"é"}
+    saved_model(tmp_path / "model", CharTokenizer(characters, end_of_text=False))
+    assert "é" in val_text(tiny_tokens)
+    with pytest.raises(UserError, match=r"character 'é' \(U\+00E9"):
+        evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens)
+
+
+def test_unknown_baseline_is_named(tiny_tokens: Path) -> None:
+    with pytest.raises(UserError, match="baseline fourgram: neither one of uniform, .*, xz nor") as error:
+        evaluate_baseline("fourgram", tiny.params(), tiny_tokens)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model_is_named(tiny_tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file") as error:
+        evaluate_baseline(str(tmp_path), tiny.params(), tiny_tokens)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["xz", "models/one", "/models/one"])
+def test_the_result_is_where_dvc_expects_it(name: str) -> None:
+    (out,) = read_yaml(tiny.ROOT / "dvc.yaml")["stages"]["eval_baselines"]["outs"]
+    assert BASELINES / file_name(name) == Path(out.replace("${item.model}", name))
