@@ -1,0 +1,18 @@
+"""Where a run's figures go: every tracker takes the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+
+Row = Mapping[str, float | int | None]
+
+
+class Tracker(Protocol):
+    """Takes a row of COLUMNS per log step; None is "not measured at this step"."""
+
+    def log(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...

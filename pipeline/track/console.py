@@ -1,0 +1,57 @@
+"""Progress on the screen: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from pipeline.track import Row
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Console:
+    """Shows loss, tokens per second and time left of a run of `steps` steps that continues at `step`."""
+
+    def __init__(self, steps: int, step: int) -> None:
+        self._steps = steps
+        self._first = step
+        self._started = self._last_line = time.monotonic()
+        self._val_loss: float | None = None
+        self._bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            desc="train",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def log(self, row: Row) -> None:
+        step, val_loss = int(row["step"] or 0), row["val_loss"]
+        self._val_loss = val_loss if val_loss is not None else self._val_loss
+        parts = [f"loss {row['train_loss']:.4f}"] if row["train_loss"] is not None else []
+        parts += [f"val {self._val_loss:.4f}"] if self._val_loss is not None else []
+        parts += [f"{row['tokens_per_second']:,.0f} tok/s"] if row["tokens_per_second"] else []
+        if not self._bar.disable:
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif val_loss is not None or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self.note(f"step {step:,}/{self._steps:,}  {'  '.join(parts)}{self._time_left(step)}")
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen, above the bar."""
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _time_left(self, step: int) -> str:
+        if step == self._first or step == self._steps:
+            return ""
+        seconds = (time.monotonic() - self._started) / (step - self._first) * (self._steps - step)
+        return f"  {tqdm.format_interval(seconds)} left"

@@ -1,0 +1,188 @@
+"""From parameters and shards to a trained model: start, continue or reuse the run that they name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.batches import check_fits
+from pipeline.data.shards import Tokens, load_manifest, open_split
+from pipeline.data.tokenizers import TOKENIZER_FILE, load_tokenizer
+from pipeline.device import use_device
+from pipeline.errors import UserError
+from pipeline.evaluate.loss import Evaluation
+from pipeline.files import replacing_folder, sha256_file
+from pipeline.model.build import GPTConfig, build_gpt, padded_vocab_size
+from pipeline.model.saved import WEIGHTS_FILE, load_config, load_weights, save_config
+from pipeline.params import Params
+from pipeline.track.console import Console
+from pipeline.track.csv_log import CsvLog
+from pipeline.train.loop import STATE_FILE, Interrupted, Trainer
+from pipeline.train.runs import Run, run_key
+
+
+def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:
+    """Train the model that the parameters describe, or what is left of it.
+
+    Raises UserError for what cannot work, before any step is taken, and Interrupted, with the state saved,
+    when a signal asks to stop.
+    """
+    manifest = load_manifest(tokens_folder)
+    device = use_device(params.runtime)
+    tokens, val = open_split(tokens_folder, "train"), open_split(tokens_folder, "val")
+    for split, name in ((tokens, "train"), (val, "val")):
+        check_fits(split, params.model.block_size, name)
+    tokenizer = load_tokenizer(tokens_folder)
+    config = GPTConfig(**params.model.model_dump(), vocab_size=padded_vocab_size(tokenizer.vocab_size))
+    initial = _initial_weights(params.train.init_from, config, tokens_folder)
+
+    resume_only = params.train.init_from == "resume"
+    settings = params.train.model_dump() | ({"init_from": "scratch"} if resume_only else {})
+    initial_sha256 = sha256_file(initial) if initial else None
+    key = run_key(
+        data=manifest.fingerprint, model=config.model_dump(), train=settings, initial_weights=initial_sha256
+    )
+    fitted = FittedRun(Run(runs_folder / key), config, tokens_folder)
+    run = fitted.run
+    with run.locked(say):
+        if run.metrics() is not None:
+            say(f"{run.folder}: finished before, nothing to train")
+            return fitted
+        checkpoint = run.newest()
+        if checkpoint is None and resume_only:
+            raise UserError(
+                f"train.init_from = resume: no checkpoint in {run.folder}; use init_from = scratch (which "
+                "continues an interrupted run of the same parameters too)"
+            )
+        torch.manual_seed(params.train.seed)
+        model = build_gpt(config)
+        if initial:
+            load_weights(model, initial)
+        trainer = Trainer(
+            model=model.to(device),
+            train=params.train,
+            tokens=tokens,
+            val=val,
+            token_bytes=tokenizer.token_bytes,
+            run=run,
+            device=device,
+            compile=params.runtime.compile,
+            checkpoint_interval=params.runtime.checkpoint_interval,
+            log_interval=params.log.log_interval,
+        )
+        if checkpoint:
+            trainer.load(checkpoint)
+            say(f"{checkpoint}: continuing after step {trainer.state.step:,}")
+        else:
+            run.begin({"model": config.model_dump(), "train": settings, "data": str(tokens_folder)})
+            say(f"{run.folder}: training {model.num_params():,} parameters on {device}")
+        console = Console(params.train.max_iters, trainer.state.step)
+        log = CsvLog(run.log, trainer.state.step)
+        try:
+            trainer.fit([log, console])
+        except Interrupted:
+            console.note(
+                f"{run.folder}: stopped after step {trainer.state.step:,}; the same command continues"
+            )
+            raise
+        finally:
+            log.close()
+            console.close()
+        run.finish(_metrics(trainer, tokens, val, params, key))
+    return fitted
+
+
+class FittedRun:
+    """A finished run, ready to be published."""
+
+    def __init__(self, run: Run, config: GPTConfig, tokens_folder: Path) -> None:
+        self.run = run
+        self._config = config
+        self._tokens_folder = tokens_folder
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        metrics = self.run.metrics()
+        assert metrics is not None, "a FittedRun is finished"
+        return metrics
+
+    def publish_model(self, folder: Path) -> None:
+        """Put the weights that the parameters ask to keep, their config and tokenizer into `folder`."""
+        source = self.run.best if self.metrics["saved"] == "best" else self.run.newest()
+        assert source is not None
+        waiting_quietly = self.run.locked(
+            lambda _: None
+        )  # a process that waited for the run publishes it too
+        with waiting_quietly, replacing_folder(folder) as temporary:
+            shutil.copy(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+            shutil.copy(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
+            save_config(self._config, temporary)
+
+
+def _initial_weights(init_from: str, config: GPTConfig, tokens_folder: Path) -> Path | None:
+    """The weights to start from; None for a random start. Raises UserError for what does not fit."""
+    if init_from in ("scratch", "resume"):
+        return None
+    folder = Path(init_from)
+    if init_from.startswith("gpt2") and not folder.exists():
+        raise UserError(
+            f"train.init_from = {init_from}: pretrained GPT-2 weights cannot be loaded yet; "
+            "use scratch or the folder of a saved model"
+        )
+    saved = load_config(folder).model_dump()
+    for name, value in config.model_dump().items():
+        if name != "dropout" and saved[name] != value:
+            raise UserError(
+                f"model.{name} = {value}, but train.init_from = {init_from} has {saved[name]}; make it equal"
+            )
+    for file in (WEIGHTS_FILE, TOKENIZER_FILE):
+        if not (folder / file).exists():
+            raise UserError(f"train.init_from = {init_from}: no {file} there; name a saved model's folder")
+    if (folder / TOKENIZER_FILE).read_bytes() != (tokens_folder / TOKENIZER_FILE).read_bytes():
+        raise UserError(
+            f"train.init_from = {init_from}: its tokenizer is not that of {tokens_folder}; "
+            "start from a model trained on these tokens"
+        )
+    return folder / WEIGHTS_FILE
+
+
+def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key: str) -> dict[str, Any]:
+    """The final figures. The last and the best model are both measured on the whole validation split."""
+    state, train = trainer.state, params.train
+    final = trainer.evaluate(val, None)
+    as_many = max(1, final.tokens // (train.batch_size * params.model.block_size))
+    on_train = trainer.evaluate(tokens, train.eval_iters or as_many)
+    best = _best(trainer, val, final)
+    steps = state.step * trainer.tokens_per_step
+    return {
+        "val_loss": final.loss,
+        "best_val_loss": best.loss,
+        "train_loss": on_train.loss,
+        "val_bpb": final.bits_per_byte,
+        "best_val_bpb": best.bits_per_byte,
+        "perplexity": final.perplexity,
+        "tokens": steps,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(steps / state.seconds, 1),
+        "params": trainer.model.num_params(),
+        "steps": state.step,
+        "best_step": state.best_step,
+        "saved": "last" if train.always_save_checkpoint else "best",
+        "device": str(trainer.device),
+        "torch": torch.__version__,
+        "run": key,
+    }
+
+
+def _best(trainer: Trainer, val: Tokens, final: Evaluation) -> Evaluation:
+    best_step = json.loads((trainer.run.best / STATE_FILE).read_text(encoding="utf-8"))["step"]
+    if best_step == trainer.state.step:
+        return final
+    load_weights(trainer.model, trainer.run.best / WEIGHTS_FILE)
+    return trainer.evaluate(val, None)

@@ -1,0 +1,155 @@
+"""Training state that survives: one folder per run key, checkpoints that are whole or not there.
+
+A run's key is the hash of everything that determines its result, so the same key continues, another key
+starts afresh, and a finished key is reused. See the layout in `Run`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline.errors import UserError
+from pipeline.files import replacing_folder, sha256_file, write_json
+
+MANIFEST_FILE = "manifest.json"
+
+# The code that a result depends on: another version of it is another run.
+SOURCES = ("model", "train", "device.py", "data/batches.py", "data/shards.py", "evaluate/loss.py")
+
+
+def run_key(**ingredients: Any) -> str:
+    """A short hash of what determines a run's result, the training code included."""
+    root = Path(pipeline.__file__).parent
+    files = sorted(path for source in SOURCES for path in _python_files(root / source))
+    code = {str(path.relative_to(root)): sha256_file(path) for path in files}
+    text = json.dumps({"code": code, **ingredients}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Run:
+    """The folder of one run::
+
+    runs/<key>/run.json         what the key stands for
+               lock             held by the process that trains
+               log.csv          a row per log step, up to the newest checkpoint or a little further
+               step-<n>/        model.safetensors, optimizer.safetensors, state.json, manifest.json
+               best/            model.safetensors, state.json, manifest.json
+               finished.json    the metrics; its presence means there is nothing left to do
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log.csv"
+        self.best = folder / "best"
+        self._finished = folder / "finished.json"
+
+    @contextmanager
+    def locked(self, announce: Callable[[str], None]) -> Iterator[None]:
+        """Be the only process in this run; wait for another one to end, after telling so."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                pid = file.read().strip() or "unknown"
+                announce(f"process {pid} is training this run; waiting for it (to stop it: kill {pid})")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            self._recover()
+            yield
+
+    def begin(self, values: dict[str, Any]) -> None:
+        """Start afresh: nothing of an earlier attempt, damaged or cut short, may pass for this one's."""
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                _remove(path)
+        write_json(self.folder / "run.json", values)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose every file is as it was written.
+
+        Raises UserError if the best model, without which no checkpoint can be continued, is damaged.
+        """
+        checkpoint = next((folder for folder in reversed(self._checkpoints()) if is_whole(folder)), None)
+        if checkpoint and not is_whole(self.best):
+            raise UserError(
+                f"{self.best}: damaged; restore it, or remove {self.folder} to train from the start"
+            )
+        return checkpoint
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Make the checkpoint of a step with `write(folder)`, then drop all but the newest two."""
+        save_folder(self.folder / f"step-{step:09d}", write)
+        for old in self._checkpoints()[:-2]:
+            shutil.rmtree(old)
+
+    def save_best(self, write: Callable[[Path], None]) -> None:
+        """Replace the best model."""
+        save_folder(self.best, write)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Record the metrics; only the newest checkpoint is still of use."""
+        for old in self._checkpoints()[:-1]:
+            shutil.rmtree(old)
+        write_json(self._finished, metrics)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """The metrics of a finished run whose models are still whole, else None."""
+        if not self._finished.exists() or self.newest() is None:
+            return None
+        metrics: dict[str, Any] = json.loads(self._finished.read_text(encoding="utf-8"))
+        return metrics
+
+    def _recover(self) -> None:
+        """Clear up after a killed process. Replacing a folder takes two renames: undo the first alone."""
+        for old in self.folder.glob("*.old"):
+            replaced = old.with_suffix("")
+            if not replaced.exists():
+                old.rename(replaced)
+            else:
+                _remove(old)
+        for unfinished in self.folder.glob("*.tmp"):
+            _remove(unfinished)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob("step-?????????"))
+
+
+def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder with `write`, with checksums of its files beside them, in one step."""
+    with replacing_folder(folder) as temporary:
+        write(temporary)
+        checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST_FILE, checksums)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file that a folder's manifest lists is there and unchanged."""
+    try:
+        checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        return all(sha256_file(folder / name) == checksum for name, checksum in checksums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _python_files(path: Path) -> list[Path]:
+    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))

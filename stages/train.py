@@ -1,0 +1,38 @@
+"""Train a GPT on the active dataset's shards; interrupted, the same command continues."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from pipeline.files import write_json
+from pipeline.params import load_params
+from pipeline.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
+from pipeline.train.fit import fit
+from pipeline.train.loop import Interrupted
+from stages.command import Overrides, run
+
+
+def main(overrides: Overrides = None) -> None:
+    """Train, then write the model, the log and the metrics to results/."""
+    params = load_params(overrides or [])
+    try:
+        fitted = fit(
+            params, tokens_folder(params), runs_folder(), say=lambda text: print(text, file=sys.stderr)
+        )
+    except Interrupted:
+        sys.exit(130)
+    fitted.publish_model(MODEL)
+    LOG.unlink(missing_ok=True)  # it may be a link into DVC's cache
+    shutil.copy(fitted.run.log, LOG)
+    write_json(METRICS, fitted.metrics)
+    metrics = fitted.metrics
+    print(
+        f"{METRICS}: val loss {metrics['val_loss']:.4f} nats per token, {metrics['val_bpb']:.4f} bits per "
+        f"byte, over the whole split after {metrics['steps']:,} steps; best {metrics['best_val_loss']:.4f} at "
+        f"step {metrics['best_step']:,}\n{LOG}: the curve\n{MODEL}: the {metrics['saved']} model"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

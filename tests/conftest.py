@@ -1,0 +1,83 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data.sources import TailSplit
+from pipeline.data.tokenize import tokenize
+from pipeline.files import write_text
+from pipeline.presets import overlay
+from stages.command import run
+from tests import tiny
+
+torch.set_num_threads(1)
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus as shards of characters; not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_text(folder / "raw" / "tiny.txt", tiny.text())
+    tokenize(folder / "raw", TailSplit(by="tail", fraction=0.2), "char", 257, 10**6, folder / "char")
+    return folder / "char"
+
+
+@pytest.fixture
+def tiny_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokens: Path) -> Path:
+    """The current folder is a project whose active dataset, the tiny one, is tokenized."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    values = {section: dict(keys) for section, keys in tiny.params().model_dump().items()}
+    default = (tiny.ROOT / "presets" / "default.yaml").read_text(encoding="utf-8")
+    write_text(Path("params.yaml"), overlay(default, values))
+    shutil.copytree(tiny_tokens, "data/tiny/char")
+    return tmp_path
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run a stage in this process as `python -m stages.<name> ARGUMENTS` would."""
+
+    def call(name: str, *arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [f"stages.{name}", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(importlib.import_module(f"stages.{name}").main)
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Where PIPELINE_MIRROR keeps a URL's file, for a user who has downloaded nothing; skips without it."""
+
+    def find(url: str) -> Path:
+        mirror = os.environ.get("PIPELINE_MIRROR", "")
+        path = Path(mirror, url.removeprefix("https://")).resolve()
+        if not mirror or not path.is_file():
+            pytest.skip(f"PIPELINE_MIRROR is not a folder with {url}")
+        monkeypatch.setenv("PIPELINE_MIRROR", str(Path(mirror).resolve()))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return path
+
+    return find

@@ -1,0 +1,220 @@
+"""A run survives damage, kills at any moment and company, and is reused only when it is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.train.runs import Run, is_whole, run_key, save_folder
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def writing(content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name in ("weights", "state"):
+            (folder / name).write_text(content)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with its best model and three checkpoints saved."""
+    run = Run(tmp_path / "run")
+    with run.locked(quiet):
+        run.begin({})
+        run.save_best(writing("best"))
+        for step in (10, 20, 30):
+            run.save(step, writing(str(step)))
+    return run
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "edited": lambda folder: flip_a_bit(folder / "weights"),
+    "truncated": lambda folder: (folder / "weights").write_text(""),
+    "file missing": lambda folder: (folder / "state").unlink(),
+    "manifest missing": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest zeroed": lambda folder: (folder / "manifest.json").write_bytes(b"\0" * 200),
+    "folder missing": shutil.rmtree,
+}
+
+
+def test_two_checkpoints_are_kept_and_the_last_after_the_end(run: Run) -> None:
+    assert sorted(path.name for path in run.folder.glob("step-*")) == ["step-000000020", "step-000000030"]
+    run.finish({"val_loss": 1.0})
+    assert [path.name for path in run.folder.glob("step-*")] == ["step-000000030"]
+    assert run.metrics() == {"val_loss": 1.0}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Run, damage: str) -> None:
+    assert run.newest() == run.folder / "step-000000030"
+    DAMAGES[damage](run.folder / "step-000000030")
+    assert run.newest() == run.folder / "step-000000020"
+    shutil.rmtree(run.folder / "step-000000020")
+    assert run.newest() is None
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_best_model_is_told_and_nothing_is_lost(run: Run, damage: str) -> None:
+    run.finish({})
+    DAMAGES[damage](run.best)
+    before = sorted(run.folder.rglob("*"))
+    for read in (run.newest, run.metrics):
+        with pytest.raises(UserError, match="best: damaged; restore it, or remove .*run to train") as error:
+            read()
+        assert "\n" not in str(error.value)
+    assert sorted(run.folder.rglob("*")) == before
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_not_finished(run: Run) -> None:
+    run.finish({"val_loss": 1.0})
+    shutil.rmtree(run.folder / "step-000000030")
+    assert run.metrics() is None
+    run.begin({})
+    run.save_best(writing("new"))
+    run.save(10, writing("new"))
+    assert run.metrics() is None, "the metrics of another attempt would go with an unfinished model"
+
+
+def test_beginning_afresh_leaves_nothing_of_an_earlier_attempt(run: Run) -> None:
+    run.log.write_text("rows\n")
+    with run.locked(quiet):
+        run.begin({"what": "new"})
+        assert sorted(path.name for path in run.folder.iterdir()) == ["lock", "run.json"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_kill_at_any_moment_of_saving_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    """Every rename and removal in turn is the last thing that a process does."""
+
+    class Killed(BaseException):
+        pass
+
+    originals = [(os, "rename"), (os, "replace"), (os, "rmdir"), (os, "unlink"), (os, "mkdir")]
+    outcomes = set()
+    for moment in range(1000):
+        run = Run(tmp_path / str(moment))
+        run.save_best(writing("best"))
+        run.save(10, writing("old"))
+        left = moment
+
+        def until_killed(operation: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                left -= 1
+                return operation(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for module, name in originals:
+                patched.setattr(module, name, until_killed(getattr(module, name)))
+            try:
+                run.save(10 if replace else 20, writing("new"))
+                killed = False
+            except Killed:
+                killed = True
+        with run.locked(quiet):
+            newest = run.newest()
+        assert newest is not None
+        content = (newest / "weights").read_text()
+        outcomes.add(content)
+        assert killed or content == "new"
+        assert not [path for path in run.folder.iterdir() if path.suffix in (".tmp", ".old")]
+        if not killed:
+            break
+    assert moment >= 5
+    assert outcomes == {"old", "new"}
+
+
+def test_best_model_survives_a_kill_between_the_two_renames(run: Run) -> None:
+    run.best.rename(run.folder / "best.old")
+    save_folder(run.folder / "best.tmp", writing("newer"))
+    with run.locked(quiet):
+        assert run.newest() is not None
+    assert (run.best / "weights").read_text() == "best"
+
+
+def test_a_failing_write_changes_nothing(run: Run) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        raise OSError("no space left on device")
+
+    before = sorted(run.folder.rglob("*"))
+    for save in (lambda: run.save(30, fail), lambda: run.save(40, fail), lambda: run.save_best(fail)):
+        with pytest.raises(OSError, match="no space"):
+            save()
+    assert sorted(run.folder.rglob("*")) == before
+    assert is_whole(run.best)
+
+
+def test_checksums_cover_every_file(run: Run) -> None:
+    manifest = json.loads((run.best / "manifest.json").read_text())
+    assert sorted(manifest) == ["state", "weights"]
+
+
+def test_one_process_at_a_time(run: Run) -> None:
+    said: list[str] = []
+    waits, entered = threading.Event(), threading.Event()
+
+    def second() -> None:
+        def announce(text: str) -> None:
+            said.append(text)
+            waits.set()
+
+        with Run(run.folder).locked(announce):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with run.locked(quiet):
+        thread.start()
+        assert waits.wait(10)
+        assert not entered.wait(0.05)
+    thread.join(10)
+    assert entered.is_set()
+    pid = os.getpid()
+    assert said == [f"process {pid} is training this run; waiting for it (to stop it: kill {pid})"]
+
+
+def test_key_depends_on_every_ingredient_and_not_on_their_order() -> None:
+    key = run_key(data="a", model={"n_layer": 1, "n_head": 2}, train={})
+    assert key == run_key(train={}, model={"n_head": 2, "n_layer": 1}, data="a")
+    assert key != run_key(data="b", model={"n_layer": 1, "n_head": 2}, train={})
+    assert key != run_key(data="a", model={"n_layer": 2, "n_head": 1}, train={})
+
+
+def test_key_depends_on_the_training_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipeline
+
+    package = Path(pipeline.__file__).parent
+    copy = tmp_path / "pipeline"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    key = run_key(data="a")
+    monkeypatch.setattr(pipeline, "__file__", str(copy / "__init__.py"))
+    assert run_key(data="a") == key, "where the project lies does not matter"
+    for name, matters in {"train/loop.py": True, "model/gpt.py": True, "track/console.py": False}.items():
+        before = run_key(data="a")
+        (copy / name).write_text((copy / name).read_text() + "# changed\n")
+        assert (run_key(data="a") != before) == matters, name
