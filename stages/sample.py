@@ -1,0 +1,69 @@
+"""Write text with the trained model: streamed to the terminal and saved in results/samples.txt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from pipeline.data.tokenizers import load_tokenizer
+from pipeline.device import use_device
+from pipeline.files import write_text
+from pipeline.model.saved import load_model
+from pipeline.params import load_params
+from pipeline.paths import MODEL, SAMPLES
+from pipeline.sampling import TextStream, TokenSampler, encode_prompt, generate
+from stages.command import Overrides, run
+
+RULE = "---------------"
+
+
+def main(
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None, typer.Option(help="The prompt, or FILE:path; overrides sample.start.", show_default=False)
+    ] = None,
+    model: Annotated[Path, typer.Option(help="Folder of a saved model.")] = MODEL,
+    out: Annotated[str, typer.Option(help="Where to save the samples; - shows them only.")] = str(SAMPLES),
+) -> None:
+    """Decode sample.num_samples texts as one batch; the first is shown as it is written."""
+    params = load_params(overrides or [])
+    settings = params.sample
+    device = use_device(params.runtime)
+    gpt, tokenizer = load_model(model, device), load_tokenizer(model)
+    prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
+    sampler = TokenSampler(
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        greedy=settings.greedy,
+        generator=torch.Generator(device).manual_seed(settings.seed),
+    )
+    streams = [TextStream(tokenizer) for _ in range(settings.num_samples)]
+    texts = [prompt] * settings.num_samples
+    _show(prompt)
+    batch = ids.to(device).expand(settings.num_samples, -1)
+    for tokens in generate(gpt, batch, settings.max_new_tokens, sampler, tokenizer.vocab_size):
+        pieces = [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        _show(pieces[0])
+    endings = [stream.finish() for stream in streams]
+    _show(endings[0] + f"\n{RULE}\n")
+    texts = [text + ending for text, ending in zip(texts, endings, strict=True)]
+    for text in texts[1:]:
+        _show(f"{text}\n{RULE}\n")
+    if out != "-":
+        write_text(Path(out), "".join(f"{text}\n{RULE}\n" for text in texts))
+        print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run(main)
