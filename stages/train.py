@@ -26,12 +26,9 @@ def main(overrides: Overrides = None) -> None:
     LOG.unlink(missing_ok=True)  # it may be a link into DVC's cache
     shutil.copy(fitted.run.log, LOG)
     write_json(METRICS, fitted.metrics)
-    metrics = fitted.metrics
-    print(
-        f"{METRICS}: val loss {metrics['val_loss']:.4f} nats per token, {metrics['val_bpb']:.4f} bits per "
-        f"byte, over the whole split after {metrics['steps']:,} steps; best {metrics['best_val_loss']:.4f} at "
-        f"step {metrics['best_step']:,}\n{LOG}: the curve\n{MODEL}: the {metrics['saved']} model"
-    )
+    loss, bpb, steps = fitted.metrics["val_loss"], fitted.metrics["val_bpb"], fitted.metrics["steps"]
+    print(f"{METRICS}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte, after {steps:,} steps")
+    print(f"{LOG}: the curve\n{MODEL}: the {fitted.metrics['saved']} model")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+# Every way into the project; plain `make` prints the list. `## text` after a target is its help.
+
+PYTHON3 ?= python3
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+DVC     := $(PYTHON) -m dvc
+
+# The stages that DVC starts say `python`; whatever shell make was called from, it is the one of .venv.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+INSTALLED := $(VENV)/.installed
+PLOTS     := .dvc/offline-plots.html
+
+define train_preset
+@$(PYTHON) -m stages.preset $(1) $(if $(FORCE),--force)
+@$(DVC) repro
+@$(PYTHON) -m stages.summary
+endef
+
+.PHONY: help install demo test check repro presets shakespeare shakespeare-cpu shakespeare-gpt2 train-gpt2 \
+	train-on sample baselines summary schema format bench-nanogpt clean ready
+.DELETE_ON_ERROR:
+
+help:
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9<>-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 } \
+		/^## [^:]+: / { line = substr($$0, 4); split(line, part, ": "); \
+			printf "  %-18s %s\n", part[1], substr(line, length(part[1]) + 3) }' $(firstword $(MAKEFILE_LIST))
+
+##@ Start here
+demo: ready ## install, train a small GPT on Python's documentation, show what came out
+	@[ -e params.yaml ] || $(PYTHON) -m stages.preset default
+	@$(DVC) repro
+	@$(PYTHON) -m stages.summary
+
+install: ready ## create .venv with the pinned dependencies
+
+##@ Train
+repro: ready ## make what is out of date, for the parameters in params.yaml
+	@$(DVC) repro
+
+shakespeare: ready ## nanoGPT's baby GPT on TinyShakespeare (GPU)
+	$(call train_preset,shakespeare-char)
+
+shakespeare-cpu: ready ## the smaller one of nanoGPT's README (CPU)
+	$(call train_preset,shakespeare-char-cpu)
+
+shakespeare-gpt2: ready ## TinyShakespeare in GPT-2's vocabulary
+	$(call train_preset,shakespeare-gpt2)
+
+train-gpt2: ready ## GPT-2 (124M) on OpenWebText (GPUs, days)
+	$(call train_preset,gpt2)
+
+train-on: ready ## your text: make train-on TEXT='notes/*.txt' (.txt, .jsonl, .parquet)
+	@[ -n "$$TEXT" ] || { echo "error: say which text: make train-on TEXT='path or glob'" >&2; exit 2; }
+	@$(PYTHON) -m stages.new_dataset "$$TEXT"
+	@$(DVC) repro
+	@$(PYTHON) -m stages.summary
+
+##@ Parameters
+presets: ready ## list the presets
+	@$(PYTHON) -m stages.preset
+
+## preset-<name>: put a preset into params.yaml (FORCE=1 overwrites edits)
+preset-%: ready
+	@$(PYTHON) -m stages.preset $* $(if $(FORCE),--force)
+
+schema: ready ## write presets/params.schema.json, by which editors check params.yaml
+	@$(PYTHON) -m stages.schema
+
+##@ Look at the result
+summary: ready ## val loss against the baselines, a sample, and where things are
+	@$(PYTHON) -m stages.summary
+
+sample: ready ## write text: make sample START='ROMEO:'
+	@$(PYTHON) -m stages.sample --out - $${START:+--start "$$START"}
+
+baselines: ready ## evaluate what the model is compared with
+	@$(DVC) repro eval_baselines
+
+bench-nanogpt: ready ## time this beside nanoGPT: make bench-nanogpt NANOGPT=<its clone>
+	@[ -n "$$NANOGPT" ] || { echo "error: say where nanoGPT is: make bench-nanogpt NANOGPT=<clone>" >&2; exit 2; }
+	@$(PYTHON) -m stages.bench_nanogpt "$$NANOGPT"
+
+##@ Work on the code
+test: ready ## run the tests
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n logical --maxprocesses 8
+
+check: ready ## format, lint and types
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+format: ready ## format the code and fix what lint can fix
+	@$(PYTHON) -m ruff check --fix-only .
+	@$(PYTHON) -m ruff format .
+
+clean: ## remove results/; `make repro` brings back from the cache what was made before
+	@rm -rf results dvc_plots
+
+# --- installation -----------------------------------------------------------------------------------------
+
+# Ready: installed, and DVC knows whether there is a git repository to write into. A folder without .git
+# (a downloaded tarball, even one unpacked inside somebody's repository) runs in DVC's no-SCM mode.
+ready: $(INSTALLED) $(PLOTS)
+	@if [ -e .git ]; then \
+		! grep -qs 'no_scm = true' .dvc/config.local || $(DVC) config --local --unset core.no_scm; \
+	else \
+		grep -qs 'no_scm = true' .dvc/config.local || $(DVC) config --local core.no_scm true; \
+	fi
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: $(PYTHON3) is missing or older than 3.11; name another: make PYTHON3=python3.12" >&2; exit 2; }
+	@$(PYTHON3) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON3) has no venv module; install it (on Debian or Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "installing into $(VENV)/ (once; a few minutes, most of it PyTorch)"
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON3) -m venv --clear $(VENV)
+	@$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Set for this copy only: without the page, DVC's own one still draws, online.
+$(PLOTS): pipeline/offline_plots.py $(INSTALLED)
+	@$(PYTHON) -m pipeline.offline_plots $@
+	@$(DVC) config --local plots.html_template $(notdir $@)
