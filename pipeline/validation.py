@@ -42,7 +42,8 @@ def validate(section: type[SectionType], values: Mapping[str, Any], source: str 
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        first, *others = error.errors()
+        # An unknown name comes first: it is often a misspelt one that is then missing too.
+        first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(f"{source}: {_explain(first, section)}{more}") from None
 

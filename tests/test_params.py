@@ -119,9 +119,9 @@ def test_bad_override_gets_one_line(params_file: Path, override: str, message: s
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  n_head:", "  nhead:", "model.n_head is missing (and 1 more)"),
+        ("  n_head:", "  nhead:", "unknown parameter model.nhead; did you mean model.n_head? (and 1 more)"),
         ("  bias: false", "  bias: false\n  moe_topk: 2", "unknown parameter model.moe_topk"),
-        ("train:\n", "trian:\n", "train is missing (and 1 more)"),
+        ("train:\n", "trian:\n", "unknown parameter trian; did you mean train? (and 1 more)"),
         ("n_embd: 128", "n_embd: wide", "model.n_embd = 'wide': should be a valid integer"),
         ("n_embd: 128", "n_embd: 131", "n_embd = 131 is not divisible by n_head = 4; try n_embd = 132"),
         ("n_embd: 128", "n_embd: 128: 5", "not valid YAML"),

@@ -43,11 +43,9 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     initial = _initial_weights(params.train.init_from, config, tokens_folder)
 
     resume_only = params.train.init_from == "resume"
-    settings = params.train.model_dump() | ({"init_from": "scratch"} if resume_only else {})
-    initial_sha256 = sha256_file(initial) if initial else None
-    key = run_key(
-        data=manifest.fingerprint, model=config.model_dump(), train=settings, initial_weights=initial_sha256
-    )
+    # What counts is which weights a run starts from, not what their folder is called.
+    settings = params.train.model_dump() | {"init_from": sha256_file(initial) if initial else "scratch"}
+    key = run_key(data=manifest.fingerprint, model=config.model_dump(), train=settings)
     fitted = FittedRun(Run(runs_folder / key), config, tokens_folder)
     run = fitted.run
     with run.locked(say):
@@ -116,10 +114,8 @@ class FittedRun:
         """Put the weights that the parameters ask to keep, their config and tokenizer into `folder`."""
         source = self.run.best if self.metrics["saved"] == "best" else self.run.newest()
         assert source is not None
-        waiting_quietly = self.run.locked(
-            lambda _: None
-        )  # a process that waited for the run publishes it too
-        with waiting_quietly, replacing_folder(folder) as temporary:
+        # Locked, because a process that waited for this run publishes it too.
+        with self.run.locked(announce=lambda _: None), replacing_folder(folder) as temporary:
             shutil.copy(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
             shutil.copy(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
             save_config(self._config, temporary)
@@ -134,6 +130,11 @@ def _initial_weights(init_from: str, config: GPTConfig, tokens_folder: Path) -> 
         raise UserError(
             f"train.init_from = {init_from}: pretrained GPT-2 weights cannot be loaded yet; "
             "use scratch or the folder of a saved model"
+        )
+    if not folder.is_dir():
+        raise UserError(
+            f"train.init_from = {init_from}: no such folder; name a saved model's (a copy of results/model, "
+            "which DVC removes before it trains)"
         )
     saved = load_config(folder).model_dump()
     for name, value in config.model_dump().items():
