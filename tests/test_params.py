@@ -57,7 +57,7 @@ def test_every_parameter_is_in_the_file_with_a_comment() -> None:
 
 def test_values_survive_loading(params_file: Path) -> None:
     params = load_params(path=params_file)
-    assert params.train.learning_rate == 1e-3
+    assert params.train.learning_rate == 2e-3
     assert params.sample.start == "\n"
     assert params.sample.top_p is None
 
