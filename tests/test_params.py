@@ -104,7 +104,7 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("tokenizer.name=gpt3", "tokenizer.name = 'gpt3': should be 'char', 'byte', 'gpt2' or 'bpe'"),
         ("runtime.device=gpu", "runtime.device = 'gpu': "),
         ("data.dataset=../secrets", "data.dataset = '../secrets': "),
-        ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.001; lower min_lr"),
+        ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.002; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
         ("baselines.models=[]", "baselines.models = []: "),
     ],

@@ -428,7 +428,7 @@ def test_other_initial_weights_are_another_run(runs: Runs, tmp_path: Path) -> No
         (["train.init_from=resume"], "train.init_from = resume: no checkpoint in "),
         (["train.init_from=gpt2"], "train.init_from = gpt2: pretrained GPT-2 weights cannot be loaded yet; "),
         (["train.init_from=gpt2-xl"], "train.init_from = gpt2-xl: pretrained"),
-        (["train.init_from=nowhere"], "nowhere/config.json: no such file; "),
+        (["train.init_from=nowhere"], "train.init_from = nowhere: no such folder; "),
         (
             ["train.init_from={model}", "model.n_layer=3"],
             "model.n_layer = 3, but train.init_from = {model} has 2; make",
