@@ -57,7 +57,7 @@ def test_every_parameter_is_in_the_file_with_a_comment() -> None:
 
 def test_values_survive_loading(params_file: Path) -> None:
     params = load_params(path=params_file)
-    assert params.train.learning_rate == 2e-3
+    assert params.train.learning_rate == 3e-3
     assert params.sample.start == "\n"
     assert params.sample.top_p is None
 
@@ -104,7 +104,7 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("tokenizer.name=gpt3", "tokenizer.name = 'gpt3': should be 'char', 'byte', 'gpt2' or 'bpe'"),
         ("runtime.device=gpu", "runtime.device = 'gpu': "),
         ("data.dataset=../secrets", "data.dataset = '../secrets': "),
-        ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.002; lower min_lr"),
+        ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
         ("baselines.models=[]", "baselines.models = []: "),
     ],
