@@ -49,7 +49,7 @@ shakespeare-cpu: ready ## the smaller one of nanoGPT's README (CPU)
 shakespeare-gpt2: ready ## TinyShakespeare in GPT-2's vocabulary
 	$(call train_preset,shakespeare-gpt2)
 
-train-gpt2: ready ## GPT-2 (124M) on OpenWebText (GPUs, days)
+train-gpt2: ready ## GPT-2 (124M) on OpenWebText (a GPU, weeks)
 	$(call train_preset,gpt2)
 
 train-on: ready ## your text: make train-on TEXT='notes/*.txt' (.txt, .jsonl, .parquet)

@@ -34,7 +34,7 @@ class Tokenizer(Section):
     name: Literal["char", "byte", "gpt2", "bpe"] = Field(
         description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE"
     )
-    vocab_size: int = Field(ge=257, le=2**31 - 1, description="size of the vocabulary that bpe learns")
+    vocab_size: int = Field(ge=257, le=1 << 20, description="size of the vocabulary that bpe learns")
 
 
 class Model(Section):
@@ -108,11 +108,22 @@ class Runtime(Section):
     )
 
 
+BASELINES = ("uniform", "unigram", "bigram", "trigram", "xz")
+
+
 class Baselines(Section):
     models: Annotated[list[str], Field(min_length=1)] = Field(
-        description="uniform, unigram, bigram, trigram, xz, or the folder of a saved model"
+        description="uniform, unigram, bigram, trigram, xz, or the folder of a saved model (saved/mine)"
     )
     train_tokens: int = Field(ge=2, description="n-grams are counted on the first so many training tokens")
+
+    @model_validator(mode="after")
+    def _are_known(self) -> Baselines:
+        for name in self.models:
+            if "/" not in name and name not in BASELINES:
+                known = list(BASELINES)
+                raise ValueError(f"models = {name!r}: none of {', '.join(known)}{suggest(name, known)}")
+        return self
 
 
 class Depth(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except YAMLError as error:
         where = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML: {where}") from None
@@ -37,10 +39,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def validate(section: type[SectionType], values: Mapping[str, Any], source: str | Path) -> SectionType:
+def validate(section: type[SectionType], values: Any, source: str | Path) -> SectionType:
     """`values` as a `section`. Raises UserError naming `source`, the first wrong field and a remedy."""
     try:
-        return section.model_validate(dict(values))
+        return section.model_validate(values)
     except ValidationError as error:
         # An unknown name comes first: it is often a misspelt one that is then missing too.
         first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")

@@ -6,7 +6,7 @@ import json
 
 from tqdm import tqdm
 
-from pipeline.data.batches import check_fits, evaluation_windows
+from pipeline.data.batches import check_fits, count_batches, evaluation_windows
 from pipeline.data.shards import open_split
 from pipeline.data.tokenizers import load_tokenizer
 from pipeline.device import use_device
@@ -26,16 +26,15 @@ def main(overrides: Overrides = None) -> None:
     model, tokenizer = load_model(MODEL, device), load_tokenizer(MODEL)
     val = open_split(tokens_folder(params), "val")
     check_fits(val, model.block_size, "val")
-    windows = list(
-        evaluation_windows(val, model.block_size, params.train.batch_size, params.depth.eval_iters)
-    )
-    progress = tqdm(windows, desc="depth curve", unit="batch", disable=None)
+    which = (val, model.block_size, params.train.batch_size, params.depth.eval_iters)
+    windows, total = evaluation_windows(*which), count_batches(*which)
+    progress = tqdm(windows, desc="depth curve", total=total, unit="batch", disable=None)
     curve = evaluate_by_depth(model, progress, tokenizer.token_bytes, device)
     baselines = []
     for name in params.baselines.models:
         path = BASELINES / file_name(name)
         if path.exists():
-            baselines.append(Baseline(name, json.loads(path.read_text(encoding="utf-8"))["val_loss"]))
+            baselines.append(Baseline(name, json.loads(path.read_text(encoding="utf-8"))["val_bpb"]))
     write_table(DEPTH_CURVE, curve)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {model.num_params():,} parameters"
     draw(DEPTH_PICTURE, curve, baselines, title)

@@ -23,8 +23,8 @@ def main(
     params = load_params(overrides or [])
     result = evaluate_baseline(name, params, tokens_folder(params))
     path = BASELINES / file_name(name)
-    write_json(path, result)
-    print(f"{path}: val loss {result['val_loss']:.4f} nats per token, {result['val_bpb']:.4f} bits per byte")
+    write_json(path, {"name": name, **result.as_json()})
+    print(f"{path}: val loss {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte")
 
 
 if __name__ == "__main__":

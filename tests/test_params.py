@@ -104,6 +104,10 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("tokenizer.name=gpt3", "tokenizer.name = 'gpt3': should be 'char', 'byte', 'gpt2' or 'bpe'"),
         ("runtime.device=gpu", "runtime.device = 'gpu': "),
         ("data.dataset=../secrets", "data.dataset = '../secrets': "),
+        (
+            "baselines.models=[bigarm]",
+            "models = 'bigarm': none of uniform, unigram, bigram, trigram, xz; did you mean",
+        ),
         ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
         ("baselines.models=[]", "baselines.models = []: "),
@@ -140,6 +144,10 @@ def test_bad_file_gets_one_line(params_file: Path, old: str, new: str, message: 
 def test_missing_or_empty_file_gets_one_line(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     with pytest.raises(UserError, match="no such file") as error:
+        load_params(path=path)
+    one_line(error)
+    path.write_bytes(b"data: caf\xe9\n")
+    with pytest.raises(UserError, match="not UTF-8 at byte 9") as error:
         load_params(path=path)
     one_line(error)
     path.write_text("# nothing here\n", encoding="utf-8")

@@ -84,6 +84,13 @@ def _all_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[B
         yield rest[None, :-1], rest[None, 1:]
 
 
+def count_batches(tokens: Tokens, block_size: int, batch_size: int, batches: int | None = None) -> int:
+    """How many batches `evaluation_windows` yields."""
+    full_windows, rest = divmod(len(tokens) - 1, block_size)
+    every = -(-full_windows // batch_size) + (rest > 0)
+    return every if batches is None else min(every, batches)
+
+
 def check_fits(tokens: Tokens, block_size: int, split: str) -> None:
     """Raise UserError if a split is too short for one window and its targets."""
     if len(tokens) <= block_size:

@@ -112,7 +112,8 @@ def _download(url: str, target: Path) -> None:
         try:
             request(url, output, pooch)
         except requests.HTTPError as error:
-            if 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429):
+            status = error.response.status_code if error.response is not None else 0
+            if 400 <= status < 500 and status not in (408, 429):
                 raise _Refused(_reason(error)) from None
             raise
 
@@ -130,7 +131,7 @@ def _download(url: str, target: Path) -> None:
 def _reason(error: Exception) -> str:
     import requests
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP status {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
         return "no answer in time"

@@ -28,8 +28,6 @@ def write_documents(
     UserError for what the hub does not have, and when it cannot be reached.
     """
     import datasets
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
 
     where = f"{repository}, revision {revision}"
     datasets.disable_progress_bars()
@@ -48,12 +46,14 @@ def write_documents(
         raise UserError(
             f"{where}: {_first_line(error)}; correct source.repository or source.revision"
         ) from None
-    except (ConnectionError, httpx.TransportError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{where}: cannot reach the hub ({_first_line(error)}); try again with network"
-        ) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where}: {_first_line(error)}; correct source in dataset.yaml") from None
+    except Exception as error:
+        if _is_of_the_network(error):
+            raise UserError(
+                f"{where}: cannot reach the hub ({_first_line(error)}); try again with network"
+            ) from None
+        if isinstance(error, OSError | ValueError | RuntimeError):
+            raise UserError(f"{where}: {_first_line(error)}; correct source in dataset.yaml") from None
+        raise
 
 
 def write_tables(tables: Iterator[pyarrow.Table], folder: Path) -> None:
@@ -109,6 +109,12 @@ def _reported(tables: Iterator[pyarrow.Table], name: str) -> Iterator[pyarrow.Ta
                 last = now
                 rate = documents / (now - start)
                 print(f"{name}: {documents:,} documents, {rate:,.0f} per second", file=sys.stderr, flush=True)
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """By name, because the hub's client changes the HTTP library whose errors it lets through."""
+    names = {ancestor.__name__ for ancestor in type(error).__mro__}
+    return bool(names & {"ConnectionError", "TransportError", "HfHubHTTPError"})
 
 
 def _first_line(error: Exception) -> str:

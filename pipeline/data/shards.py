@@ -138,14 +138,16 @@ class Tokens:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_split(folder: Path, split: SplitName) -> Tokens:
-    """Open a split and verify every shard against the manifest.
+def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) -> Tokens:
+    """Open a split, or the shards with its first so many tokens, and verify them against the manifest.
 
     Raises UserError naming the shard that is missing, truncated or edited.
     """
     manifest = load_manifest(folder)
-    arrays = []
+    arrays: list[np.ndarray] = []
     for shard in manifest.split(split).shards:
+        if first_tokens is not None and sum(len(array) for array in arrays) >= first_tokens:
+            break
         path = folder / shard.name
         remedy = "run `dvc repro -f tokenize` to write it again"
         if not path.exists():

@@ -178,7 +178,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return BPETokenizer(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro`, or name a saved model's folder") from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{path}: damaged; remove its folder and run `dvc repro`") from None
 
 

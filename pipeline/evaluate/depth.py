@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.evaluate.loss import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.files import write_text
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A horizontal line in the picture."""
+    """A horizontal line in the picture; in bits per byte, because it may have counted other tokens."""
 
     name: str
-    val_loss: float
+    bits_per_byte: float
+
+    def loss_per_token_of(self, evaluation: Evaluation) -> float:
+        """Nats per token, if the text had been cut into the tokens of `evaluation`."""
+        return self.bits_per_byte * math.log(2) * evaluation.bytes / evaluation.tokens
 
 
 def write_table(path: Path, curve: Sequence[Evaluation]) -> None:
@@ -42,13 +47,14 @@ def draw(path: Path, curve: Sequence[Evaluation], baselines: Sequence[Baseline],
     depths = range(1, len(losses) + 1)
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     colors = iter(plt.get_cmap("tab10").colors[1:])  # type: ignore[attr-defined]
-    for baseline in sorted(baselines, key=lambda line: -line.val_loss):
+    for baseline in sorted(baselines, key=lambda line: -line.bits_per_byte):
+        loss = baseline.loss_per_token_of(curve[-1])
         axes.axhline(
-            baseline.val_loss,
+            loss,
             color=next(colors, "gray"),
             linestyle="--",
             linewidth=1,
-            label=f"{baseline.name}: {baseline.val_loss:.3f}",
+            label=f"{baseline.name}: {loss:.3f}",
         )
     axes.plot(
         depths, losses, marker="o", linewidth=2, label=f"model: {losses[-1]:.3f} at depth {len(losses)}"

@@ -1,49 +1,16 @@
-"""Cross-entropy of a model on fixed windows, in nats per token, perplexity and bits per byte."""
+"""Cross-entropy of a model on fixed windows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.data.batches import Batch
+from pipeline.device import to_device
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.model.gpt import GPT, cross_entropy
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a text was predicted: total nats over `tokens` tokens that stand for `bytes` bytes."""
-
-    nats: float
-    tokens: int
-    bytes: int
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))  # beyond, a float overflows
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte of text: comparable across tokenizers."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
-
-    def summary(self, split: str = "val") -> dict[str, Any]:
-        """The keys that every JSON file of results uses."""
-        return {
-            f"{split}_loss": self.loss,
-            f"{split}_bpb": self.bits_per_byte,
-            "perplexity": self.perplexity,
-            "evaluated": asdict(self),
-        }
 
 
 def evaluate(
@@ -77,7 +44,7 @@ def evaluate_each(
     for ids, targets in batches:
         tokens += targets.numel()
         bytes_ += int(token_bytes[targets.numpy()].sum())
-        ids, targets = ids.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        ids, targets = to_device((ids, targets), device)
         sums.append(torch.stack([cross_entropy(x, targets, reduction="sum").float() for x in readings(ids)]))
     model.train(was_training)
     totals = torch.stack(sums).cpu().double().sum(0)  # summed in double, so that order hardly matters

@@ -16,7 +16,7 @@ from pipeline.data.shards import Tokens, load_manifest, open_split
 from pipeline.data.tokenizers import TOKENIZER_FILE, load_tokenizer
 from pipeline.device import use_device
 from pipeline.errors import UserError
-from pipeline.evaluate.loss import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.files import replacing_folder, sha256_file
 from pipeline.model.build import GPTConfig, build_gpt, padded_vocab_size
 from pipeline.model.saved import WEIGHTS_FILE, load_config, load_weights, save_config
@@ -116,8 +116,8 @@ class FittedRun:
         assert source is not None
         # Locked, because a process that waited for this run publishes it too.
         with self.run.locked(announce=lambda _: None), replacing_folder(folder) as temporary:
-            shutil.copy(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-            shutil.copy(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
+            shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+            shutil.copyfile(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
             save_config(self._config, temporary)
 
 
@@ -176,6 +176,8 @@ def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key:
         "best_step": state.best_step,
         "saved": "last" if train.always_save_checkpoint else "best",
         "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+        "compile": params.runtime.compile,
         "torch": torch.__version__,
         "run": key,
     }

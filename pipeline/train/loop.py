@@ -18,9 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipeline.data.batches import TrainingBatches, evaluation_windows, mix
 from pipeline.data.shards import Tokens
-from pipeline.device import autocast, peak_flops, seed
+from pipeline.device import autocast, peak_flops, seed, to_device
 from pipeline.errors import UserError
-from pipeline.evaluate.loss import Evaluation, evaluate
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.loss import evaluate
 from pipeline.files import write_json
 from pipeline.model.gpt import GPT
 from pipeline.model.saved import WEIGHTS_FILE, load_weights, save_weights
@@ -145,8 +146,7 @@ class Trainer:
         seed(self.device, int(mix(np.uint64(train.seed) ^ mix(np.uint64(state.step)))))  # for dropout
         self.optimizer.learning_rate = learning_rate(state.step, train)
         for micro_batch in range(train.gradient_accumulation_steps):
-            ids, targets = self.batches.micro_batch(state.step, micro_batch)
-            ids, targets = ids.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+            ids, targets = to_device(self.batches.micro_batch(state.step, micro_batch), self.device)
             with autocast(self.device, train.dtype):
                 loss = self._loss(ids, targets) / train.gradient_accumulation_steps
             self.scaler.scale(loss).backward()

@@ -23,7 +23,16 @@ from pipeline.files import replacing_folder, sha256_file, write_json
 MANIFEST_FILE = "manifest.json"
 
 # The code that a result depends on: another version of it is another run.
-SOURCES = ("model", "train", "device.py", "data/batches.py", "data/shards.py", "evaluate/loss.py")
+SOURCES = (
+    "model",
+    "train",
+    "device.py",
+    "data/batches.py",
+    "data/shards.py",
+    "data/tokenizers.py",
+    "evaluate/evaluation.py",
+    "evaluate/loss.py",
+)
 
 
 def run_key(**ingredients: Any) -> str:

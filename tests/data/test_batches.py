@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import TrainingBatches, check_fits, evaluation_windows, mix, permute
+from pipeline.data.batches import (
+    TrainingBatches,
+    check_fits,
+    count_batches,
+    evaluation_windows,
+    mix,
+    permute,
+)
 from pipeline.data.shards import Tokens
 from pipeline.errors import UserError
 
@@ -165,3 +172,10 @@ def test_a_split_shorter_than_a_window_is_an_error() -> None:
     assert "use block_size <= 7" in str(error.value)
     with pytest.raises(UserError, match="the train split has 8"):
         TrainingBatches(counting(8), 8, 1, 1, seed=0)
+
+
+@pytest.mark.parametrize("length", [9, 10, 17, 40, 41, 100])
+@pytest.mark.parametrize("batches", [None, 1, 2, 99])
+def test_count_batches_is_what_comes(length: int, batches: int | None) -> None:
+    which = (counting(length), 8, 2, batches)
+    assert count_batches(*which) == len(list(evaluation_windows(*which)))

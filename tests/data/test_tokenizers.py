@@ -147,7 +147,7 @@ def test_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     path = tmp_path / TOKENIZER_FILE
     with pytest.raises(UserError, match="tokenizer.json: no such file"):
         load_tokenizer(tmp_path)
-    for content in (b"", b'{"type": "char", "charac', b'{"type": "char"}', b'{"model": {}}', b"\xff"):
+    for content in (b"", b'{"type": "char", "charac', b'{"type": "char"}', b'{"model": {}}', b"[]", b"\xff"):
         path.write_bytes(content)
         with pytest.raises(UserError, match="tokenizer.json: damaged"):
             load_tokenizer(tmp_path)

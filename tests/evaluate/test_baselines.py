@@ -47,13 +47,12 @@ def val_text(tokens_folder: Path) -> str:
 def test_uniform_is_the_logarithm_of_the_vocabulary(tiny_tokens: Path) -> None:
     result = evaluate_baseline("uniform", tiny.params(), tiny_tokens)
     manifest = load_manifest(tiny_tokens)
-    assert result["name"] == "uniform"
-    assert result["val_loss"] == pytest.approx(math.log(manifest.vocab_size))
-    assert result["perplexity"] == pytest.approx(manifest.vocab_size)
-    assert result["tokens"] == manifest.val.tokens - 1
-    assert result["bytes"] == len(val_text(tiny_tokens)[1:].encode())
-    nats = result["val_loss"] * result["tokens"]
-    assert result["val_bpb"] == pytest.approx(nats / math.log(2) / result["bytes"])
+    assert result.loss == pytest.approx(math.log(manifest.vocab_size))
+    assert result.perplexity == pytest.approx(manifest.vocab_size)
+    assert result.tokens == manifest.val.tokens - 1
+    assert result.bytes == len(val_text(tiny_tokens)[1:].encode())
+    nats = result.loss * result.tokens
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / result.bytes)
 
 
 def test_unigram_is_a_mixture_of_frequency_and_uniform(tiny_tokens: Path) -> None:
@@ -65,12 +64,12 @@ def test_unigram_is_a_mixture_of_frequency_and_uniform(tiny_tokens: Path) -> Non
         -np.log(weight * frequency[targets] + (1 - weight) / size).mean()
         for weight in np.linspace(0, 1, 1001)[:-1]
     ]
-    loss = evaluate_baseline("unigram", tiny.params(), tiny_tokens)["val_loss"]
+    loss = evaluate_baseline("unigram", tiny.params(), tiny_tokens).loss
     assert min(mixtures) <= loss < min(mixtures) + 0.01  # the weight is fitted to other text
 
 
 def test_longer_contexts_predict_better(tiny_tokens: Path) -> None:
-    losses = [evaluate_baseline(name, tiny.params(), tiny_tokens)["val_loss"] for name in NGRAMS]
+    losses = [evaluate_baseline(name, tiny.params(), tiny_tokens).loss for name in NGRAMS]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] - losses[-1] > 1
 
@@ -80,8 +79,8 @@ def test_ngrams_are_counted_on_the_first_training_tokens_alone(tiny_tokens: Path
     write_text(tmp_path / "raw" / "a.txt", "x" * 1000 + text)
     folder = tmp_path / "tokens"
     tokenize(tmp_path / "raw", TailSplit(by="tail", fraction=0.1), "char", 257, 10**6, folder)
-    everything = evaluate_baseline("bigram", tiny.params(), folder)["val_loss"]
-    few = evaluate_baseline("bigram", tiny.params("baselines.train_tokens=1000"), folder)["val_loss"]
+    everything = evaluate_baseline("bigram", tiny.params(), folder).loss
+    few = evaluate_baseline("bigram", tiny.params("baselines.train_tokens=1000"), folder).loss
     assert everything < math.log(load_manifest(folder).vocab_size) < few  # it has seen nothing but x
 
 
@@ -89,16 +88,16 @@ def test_xz_is_the_size_of_the_compressed_text(tiny_tokens: Path) -> None:
     text = val_text(tiny_tokens).encode()
     result = evaluate_baseline("xz", tiny.params(), tiny_tokens)
     bits = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
-    assert result["bytes"] == len(text)
-    assert result["val_bpb"] == pytest.approx(bits / len(text))
-    assert result["val_loss"] * result["tokens"] == pytest.approx(bits * math.log(2))
+    assert result.bytes == len(text)
+    assert result.bits_per_byte == pytest.approx(bits / len(text))
+    assert result.loss * result.tokens == pytest.approx(bits * math.log(2))
 
 
 @pytest.mark.parametrize("name", [*NGRAMS, "xz"])
 def test_results_repeat_and_are_json(name: str, tiny_tokens: Path) -> None:
     result = evaluate_baseline(name, tiny.params(), tiny_tokens)
     assert result == evaluate_baseline(name, tiny.params(), tiny_tokens)
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert json.loads(json.dumps(result.as_json(), allow_nan=False)) == result.as_json()
 
 
 def test_a_saved_model_is_evaluated_on_the_whole_split(tiny_tokens: Path, tmp_path: Path) -> None:
@@ -107,11 +106,10 @@ def test_a_saved_model_is_evaluated_on_the_whole_split(tiny_tokens: Path, tmp_pa
     result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens)
     windows = evaluation_windows(open_split(tiny_tokens, "val"), 8, batch_size=5)
     expected = evaluate(model, windows, tokenizer.token_bytes, CPU)
-    assert result["val_loss"] == pytest.approx(expected.loss, abs=1e-6)
-    assert result["val_bpb"] == pytest.approx(expected.bits_per_byte, abs=1e-6)
-    assert result["params"] == sum(parameter.numel() for parameter in model.parameters())
+    assert result.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert result.bits_per_byte == pytest.approx(expected.bits_per_byte, abs=1e-6)
     uniform = evaluate_baseline("uniform", tiny.params(), tiny_tokens)
-    assert (result["tokens"], result["bytes"]) == (uniform["tokens"], uniform["bytes"])
+    assert (result.tokens, result.bytes) == (uniform.tokens, uniform.bytes)
 
 
 def test_a_model_with_another_tokenizer_reads_the_same_text(tiny_tokens: Path, tmp_path: Path) -> None:
@@ -121,9 +119,9 @@ def test_a_model_with_another_tokenizer_reads_the_same_text(tiny_tokens: Path, t
     text = val_text(tiny_tokens).encode()
     windows = evaluation_windows(Tokens([np.frombuffer(text, dtype=np.uint8)]), 8, batch_size=5)
     expected = evaluate(model, windows, np.ones(256, dtype=np.int64), CPU)
-    assert result["val_bpb"] == pytest.approx(expected.bits_per_byte, abs=1e-6)
-    assert (result["tokens"], result["bytes"]) == (len(text) - 1, len(text) - 1)
-    assert result["bytes"] == evaluate_baseline("uniform", tiny.params(), tiny_tokens)["bytes"]
+    assert result.bits_per_byte == pytest.approx(expected.bits_per_byte, abs=1e-6)
+    assert (result.tokens, result.bytes) == (len(text) - 1, len(text) - 1)
+    assert result.bytes == evaluate_baseline("uniform", tiny.params(), tiny_tokens).bytes
 
 
 def test_a_model_that_cannot_read_the_text_names_the_character(tiny_tokens: Path, tmp_path: Path) -> None:

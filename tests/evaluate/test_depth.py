@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.depth import Baseline, draw, write_table
-from pipeline.evaluate.loss import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 
 CURVE = [Evaluation(nats=nats, tokens=100, bytes=250) for nats in (400.0, 250.0, 200.0)]
 BASELINES = [Baseline("uniform", 4.2), Baseline("bigram", 2.5)]
@@ -56,6 +56,12 @@ def test_picture_shows_curve_and_baselines(tmp_path: Path) -> None:
     assert not np.array_equal(drawn(tmp_path / "b.png", baselines=BASELINES[:1]), pixels)
     other = [*CURVE[:2], Evaluation(nats=230.0, tokens=100, bytes=250)]
     assert not np.array_equal(drawn(tmp_path / "c.png", curve=other), pixels)
+
+
+def test_a_baseline_that_counts_other_tokens_is_drawn_at_the_same_bits_per_byte() -> None:
+    """Half as many tokens of twice the loss are the same prediction of the same text."""
+    other = Evaluation(nats=200.0, tokens=50, bytes=250)
+    assert Baseline("other", other.bits_per_byte).loss_per_token_of(CURVE[-1]) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("depth", "num_baselines"), [(1, 0), (1, 1), (40, 12)])
