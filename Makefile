@@ -4,6 +4,7 @@ PYTHON3 ?= python3
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 DVC     := $(PYTHON) -m dvc
+REPRO   := $(PYTHON) -m stages.check && $(DVC) repro
 
 # The stages that DVC starts say `python`; whatever shell make was called from, it is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -13,7 +14,7 @@ PLOTS     := .dvc/offline-plots.html
 
 define train_preset
 @$(PYTHON) -m stages.preset $(1) $(if $(FORCE),--force)
-@$(DVC) repro
+@$(REPRO)
 @$(PYTHON) -m stages.summary
 endef
 
@@ -31,14 +32,14 @@ help:
 ##@ Start here
 demo: ready ## install, train a small GPT on Python's documentation, show what came out
 	@[ -e params.yaml ] || $(PYTHON) -m stages.preset default
-	@$(DVC) repro
+	@$(REPRO)
 	@$(PYTHON) -m stages.summary
 
 install: ready ## create .venv with the pinned dependencies
 
 ##@ Train
 repro: ready ## make what is out of date, for the parameters in params.yaml
-	@$(DVC) repro
+	@$(REPRO)
 
 shakespeare: ready ## nanoGPT's baby GPT on TinyShakespeare (GPU)
 	$(call train_preset,shakespeare-char)
@@ -54,8 +55,8 @@ train-gpt2: ready ## GPT-2 (124M) on OpenWebText (a GPU, weeks)
 
 train-on: ready ## your text: make train-on TEXT='notes/*.txt' (.txt, .jsonl, .parquet)
 	@[ -n "$$TEXT" ] || { echo "error: say which text: make train-on TEXT='path or glob'" >&2; exit 2; }
-	@$(PYTHON) -m stages.new_dataset "$$TEXT"
-	@$(DVC) repro
+	@$(PYTHON) -m stages.new_dataset "$$TEXT" $${COLUMN:+--text-column "$$COLUMN"}
+	@$(REPRO)
 	@$(PYTHON) -m stages.summary
 
 ##@ Parameters
@@ -77,7 +78,7 @@ sample: ready ## write text: make sample START='ROMEO:'
 	@$(PYTHON) -m stages.sample --out - $${START:+--start "$$START"}
 
 baselines: ready ## evaluate what the model is compared with
-	@$(DVC) repro eval_baselines
+	@$(REPRO) eval_baselines
 
 bench-nanogpt: ready ## time this beside nanoGPT: make bench-nanogpt NANOGPT=<its clone>
 	@[ -n "$$NANOGPT" ] || { echo "error: say where nanoGPT is: make bench-nanogpt NANOGPT=<clone>" >&2; exit 2; }

@@ -133,7 +133,9 @@ class Depth(Section):
 
 
 class Sample(Section):
-    start: str = Field(description="the prompt, or FILE:path to read it from a file")
+    start: Annotated[str, Field(min_length=1)] = Field(
+        description="the prompt, or FILE:path to read it from a file"
+    )
     num_samples: int = Field(ge=1, description="decoded together, as one batch")
     max_new_tokens: int = Field(ge=1, description="tokens in each sample")
     temperature: float = Field(gt=0, description="below 1 is more predictable, above 1 more random")

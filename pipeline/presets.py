@@ -105,7 +105,11 @@ def show(value: Any) -> str:
 def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Path) -> None:
     edits_by_preset = {name: differences(_parse(compose(name, folder)), values) for name in names(folder)}
     nearest = min(edits_by_preset, key=lambda name: len(edits_by_preset[name]))
-    edits = [f"{key} = {show(now)}" for key, (_, now) in edits_by_preset[nearest].items()]
+    edits = [
+        f"{key} = {show(now)}"
+        for key, (_, now) in edits_by_preset[nearest].items()
+        if key != "data.dataset"  # which `make train-on` sets, and sets again
+    ]
     if edits:
         more = f" and {len(edits) - 3} more" if len(edits) > 3 else ""
         raise UserError(

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 class Section(BaseModel):
     """A mapping in a YAML file: unknown keys and wrong types are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -34,6 +34,7 @@ def main(
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), {"data": {"dataset": name}}))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
     print(f"{PARAMS_FILE}: data.dataset is now {name}\nnext: dvc repro")
+    print(f"(experiments in a copy, `dvc exp run --temp`, need it in git: git add {path})")
 
 
 if __name__ == "__main__":

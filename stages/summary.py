@@ -13,7 +13,7 @@ from stages.command import run
 NEXT = """\
 Try next
   make sample START="The "                one more sample, from your own words
-  dvc exp run -S model.n_layer=2          change one parameter and see what it does
+  dvc exp run -S model.n_layer=2          change one parameter and see what it does (needs git)
   dvc exp show                            ... compared with every other experiment
   make train-on TEXT='my/texts/*.txt'     train on your own text
   make                                    everything else

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 
+from pipeline.data.shards import load_manifest
+from pipeline.data.tokenizers import load_tokenizer
 from pipeline.files import write_json
 from pipeline.params import load_params
 from pipeline.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
+from pipeline.sampling import encode_prompt
 from pipeline.train.fit import fit
 from pipeline.train.loop import Interrupted
 from stages.command import Overrides, run
@@ -16,6 +19,9 @@ from stages.command import Overrides, run
 def main(overrides: Overrides = None) -> None:
     """Train, then write the model, the log and the metrics to results/."""
     params = load_params(overrides or [])
+    load_manifest(tokens_folder(params))
+    # A prompt that the last stage cannot read is better known before the long one.
+    encode_prompt(params.sample.start, load_tokenizer(tokens_folder(params)))
     try:
         fitted = fit(
             params, tokens_folder(params), runs_folder(), say=lambda text: print(text, file=sys.stderr)

@@ -337,3 +337,16 @@ def test_a_run_stopped_in_every_way_ends_with_the_same_model(
     assert ended.status == 0
     assert ": continuing after step " in ended.err
     assert sha256_file(Path("results/model/model.safetensors")) == uninterrupted
+
+
+def test_an_unreadable_prompt_is_known_before_training(
+    tiny_project: Path, stage: Callable[..., Ended]
+) -> None:
+    ended = stage("train", "-S", "sample.start=漢")
+    assert ended.status == 2 and "'漢'" in ended.err
+    assert not Path("runs").exists()
+
+
+def test_check_finds_a_missing_dataset(tiny_project: Path, stage: Callable[..., Ended]) -> None:
+    ended = stage("check", "-S", "data.dataset=nowhere")
+    assert ended.status == 2 and ended.err.count("\n") == 1 and "nowhere" in ended.err

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 PIECE_CHARS = 1 << 24
-COLUMN_REMEDY = "correct the file, or set text_column to the column that holds the text"
+COLUMN_REMEDY = "correct the file, or name the column: make train-on TEXT=... COLUMN=..."
 BOM = codecs.BOM_UTF8
 
 

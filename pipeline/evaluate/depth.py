@@ -68,6 +68,7 @@ def draw(path: Path, curve: Sequence[Evaluation], baselines: Sequence[Baseline],
                 xytext=(0, 8),
                 ha="center",
                 fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
     axes.set_xlabel("depth (layers applied before the final norm and head)")
     axes.set_ylabel("validation loss (nats per token)")
