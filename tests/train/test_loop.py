@@ -28,6 +28,7 @@ from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted, Trainer, flops_per_token
 from pipeline.train.schedule import learning_rate
 from tests import tiny
+from tests.train.dying import DiesAfter, Killed
 
 SPEED = {"tokens_per_second", "mfu", "seconds", "interval_seconds", "device"}
 
@@ -157,31 +158,16 @@ def test_float16_scale_resumes(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> N
     assert outcome(stopped_at_each(runs, list(range(1, 20)), *scaled)) == uninterrupted
 
 
-class Killed(BaseException):
-    """A process ends here and now: nothing that follows is done, clearing up included."""
-
-
 def test_a_kill_at_any_moment_changes_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operation on folders and files in turn is the last one that a process does."""
     short = ["train.max_iters=5", "train.eval_interval=2", "runtime.checkpoint_interval=2"]
     uninterrupted = outcome(runs.elsewhere("uninterrupted")(*short))
     for moment in range(1000):
         attempt = runs.elsewhere(f"killed-{moment}")
-        left = moment
-
-        def until_killed(operation: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal left
-                if left == 0:
-                    raise Killed
-                left -= 1
-                return operation(*args, **kwargs)
-
-            return call
-
+        process = DiesAfter(moment)
         with monkeypatch.context() as patched:
             for name in ("rename", "replace", "rmdir"):
-                patched.setattr(os, name, until_killed(getattr(os, name)))
+                patched.setattr(os, name, process.wrap(getattr(os, name)))
             try:
                 attempt(*short)
                 break

@@ -8,12 +8,12 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.train.runs import Run, is_whole, run_key, save_folder
+from tests.train.dying import DiesAfter, Killed
 
 
 def quiet(text: str) -> None:
@@ -107,30 +107,16 @@ def test_a_kill_at_any_moment_of_saving_leaves_the_old_or_the_new(
 ) -> None:
     """Every rename and removal in turn is the last thing that a process does."""
 
-    class Killed(BaseException):
-        pass
-
     originals = [(os, "rename"), (os, "replace"), (os, "rmdir"), (os, "unlink"), (os, "mkdir")]
     outcomes = set()
     for moment in range(1000):
         run = Run(tmp_path / str(moment))
         run.save_best(writing("best"))
         run.save(10, writing("old"))
-        left = moment
-
-        def until_killed(operation: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal left
-                if left == 0:
-                    raise Killed
-                left -= 1
-                return operation(*args, **kwargs)
-
-            return call
-
+        process = DiesAfter(moment)
         with monkeypatch.context() as patched:
             for module, name in originals:
-                patched.setattr(module, name, until_killed(getattr(module, name)))
+                patched.setattr(module, name, process.wrap(getattr(module, name)))
             try:
                 run.save(10 if replace else 20, writing("new"))
                 killed = False
