@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
+from pipeline.model.config import Model
 from pipeline.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")
@@ -35,24 +36,6 @@ class Tokenizer(Section):
         description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE"
     )
     vocab_size: int = Field(ge=257, le=1 << 20, description="size of the vocabulary that bpe learns")
-
-
-class Model(Section):
-    n_layer: int = Field(ge=1, description="transformer blocks")
-    n_head: int = Field(ge=1, description="attention heads; must divide n_embd")
-    n_embd: int = Field(ge=1, description="width of the residual stream")
-    block_size: int = Field(ge=1, description="context length in tokens")
-    bias: bool = Field(description="biases in Linear and LayerNorm layers, as in GPT-2")
-    dropout: Fraction = Field(description="0 for pretraining; 0.1 or more for finetuning or small data")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Model:
-        if self.n_embd % self.n_head:
-            nearest = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
-            raise ValueError(
-                f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}; try n_embd = {nearest}"
-            )
-        return self
 
 
 class Train(Section):
@@ -130,6 +113,9 @@ class Depth(Section):
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
         description="batches per point of the curve; null is the whole validation split"
     )
+    stopping_thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        description="where a model with learned stopping is measured besides, as (mean depth, loss)"
+    )
 
 
 class Sample(Section):
@@ -147,6 +133,9 @@ class Sample(Section):
     )
     greedy: bool = Field(description="always the likeliest token, no randomness")
     seed: int = Field(ge=0, lt=2**63, description="same seed, same text")
+    recurrent_depth: Annotated[int, Field(ge=1)] | None = Field(
+        description="applications of a recurrent model's block; null is as many as it was trained for"
+    )
 
 
 class Log(Section):

@@ -50,19 +50,24 @@ class TokenSampler:
 
 @torch.inference_mode()
 def generate(
-    model: GPT, prompt: torch.Tensor, max_new_tokens: int, sampler: TokenSampler, vocab_size: int
+    model: GPT,
+    prompt: torch.Tensor,
+    max_new_tokens: int,
+    sampler: TokenSampler,
+    vocab_size: int,
+    depth: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield the next ids (B,), `max_new_tokens` times, after a prompt (B, T).
 
     Up to `block_size` positions, past keys and values are reused. Beyond, the window slides by one: each
     token then has a new position, so everything is computed anew, as in nanoGPT. Ids from `vocab_size` on
-    are padding and never drawn.
+    are padding and never drawn. A recurrent model takes `depth` steps.
     """
     ids = prompt[:, -model.block_size :]
-    cache: KVCache | None = KVCache(model.block_size)
+    cache: KVCache | None = KVCache(model.block_size, batch=len(ids))
     unseen = ids
     for _ in range(max_new_tokens):
-        logits = model.next_logits(unseen, cache)
+        logits = model.next_logits(unseen, cache, depth)
         token = sampler(logits[:, :vocab_size])
         yield token
         ids = torch.cat([ids, token[:, None]], dim=1)

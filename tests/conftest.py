@@ -19,6 +19,7 @@ from pipeline.files import write_text
 from pipeline.presets import overlay
 from stages.command import run
 from tests import tiny
+from tests.train.runs import Runs
 
 torch.set_num_threads(1)
 
@@ -81,3 +82,18 @@ def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         return path
 
     return find
+
+
+@pytest.fixture
+def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # none has to survive a power cut
+
+
+@pytest.fixture
+def with_known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train.loop.peak_flops", lambda device, dtype: 1e12)
+
+
+@pytest.fixture
+def runs(tiny_tokens: Path, tmp_path: Path, without_fsync: None, with_known_peak: None) -> Runs:
+    return Runs(tiny_tokens, tmp_path / "runs")

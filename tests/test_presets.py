@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline import presets
 from pipeline.errors import UserError
+from pipeline.model.config import Model
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "presets"
@@ -19,6 +20,7 @@ FOLDER = ROOT / "presets"
 # nanoGPT's configuration by preset: the values of train.py and sample.py under its config file or command.
 NANOGPT_DEFAULTS: dict[str, Any] = {
     "model.bias": False,
+    "sample.recurrent_depth": None,
     "train.init_from": "scratch",
     "train.seed": 1337,
     "train.weight_decay": 0.1,
@@ -131,7 +133,9 @@ def test_default_comes_first_and_is_the_default_file() -> None:
 @pytest.mark.parametrize("name", NANOGPT)
 def test_preset_is_nanogpts_configuration(name: str) -> None:
     composed = flat(presets.compose(name, FOLDER))
-    expected = NANOGPT_DEFAULTS | NANOGPT[name]
+    fields = Model.model_fields.items()
+    switched_off = {f"model.{key}": field.default for key, field in fields if not field.is_required()}
+    expected = switched_off | NANOGPT_DEFAULTS | NANOGPT[name]
     assert {key: composed[key] for key in expected} == expected
     accounted_for = {key.partition(".")[0] for key in expected} - {"data", "tokenizer", "runtime", "log"}
     assert {key for key in composed if key.partition(".")[0] in accounted_for} <= set(expected)

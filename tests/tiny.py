@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pipeline.model.build import GPTConfig, build_gpt
+from pipeline.model.build import build_gpt
+from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.params import Params, load_params
 

@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention (Vaswani et al. 2017), as in GPT-2."""
+"""Causal multi-head self-attention (Vaswani et al. 2017), as in GPT-2, with slots for what came after it."""
 
 from __future__ import annotations
 
@@ -6,37 +6,102 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.model.cache import LayerCache
+from pipeline.model.context import Context
+from pipeline.model.position import ALiBi, Rotary
+
+
+class ValueMix(nn.Module):
+    """Adds a token's value embedding to its values, as much of it as training finds useful.
+
+    Value embeddings are from modded-nanogpt's speed records, 2024.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, values: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """(B, T, key and value channels), both."""
+        return values + self.weight * embedding
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position attends to itself and the positions before it. (B, T, C) -> (B, T, C)."""
+    """Each position attends to itself and the positions before it. (B, T, C) -> (B, T, C).
 
-    def __init__(self, n_embd: int, n_head: int, bias: bool, dropout: float) -> None:
+    With fewer heads of keys and values than of queries, groups of queries share them (Ainslie et al. 2023).
+    The slots are empty in GPT-2: `rotary` turns queries and keys, `alibi` adds to the scores, `q_norm` and
+    `k_norm` are applied to each head, `value_mix` adds a second embedding of the tokens.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        bias: bool,
+        dropout: float,
+        n_kv_head: int | None = None,
+        rotary: Rotary | None = None,
+        alibi: ALiBi | None = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        value_mix: ValueMix | None = None,
+    ) -> None:
         super().__init__()
         self.n_head = n_head
+        self.n_kv_head = n_kv_head or n_head
+        self.head_size = n_embd // n_head
         self.dropout = dropout
-        self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=bias)
+        channels = n_embd + 2 * self.n_kv_head * self.head_size
+        self.c_attn = nn.Linear(n_embd, channels, bias=bias)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=bias)
         self.resid_dropout = nn.Dropout(dropout)
+        self.rotary = rotary
+        self.alibi = alibi
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.value_mix = value_mix
 
-    def forward(self, x: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, n_head, T, C / n_head)
-        if cache is not None:
-            k, v = cache.append(k, v)
+        q, k, v = self._heads(x, context)
+        if context.cache is not None:
+            k, v = context.cache.append(place, k, v, context.rows)
         past = k.shape[2] - T
         mask = None  # a first chunk is plainly causal; a single new token may attend to everything so far
-        if past and T > 1:
+        if self.alibi is not None:
+            mask = self.alibi(T, past + T, like=q)
+        elif past and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        if self.n_kv_head != self.n_head:
+            k, v = (part.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for part in (k, v))
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=past == 0 and T > 1,
+            is_causal=mask is None and T > 1,
         )
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+    def remember(self, x: torch.Tensor, context: Context, place: int) -> None:
+        """Leave keys and values in the cache without attending to anything."""
+        _, k, v = self._heads(x, context)
+        assert context.cache is not None, "there is nowhere to remember"
+        context.cache.append(place, k, v, context.rows)
+
+    def _heads(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of (B, T, C), each (B, heads, T, head size)."""
+        B, T, C = x.shape
+        kv_channels = self.n_kv_head * self.head_size
+        q, k, v = self.c_attn(x).split([C, kv_channels, kv_channels], dim=-1)
+        if self.value_mix is not None:
+            assert context.value_embedding is not None
+            v = self.value_mix(v, context.value_embedding)
+        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, context.first_position), self.rotary(k, context.first_position)
+        return q, k, v

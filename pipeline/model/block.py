@@ -5,19 +5,50 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.model.cache import LayerCache
+from pipeline.model.attention import CausalSelfAttention
+from pipeline.model.context import Context
 
 
 class Block(nn.Module):
     """A pre-norm residual block (Radford et al. 2019); its four parts are slots. (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, ln_1: nn.Module, attn: nn.Module, ln_2: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self, ln_1: nn.Module, attn: CausalSelfAttention, ln_2: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.ln_1 = ln_1
         self.attn = attn
         self.ln_2 = ln_2
         self.mlp = mlp
 
-    def forward(self, x: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
+        """`place` is the block's in the cache."""
+        x = x + self.attn(self.ln_1(x), context, place)
+        return x + self.mlp(self.ln_2(x), context)
+
+    def remember(self, x: torch.Tensor, context: Context, place: int) -> None:
+        """Let later tokens attend to these here, without computing what comes of them."""
+        self.attn.remember(self.ln_1(x), context, place)
+
+
+class LayerDropout(nn.Module):
+    """A block that each sequence of a batch skips with a probability, in training (Huang et al. 2016).
+
+    What is skipped is not computed.
+    """
+
+    eager = True  # how many sequences there are is drawn
+
+    def __init__(self, block: Block, probability: float) -> None:
+        super().__init__()
+        self.block = block
+        self.probability = probability
+
+    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
+        if not self.training:
+            return self.block(x, context, place)
+        rows = (torch.rand(x.shape[0], device=x.device) >= self.probability).nonzero()[:, 0]
+        if not len(rows):
+            return x
+        return x.index_copy(0, rows, self.block(x[rows], context.at(rows), place))
+
+    def remember(self, x: torch.Tensor, context: Context, place: int) -> None:
+        self.block.remember(x, context, place)

@@ -5,40 +5,37 @@ from __future__ import annotations
 import torch
 
 
-class LayerCache:
-    """Keys and values of one attention layer, growing in place up to `block_size` positions."""
+class KVCache:
+    """Keys and values of `batch` sequences at every place where attention runs.
 
-    def __init__(self, block_size: int) -> None:
+    A place is a number that the trunk gives: a layer's, or a step's of a loop.
+    """
+
+    def __init__(self, block_size: int, batch: int) -> None:
         self._block_size = block_size
-        self._keys: torch.Tensor | None = None
-        self._values: torch.Tensor | None = None
-        self.length = 0
+        self._batch = batch
+        self._places: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.length = 0  # positions that every place has seen
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add (B, heads, T, head size) keys and values; return all so far, (B, heads, length, head size)."""
-        if self._keys is None or self._values is None:
-            batch, heads, _, head_size = keys.shape
-            self._keys = keys.new_empty(batch, heads, self._block_size, head_size)
-            self._values = torch.empty_like(self._keys)
+    def append(
+        self, place: int, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add (B, heads, T, head size) keys and values after `length`; return all, (B, heads, length + T, …).
+
+        With `rows`, they belong to those sequences of the batch.
+        """
+        if place not in self._places:
+            _, heads, _, head_size = keys.shape
+            shape = (self._batch, heads, self._block_size, head_size)
+            self._places[place] = (keys.new_empty(shape), keys.new_empty(shape))
         end = self.length + keys.shape[2]
         assert end <= self._block_size, "the cache is full: the window has to slide, so its keys are stale"
-        self._keys[:, :, self.length : end] = keys
-        self._values[:, :, self.length : end] = values
-        self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        chosen = slice(None) if rows is None else rows
+        for buffer, new in zip(self._places[place], (keys, values), strict=True):
+            buffer[chosen, :, self.length : end] = new
+        all_keys, all_values = self._places[place]
+        return all_keys[chosen, :, :end], all_values[chosen, :, :end]
 
-
-class KVCache:
-    """One LayerCache per attention the trunk runs, made when first asked for."""
-
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
-        self._layers: dict[int, LayerCache] = {}
-
-    def layer(self, index: int) -> LayerCache:
-        return self._layers.setdefault(index, LayerCache(self._block_size))
-
-    @property
-    def length(self) -> int:
-        """Positions seen so far."""
-        return self._layers[0].length if self._layers else 0
+    def advance(self, positions: int) -> None:
+        """Every place has seen so many more positions."""
+        self.length += positions

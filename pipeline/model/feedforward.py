@@ -1,20 +1,51 @@
-"""The position-wise feed-forward network of GPT-2."""
+"""The position-wise feed-forward network of GPT-2, and its activations."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+
+class ReLU2(nn.Module):
+    """The square of ReLU (So et al. 2021)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x).square()
+
+
+class SwiGLU(nn.Module):
+    """Half of the channels gate the other half (Shazeer 2020). (…, 2 H) -> (…, H)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu2": ReLU2, "swiglu": SwiGLU}
+
+
+def widths(n_embd: int, activation: str) -> tuple[int, int]:
+    """Channels before and after the activation: 4 C of each, as in GPT-2.
+
+    SwiGLU has three matrices instead of two, so its are two thirds as wide, a multiple of 8.
+    """
+    if activation == "swiglu":
+        hidden = -(-8 * n_embd // 3 // 8) * 8
+        return 2 * hidden, hidden
+    return 4 * n_embd, 4 * n_embd
 
 
 class FeedForward(nn.Module):
-    """Widen four times, GELU, narrow back. (B, T, C) -> (B, T, C)."""
+    """Widen four times, an activation, narrow back. (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, n_embd: int, bias: bool, dropout: float) -> None:
+    def __init__(self, n_embd: int, bias: bool, dropout: float, activation: str = "gelu") -> None:
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=bias)
-        self.gelu = nn.GELU()
-        self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=bias)
+        before, after = widths(n_embd, activation)
+        self.c_fc = nn.Linear(n_embd, before, bias=bias)
+        self.activation = ACTIVATIONS[activation]()
+        self.c_proj = nn.Linear(after, n_embd, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+    def forward(self, x: torch.Tensor, context: object = None) -> torch.Tensor:
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))

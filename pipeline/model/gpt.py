@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.model.cache import KVCache
-from pipeline.model.trunk import Stack
+from pipeline.model.context import Context
+from pipeline.model.depth_distribution import DepthDistribution
+from pipeline.model.trunk import Trunk
 
 
 class Embedding(nn.Module):
-    """Token embedding plus learned position embedding. Ids (B, T) -> (B, T, C)."""
+    """Token embedding plus learned position embedding, a slot. Ids (B, T) -> (B, T, C).
 
-    def __init__(self, vocab_size: int, block_size: int, n_embd: int, dropout: float) -> None:
+    `vte` is a second token embedding, for attention to mix into its values; it goes into the context.
+    """
+
+    def __init__(
+        self, wte: nn.Embedding, wpe: nn.Embedding | None, dropout: float, vte: nn.Embedding | None = None
+    ) -> None:
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.wpe = nn.Embedding(block_size, n_embd)
+        self.wte = wte
+        self.wpe = wpe
         self.drop = nn.Dropout(dropout)
+        self.vte = vte
 
-    def forward(self, ids: torch.Tensor, first_position: int = 0) -> torch.Tensor:
-        positions = self.wpe.weight[first_position : first_position + ids.shape[1]]
-        return self.drop(self.wte(ids) + positions)
+    def forward(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
+        x = self.wte(ids)
+        if self.wpe is not None:
+            first = context.first_position
+            x = x + self.wpe.weight[first : first + ids.shape[1]]
+        if self.vte is not None:
+            context.value_embedding = self.vte(ids)
+        return self.drop(x)
 
 
 class TiedProjection(nn.Module):
@@ -41,22 +54,50 @@ class TiedProjection(nn.Module):
         return F.linear(x, self._embedding[0].weight)
 
 
+class Softcap(nn.Module):
+    """Keeps logits within ± cap, smoothly (Gemma Team 2024). Any shape."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.cap * torch.tanh(logits / self.cap)
+
+
 class Head(nn.Module):
     """Final norm and projection to the vocabulary. (B, T, C) -> logits (B, T, vocabulary)."""
 
-    def __init__(self, ln_f: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(self, ln_f: nn.Module, lm_head: nn.Module, softcap: Softcap | None = None) -> None:
         super().__init__()
         self.ln_f = ln_f
         self.lm_head = lm_head
+        self.softcap = softcap
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(self.ln_f(x))
+        logits = self.lm_head(self.ln_f(x))
+        return logits if self.softcap is None else self.softcap(logits)
+
+
+class Loss(NamedTuple):
+    """What training minimizes, and what it looks at."""
+
+    total: torch.Tensor  # with what parts of the model add to the cross-entropy
+    cross_entropy: torch.Tensor  # nats per token
+    figures: dict[str, torch.Tensor]
+
+
+@runtime_checkable
+class ChangesAfterStep(Protocol):
+    """A part that counts optimizer steps, or balances itself after each."""
+
+    def after_step(self) -> None: ...
 
 
 class GPT(nn.Module):
     """A decoder-only language model; `block_size` is the longest sequence it takes."""
 
-    def __init__(self, embed: Embedding, trunk: Stack, head: Head, block_size: int) -> None:
+    def __init__(self, embed: Embedding, trunk: Trunk, head: Head, block_size: int) -> None:
         super().__init__()
         self.embed = embed
         self.trunk = trunk
@@ -65,37 +106,97 @@ class GPT(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Points at which `logits_by_depth` reads the model."""
+        """Steps of the trunk."""
         return self.trunk.depth
 
-    def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """Logits (B, T, vocabulary) for ids (B, T), which continue what `cache` has seen."""
-        return self.head(self.trunk(self._embed(ids, cache), cache))
+    @property
+    def depth_distribution(self) -> DepthDistribution | None:
+        """Which depths training draws, if it does."""
+        return self.trunk.distribution
 
-    def next_logits(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    @property
+    def depths(self) -> Sequence[int]:
+        """Numbers of steps after which `logits_by_depth` reads the model."""
+        return self.trunk.depths
+
+    def forward(
+        self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
+    ) -> torch.Tensor:
+        """Logits (B, T, vocabulary) for ids (B, T), which continue what `cache` has seen.
+
+        A recurrent model takes `depth` steps, by default as many as it was trained for.
+        """
+        return self.head(self._read(ids, Context(cache), depth))
+
+    def next_logits(
+        self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
+    ) -> torch.Tensor:
         """Logits (B, vocabulary) for the token after ids (B, T)."""
-        return self.head(self.trunk(self._embed(ids, cache), cache)[:, -1])
+        return self.head(self._read(ids, Context(cache), depth)[:, -1])
 
-    def loss(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy in nats per token of targets (B, T) after ids (B, T)."""
-        return cross_entropy(self(ids), targets)
+    def loss(self, ids: torch.Tensor, targets: torch.Tensor, depth: int | None = None) -> Loss:
+        """The loss on targets (B, T) after ids (B, T)."""
+        context = Context()
+        nats = cross_entropy(self.head(self._read(ids, context, depth)), targets)
+        report = context.report
+        total = nats * report.loss_scale
+        for part in report.losses:
+            total = total + part
+        return Loss(total, nats.detach(), report.means())
 
     def logits_by_depth(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits read after 1, 2, … `depth` steps, each (B, T, vocabulary).
+        """Logits read after each of `depths` steps, each (B, T, vocabulary).
 
         Every state goes through the model's own final norm and head (the "logit lens", nostalgebraist 2020).
         """
-        for state in self.trunk.states(self._embed(ids)):
+        context = Context()
+        for state in self.trunk.readings(self._embed(ids, context), context):
             yield self.head(state)
+
+    def mean_depth(self, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Logits (B, T, vocabulary), and how many steps of a loop a token took on average."""
+        context = Context()
+        logits = self.head(self._read(ids, context, None))
+        return logits, float(context.report.mean_depth)
+
+    def after_step(self) -> None:
+        """Tell the parts that change after an optimizer step that one was taken."""
+        for part in self.modules():
+            if part is not self and isinstance(part, ChangesAfterStep):
+                part.after_step()
 
     def num_params(self, positions: bool = True) -> int:
         """Parameters, tied ones counted once; position embeddings only on request, as nanoGPT counts."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        return total if positions else total - self.embed.wpe.weight.numel()
+        wpe = self.embed.wpe
+        return total if positions or wpe is None else total - wpe.weight.numel()
 
-    def _embed(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def flops_per_token(self) -> int:
+        """Forward and backward FLOPs a token costs (PaLM, Chowdhery et al. 2022, appendix B).
+
+        A block counts as often as it is applied, an expert as often as it is chosen under a balanced load.
+        """
+        vocab_size, width = self.embed.wte.weight.shape
+        blocks = self.trunk.blocks()
+        matrices = sum(map(active_params, blocks)) + active_params(self.head.ln_f) + vocab_size * width
+        return 6 * matrices + 12 * len(blocks) * width * self.block_size
+
+    def _read(self, ids: torch.Tensor, context: Context, depth: int | None) -> torch.Tensor:
+        x: torch.Tensor = self.trunk(self._embed(ids, context), context, depth)
+        if context.cache is not None:
+            context.cache.advance(ids.shape[1])
+        return x
+
+    def _embed(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
         assert ids.shape[1] <= self.block_size, f"{ids.shape[1]} tokens, block_size is {self.block_size}"
-        return cast(torch.Tensor, self.embed(ids, cache.length if cache is not None else 0))
+        x: torch.Tensor = self.embed(ids, context)
+        return x
+
+
+def active_params(part: nn.Module) -> int:
+    """Parameters of a part that one token meets on its way through."""
+    idle = sum(getattr(module, "idle_params", 0) for module in part.modules())
+    return sum(parameter.numel() for parameter in part.parameters()) - idle
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

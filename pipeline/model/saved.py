@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.model.build import GPTConfig, build_gpt
+from pipeline.model.build import build_gpt
+from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.validation import validate
 
@@ -61,7 +62,12 @@ def load_weights(model: GPT, path: Path) -> None:
     ):
         if names:
             raise UserError(f"{path}: {problem} {', '.join(sorted(names)[:5])}; it belongs to another model")
-    model.load_state_dict(state, assign=next(model.parameters()).is_meta)
+    if next(model.parameters()).is_meta:
+        # In memory of its own a tensor is aligned as in training, and multiplies to the same bits.
+        state = {name: tensor.clone() for name, tensor in state.items()}
+        model.load_state_dict(state, assign=True)
+    else:
+        model.load_state_dict(state)
 
 
 def load_config(folder: Path) -> GPTConfig:

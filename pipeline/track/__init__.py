@@ -11,7 +11,10 @@ Row = Mapping[str, float | int | None]
 
 
 class Tracker(Protocol):
-    """Takes a row of COLUMNS per log step; None is "not measured at this step"."""
+    """Takes a row per log step: COLUMNS, and whatever else the model reports of itself.
+
+    None is "not measured at this step".
+    """
 
     def log(self, row: Row) -> None: ...
 

@@ -18,7 +18,8 @@ from pipeline.device import use_device
 from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.files import replacing_folder, sha256_file
-from pipeline.model.build import GPTConfig, build_gpt, padded_vocab_size
+from pipeline.model.build import build_gpt, padded_vocab_size
+from pipeline.model.config import GPTConfig
 from pipeline.model.saved import WEIGHTS_FILE, load_config, load_weights, save_config
 from pipeline.params import Params
 from pipeline.track.console import Console

@@ -23,7 +23,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate
 from pipeline.files import write_json
-from pipeline.model.gpt import GPT
+from pipeline.model.compiled import compile_loss
+from pipeline.model.gpt import GPT, Loss
 from pipeline.model.saved import WEIGHTS_FILE, load_weights, save_weights
 from pipeline.params import Train
 from pipeline.track import Tracker
@@ -54,6 +55,7 @@ class TrainState:
     interval_loss: float = 0.0
     interval_steps: int = 0
     interval_seconds: float = 0.0
+    interval_figures: dict[str, float | list[float]] = field(default_factory=dict)
     grad_norm: float | None = None
     scaler: dict[str, float] = field(default_factory=dict)
 
@@ -88,10 +90,11 @@ class Trainer:
         micro_batches = train.gradient_accumulation_steps
         self.batches = TrainingBatches(tokens, model.block_size, train.batch_size, micro_batches, train.seed)
         self.tokens_per_step = micro_batches * train.batch_size * model.block_size
-        self.flops_per_step = self.tokens_per_step * flops_per_token(model)
+        self.flops_per_step = self.tokens_per_step * model.flops_per_token()
         self.peak_flops = peak_flops(device, train.dtype)
-        self._loss = torch.compile(model.loss) if compile else model.loss
+        self._loss = compile_loss(model) if compile else model.loss
         self._loss_sum = torch.zeros((), device=device)
+        self._figure_sums: dict[str, torch.Tensor] = {}
         self._grad_norm: torch.Tensor | None = None
         self._clock = time.perf_counter()
         self._resumed_at: int | None = None
@@ -131,6 +134,10 @@ class Trainer:
         self.state = TrainState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
         self.scaler.load_state_dict(self.state.scaler)
         self._loss_sum.fill_(self.state.interval_loss)
+        self._figure_sums = {
+            name: torch.tensor(value, device=self.device)
+            for name, value in self.state.interval_figures.items()
+        }
         self._resumed_at = self.state.step
 
     def _once_in_a_while(self, trackers: Sequence[Tracker], last: bool) -> None:
@@ -141,28 +148,46 @@ class Trainer:
         if last or (step and step % self.checkpoint_interval == 0):
             self.save()
 
+    def drawn_depths(self, first_step: int, steps: int) -> list[int | None]:
+        """How deep the micro-batches of these steps are read; None is the model's own depth."""
+        per_step = self.train.gradient_accumulation_steps
+        distribution = self.model.depth_distribution
+        if distribution is None:
+            return [None] * (steps * per_step)
+        micro_steps = np.arange(first_step * per_step, (first_step + steps) * per_step)
+        return distribution.draw(self.train.seed, micro_steps).tolist()
+
     def _step(self) -> None:
         state, train = self.state, self.train
         seed(self.device, int(mix(np.uint64(train.seed) ^ mix(np.uint64(state.step)))))  # for dropout
         self.optimizer.learning_rate = learning_rate(state.step, train)
-        for micro_batch in range(train.gradient_accumulation_steps):
+        for micro_batch, depth in enumerate(self.drawn_depths(state.step, 1)):
             ids, targets = to_device(self.batches.micro_batch(state.step, micro_batch), self.device)
             with autocast(self.device, train.dtype):
-                loss = self._loss(ids, targets) / train.gradient_accumulation_steps
-            self.scaler.scale(loss).backward()
-            self._loss_sum += loss.detach()
+                loss = self._loss(ids, targets, depth)
+            self.scaler.scale(loss.total / train.gradient_accumulation_steps).backward()
+            self._add_up(loss)
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         self._grad_norm = clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]
         self.scaler.update()
         self.optimizer.zero_grad()
+        self.model.after_step()
         state.step += 1
         state.interval_steps += 1
+
+    def _add_up(self, loss: Loss) -> None:
+        """Add a micro-batch to the means in the next row of the log, without waiting for the device."""
+        share = 1 / self.train.gradient_accumulation_steps
+        self._loss_sum += loss.cross_entropy * share
+        for name, value in loss.figures.items():
+            self._figure_sums[name] = self._figure_sums.get(name, 0) + value * share
 
     def _settle(self) -> None:
         """Bring the state up to date with the device, which may still be computing."""
         state = self.state
         state.interval_loss = self._loss_sum.item()
+        state.interval_figures = {name: value.tolist() for name, value in self._figure_sums.items()}
         state.grad_norm = None if self._grad_norm is None else self._grad_norm.item()
         elapsed = self._restart_clock()
         state.seconds += elapsed
@@ -220,16 +245,21 @@ class Trainer:
             "tokens_per_second": speed and speed * self.tokens_per_step,
             "mfu": speed and speed * self.flops_per_step / self.peak_flops,
         }
+        for name, total in state.interval_figures.items():
+            row |= _numbered(name, total, steps)
         for tracker in trackers:
             tracker.log(row)
         state.interval_loss, state.interval_steps, state.interval_seconds = 0.0, 0, 0.0
+        state.interval_figures = {}
         self._loss_sum.zero_()
+        self._figure_sums = {}
 
 
-def flops_per_token(model: GPT) -> int:
-    """Forward and backward FLOPs a token costs (PaLM, Chowdhery et al. 2022, appendix B)."""
-    width = model.embed.wte.embedding_dim
-    return 6 * model.num_params(positions=False) + 12 * model.depth * width * model.block_size
+def _numbered(name: str, total: float | list[float], steps: int) -> dict[str, float]:
+    """A figure's mean over the steps; `name_0`, `name_1`, … if it is one for each expert."""
+    if isinstance(total, list):
+        return {f"{name}_{index}": value / steps for index, value in enumerate(total)}
+    return {name: total / steps}
 
 
 @contextmanager

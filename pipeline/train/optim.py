@@ -14,7 +14,7 @@ EPSILON = 1e-8
 
 
 class AdamW:
-    """AdamW (Loshchilov and Hutter 2019): parameters of two or more dimensions decay, the others do not.
+    """AdamW (Loshchilov and Hutter 2019): matrices and embeddings decay, biases and norms do not.
 
     It runs PyTorch's own fused kernel. `torch.optim.AdamW` does too, but imports the compiler with it: a
     second and 75 MB at every start, for nothing.
@@ -24,7 +24,11 @@ class AdamW:
         self._parameters = dict(model.named_parameters())
         self._betas = (train.beta1, train.beta2)
         self._state: dict[str, dict[str, torch.Tensor]] = {}
-        matrices = [name for name, parameter in self._parameters.items() if parameter.dim() >= 2]
+        matrices = [
+            name
+            for name, parameter in self._parameters.items()
+            if parameter.dim() >= 2 and not name.endswith("bias")  # those of several experts are stacked
+        ]
         vectors = [name for name in self._parameters if name not in matrices]
         self._groups = ((matrices, train.weight_decay), (vectors, 0.0))
         self.learning_rate = train.learning_rate

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.model.build import GPTConfig, build_gpt, padded_vocab_size
+from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.cache import KVCache
+from pipeline.model.config import GPTConfig
+from pipeline.model.context import Context
 from pipeline.model.gpt import GPT, Embedding, cross_entropy
 from tests import tiny
 
@@ -52,7 +54,7 @@ def test_logits_equal_hugging_faces_gpt2() -> None:
 def test_loss_equals_hugging_faces() -> None:
     model = tiny.model()
     theirs = hugging_face_twin(model, n_head=2)(IDS, labels=IDS).loss
-    torch.testing.assert_close(model.loss(IDS[:, :-1], IDS[:, 1:]), theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.loss(IDS[:, :-1], IDS[:, 1:]).total, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_fresh_model_knows_nothing() -> None:
     torch.manual_seed(0)
     model = build_gpt(tiny.config(vocab_size=1000))
     ids, targets = torch.randint(1000, (2, 64, 8))
-    assert model.loss(ids, targets).item() == pytest.approx(math.log(1000), abs=0.02)
+    assert model.loss(ids, targets).total.item() == pytest.approx(math.log(1000), abs=0.02)
 
 
 def test_bias_switch_removes_every_bias() -> None:
@@ -131,7 +133,7 @@ def test_bias_switch_removes_every_bias() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     model = tiny.model()
-    model.loss(IDS, IDS.roll(-1, 1)).backward()
+    model.loss(IDS, IDS.roll(-1, 1)).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -140,12 +142,12 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_tied_head_trains_the_embedding_from_both_ends() -> None:
     model = tiny.model()
     ids, targets = torch.tensor([[1, 2]]), torch.tensor([[2, 3]])
-    model.loss(ids, targets).backward()
+    model.loss(ids, targets).total.backward()
     both = model.embed.wte.weight.grad
     assert both is not None
     assert both[10].any()  # read by no position, but among the logits
     with torch.no_grad():
-        hidden = model.head.ln_f(model.trunk(model.embed(ids)))
+        hidden = model.head.ln_f(model.trunk(model.embed(ids, Context()), Context()))
         d_logits = (model(ids).softmax(-1) - nn.functional.one_hot(targets, 11)) / 2
         from_head = torch.einsum("btv,btc->vc", d_logits, hidden)
     from_below = both - from_head
@@ -203,7 +205,7 @@ def test_depth_curve_ends_at_the_model_itself() -> None:
 @pytest.mark.parametrize("chunks", [[8], [3, 5], [1] * 8, [4, 1, 1, 2], [7, 1]])
 def test_decoding_in_chunks_equals_reading_at_once(chunks: list[int]) -> None:
     model = tiny.model()
-    cache = KVCache(model.block_size)
+    cache = KVCache(model.block_size, batch=2)
     with torch.no_grad():
         parts = [model(part, cache) for part in IDS.split(chunks, dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), model(IDS), atol=1e-5, rtol=0)
@@ -212,7 +214,7 @@ def test_decoding_in_chunks_equals_reading_at_once(chunks: list[int]) -> None:
 
 def test_next_logits_are_those_of_the_last_position() -> None:
     model = tiny.model()
-    cache = KVCache(model.block_size)
+    cache = KVCache(model.block_size, batch=2)
     with torch.no_grad():
         model.next_logits(IDS[:, :5], cache)
         last = model(IDS)[:, -1]
@@ -224,10 +226,10 @@ def test_a_window_longer_than_block_size_is_a_programming_error() -> None:
     model = tiny.model()
     with pytest.raises(AssertionError, match="block_size is 8"):
         model(torch.zeros(1, 9, dtype=torch.long))
-    cache = KVCache(model.block_size)
+    cache = KVCache(model.block_size, batch=2)
     model(IDS, cache)
     with pytest.raises(AssertionError, match="cache is full"):
-        cache.layer(0).append(torch.zeros(2, 2, 1, 8), torch.zeros(2, 2, 1, 8))
+        cache.append(0, torch.zeros(2, 2, 1, 8), torch.zeros(2, 2, 1, 8))
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -243,8 +245,11 @@ def test_config_keeps_the_checks_of_the_parameters() -> None:
 
 
 def test_positions_start_where_the_cache_ends() -> None:
-    embed = Embedding(vocab_size=4, block_size=6, n_embd=2, dropout=0.0)
+    wpe = nn.Embedding(6, 2)
+    embed = Embedding(nn.Embedding(4, 2), wpe, dropout=0.0)
+    cache = KVCache(block_size=6, batch=1)
+    cache.advance(3)
     ids = torch.zeros(1, 2, dtype=torch.long)
     torch.testing.assert_close(
-        embed(ids, first_position=3)[0], embed.wte.weight[0] + embed.wpe.weight[3:5], atol=0, rtol=0
+        embed(ids, Context(cache))[0], embed.wte.weight[0] + wpe.weight[3:5], atol=0, rtol=0
     )

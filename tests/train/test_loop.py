@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import math
@@ -10,8 +9,6 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,100 +19,22 @@ from safetensors.torch import load_file
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
-from pipeline.model.build import GPTConfig, build_gpt
+from pipeline.model.build import build_gpt
+from pipeline.model.config import GPTConfig
 from pipeline.model.saved import load_model
-from pipeline.train.fit import FittedRun, fit
-from pipeline.train.loop import Interrupted, Trainer, flops_per_token
+from pipeline.train.fit import FittedRun
+from pipeline.train.loop import Interrupted, Trainer
 from pipeline.train.schedule import learning_rate
 from tests import tiny
 from tests.train.dying import DiesAfter, Killed
-
-SPEED = {"tokens_per_second", "mfu", "seconds", "interval_seconds", "device"}
-
-
-def quiet(text: str) -> None:
-    pass
-
-
-@dataclass
-class Runs:
-    """Trains on the tiny corpus, keeping the runs in one folder."""
-
-    tokens: Path
-    folder: Path
-
-    def __call__(self, *overrides: str, say: Callable[[str], None] = quiet) -> FittedRun:
-        return fit(tiny.params(*overrides), self.tokens, self.folder, say)
-
-    def elsewhere(self, name: str) -> Runs:
-        return Runs(self.tokens, self.folder.parent / name)
-
-    def only(self) -> Path:
-        (run,) = self.folder.iterdir()
-        return run
-
-
-@pytest.fixture
-def runs(tiny_tokens: Path, tmp_path: Path) -> Runs:
-    return Runs(tiny_tokens, tmp_path / "runs")
-
-
-def rows(fitted: FittedRun) -> list[dict[str, str]]:
-    with fitted.run.log.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights_of(fitted: FittedRun) -> dict[str, torch.Tensor]:
-    """The last model's."""
-    last = fitted.run.newest()
-    assert last is not None
-    return load_file(last / "model.safetensors")
-
-
-def log_of(fitted: FittedRun) -> list[dict[str, float | None]]:
-    return [{name: float(value) if value else None for name, value in row.items()} for row in rows(fitted)]
-
-
-def without_speed(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in SPEED}
-
-
-def outcome(fitted: FittedRun) -> dict[str, Any]:
-    """Everything that a run leaves behind, but for how fast it went."""
-    last = fitted.run.newest()
-    assert last is not None
-    return {
-        "model": sha256_file(last / "model.safetensors"),
-        "optimizer": sha256_file(last / "optimizer.safetensors"),
-        "best": sha256_file(fitted.run.best / "model.safetensors"),
-        "state": without_speed(json.loads((last / "state.json").read_text())),
-        "metrics": without_speed(fitted.metrics),
-        "log": [without_speed(row) for row in rows(fitted)],
-    }
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, what: signal.Signals) -> None:
-    """Send this process a signal once `step` steps are taken."""
-    once_in_a_while = Trainer._once_in_a_while
-
-    def then_stop(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        once_in_a_while(trainer, *args, **kwargs)
-        if trainer.state.step == step:
-            signal.raise_signal(what)
-
-    monkeypatch.setattr(Trainer, "_once_in_a_while", then_stop)
-
-
-def stopped_at_each(runs: Runs, steps: list[int], *overrides: str) -> FittedRun:
-    """The run that `overrides` describe, stopped after each of `steps` by Ctrl-C and SIGTERM in turn."""
-    for number, step in enumerate(steps):
-        with pytest.MonkeyPatch.context() as patched:
-            stop_at(patched, step, [signal.SIGINT, signal.SIGTERM][number % 2])
-            with pytest.raises(Interrupted):
-                runs(*overrides)
-        newest = sorted(runs.only().glob("step-*"))[-1]
-        assert newest.name == f"step-{step:09d}"
-    return runs(*overrides)
+from tests.train.runs import (
+    Runs,
+    log_of,
+    outcome,
+    stop_at,
+    stopped_at_each,
+    weights_of,
+)
 
 
 def test_stopping_after_every_single_step_changes_nothing(runs: Runs) -> None:
@@ -540,4 +459,4 @@ def test_flops_follow_palm() -> None:
     model = tiny.model(n_layer=2, n_embd=16, block_size=8)
     matrices = 2 * 12 * 16 * 16 + 11 * 16
     vectors = 2 * (4 * 16 + (3 + 1 + 4 + 1) * 16) + 2 * 16
-    assert flops_per_token(model) == 6 * (matrices + vectors) + 12 * 2 * 16 * 8
+    assert model.flops_per_token() == 6 * (matrices + vectors) + 12 * 2 * 16 * 8

@@ -54,7 +54,7 @@ def test_two_updates_by_hand() -> None:
 
 def take_steps(model: GPT, optimizer: AdamW, steps: int) -> None:
     for _ in range(steps):
-        model.loss(IDS, IDS.roll(-1, 1)).backward()
+        model.loss(IDS, IDS.roll(-1, 1)).total.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,0 +1,62 @@
+"""What the parts of one forward pass share besides the residual stream."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.model.cache import KVCache
+
+
+class Report:
+    """What a forward pass leaves behind: parts of the loss, and figures for the log.
+
+    A part that runs several times reports several times; `means` averages. `mean_depth` is how many steps of
+    a loop were taken, on average over tokens; `loss_scale` multiplies the cross-entropy in the loss.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.figures: dict[str, list[torch.Tensor]] = {}
+        self.mean_depth: torch.Tensor | float = 0.0
+        self.loss_scale: torch.Tensor | float = 1.0
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """A figure: a scalar, or one number for each of several experts."""
+        self.figures.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, torch.Tensor]:
+        return {name: torch.stack(values).mean(0) for name, values in self.figures.items()}
+
+
+class Context:
+    """One forward pass over B sequences: where they continue from, and what is collected on the way.
+
+    `value_embedding` is (B, T, key and value channels); `rows` says which of the sequences these are, all of
+    them if it is None.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache | None = None,
+        value_embedding: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.cache = cache
+        self.value_embedding = value_embedding
+        self.rows = rows
+        self.report = Report() if report is None else report
+
+    def at(self, rows: torch.Tensor) -> Context:
+        """The same pass for some of its sequences."""
+        values = self.value_embedding
+        return Context(
+            self.cache,
+            None if values is None else values[rows],
+            rows if self.rows is None else self.rows[rows],
+            self.report,
+        )
+
+    @property
+    def first_position(self) -> int:
+        return self.cache.length if self.cache is not None else 0

@@ -1,0 +1,173 @@
+"""When a loop ends, sequence by sequence or token by token: the halting policies of a recurrence.
+
+A policy runs the loop. It calls `step.advance(x, n, rows)` for step n, on all sequences or on some, and
+yields the residual stream after each step; it also counts in `report.mean_depth` how many steps were taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from pipeline.model.context import Context
+
+
+class Steps(Protocol):
+    """The steps of one pass through a loop."""
+
+    def advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Step n on x (B, T, C), or on those `rows` of the batch that x holds."""
+
+    def remember(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
+        """Leave in step n's cache what later tokens attend to there, for sequences that have stopped."""
+
+
+class EveryStep(nn.Module):
+    """Every sequence takes every step."""
+
+    def forward(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
+        for n in range(depth):
+            x = steps.advance(x, n)
+            context.report.mean_depth += 1
+            yield x
+
+
+class StickyDropout(nn.Module):
+    """After each step, in training, a sequence drops out of all further ones with a probability.
+
+    What is dropped is not computed. After training, every sequence takes every step.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
+        probability = self.probability if self.training else 0.0
+        batch = x.shape[0]
+        rows = torch.arange(batch, device=x.device)
+        for n in range(depth):
+            if len(rows) == batch:
+                x = steps.advance(x, n)
+            elif len(rows):
+                x = x.index_copy(0, rows, steps.advance(x[rows], n, rows))
+            context.report.mean_depth += len(rows) / batch
+            yield x
+            if probability:
+                rows = rows[torch.rand(len(rows), device=x.device) >= probability]
+
+
+class StoppingGate(nn.Module):
+    """The probability that a token stops here, from its own state, which has seen its past only.
+
+    (B, T, C) -> (B, T, 1). Closed, that is `min_prob`, for the first `warmup_steps` optimizer steps.
+    """
+
+    steps: torch.Tensor
+
+    def __init__(
+        self, n_embd: int, bias: bool, temperature: float, min_prob: float, warmup_steps: int
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.min_prob = min_prob
+        self.warmup_steps = warmup_steps
+        self.norm = nn.LayerNorm(n_embd, bias=bias)
+        self.hidden = nn.Linear(n_embd, n_embd)
+        self.activation = nn.GELU()
+        self.logit = nn.Linear(n_embd, 1)
+        self.register_buffer("steps", torch.zeros(()))  # optimizer steps taken
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logit = self.logit(self.activation(self.hidden(self.norm(x)))).float()
+        probability = torch.sigmoid(logit / self.temperature)
+        if self.training and self.warmup_steps:
+            probability = probability * (self.steps >= self.warmup_steps)
+        return probability.clamp(self.min_prob, 1 - self.min_prob)
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+
+class LearnedStopping(nn.Module):
+    """A gate decides before each step which tokens go on; softly, so that it can be trained.
+
+    Of a token's mass, 1 at first, the share that the gate gives stops; what is left, s, weighs the step:
+    x + s (step(x) − x). So the stopping step of a token has a distribution, masses that sum to one, as in
+    PonderNet (Banino et al. 2021), and its expected depth is the sum of what is left after each gate. The
+    loss gets `controller_weight` (mean depth − target)², minus `entropy_weight` times the entropy of that
+    distribution.
+
+    With a threshold, a token stops for good once the gate exceeds it: a sequence none of whose tokens goes on
+    is not computed, and the loop ends when none is left. It then reads as if its stopped tokens had stayed.
+    """
+
+    def __init__(
+        self,
+        gate: StoppingGate,
+        controller_weight: float = 0.0,
+        target_depth: float | None = None,
+        entropy_weight: float = 0.0,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.gate = gate
+        self.controller_weight = controller_weight
+        self.target_depth = target_depth
+        self.entropy_weight = entropy_weight
+        self.threshold = threshold  # None decides softly
+
+    def forward(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
+        if self.training or self.threshold is None:
+            return self._softly(steps, x, depth, context)
+        return self._at_once(steps, x, depth, context, self.threshold)
+
+    def _softly(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
+        going = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
+        stopped, expected_depth = [], torch.zeros_like(going)
+        for n in range(depth):
+            probability = self.gate(x)
+            stopped.append(going * probability)
+            going = going * (1 - probability)
+            expected_depth = expected_depth + going
+            x = self.step(steps, x, n, going)
+            context.report.mean_depth += going.detach().mean()
+            yield x
+        masses = torch.cat([*stopped, going], dim=-1)  # (B, T, depth + 1)
+        self._report(masses, expected_depth.mean(), depth, context)
+
+    def step(self, steps: Steps, x: torch.Tensor, n: int, going: torch.Tensor) -> torch.Tensor:
+        return x + going.to(x.dtype) * (steps.advance(x, n) - x)
+
+    def _at_once(
+        self, steps: Steps, x: torch.Tensor, depth: int, context: Context, threshold: float
+    ) -> Iterator[torch.Tensor]:
+        going = x.new_ones(*x.shape[:2], 1, dtype=torch.bool)
+        for n in range(depth):
+            going = going & (self.gate(x) <= threshold)
+            context.report.mean_depth += going.float().mean()
+            some = going.any(dim=1)[:, 0]  # (B): sequences with a token that goes on
+            rows = some.nonzero()[:, 0]
+            if context.cache is not None and len(rows) < len(some):
+                rest = (~some).nonzero()[:, 0]
+                steps.remember(x[rest], n, rest)
+            if len(rows):
+                further = torch.where(going[rows], steps.advance(x[rows], n, rows), x[rows])
+                x = x.index_copy(0, rows, further)
+            yield x
+
+    def _report(self, masses: torch.Tensor, mean_depth: torch.Tensor, depth: int, context: Context) -> None:
+        target = (depth + 1) / 2 if self.target_depth is None else min(self.target_depth, depth)
+        entropy = -(masses * masses.clamp_min(1e-8).log()).sum(-1).mean()
+        controller = self.controller_weight * (mean_depth - target) ** 2
+        report = context.report
+        if self.controller_weight:
+            report.losses.append(controller)
+        if self.entropy_weight:
+            report.losses.append(-self.entropy_weight * entropy)
+        report.add("controller_loss", controller)
+        report.add("stopping_entropy", entropy)
+        report.add("target_depth", torch.tensor(float(target)))

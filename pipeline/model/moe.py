@@ -1,0 +1,233 @@
+"""A mixture of experts in the feed-forward slot of a block (Shazeer et al. 2017).
+
+Tokens are sorted by expert, so that each expert computes one dense slice of them. There is one candidate more
+than there are experts: a dummy that returns its input and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.model.context import Context
+from pipeline.model.feedforward import ACTIVATIONS, widths
+
+
+class Router(nn.Module):
+    """Scores the candidates for each token and picks `top_k` of them.
+
+    The selection adds a bias to the probabilities that is not trained but moved after each step, against the
+    load: auxiliary-loss-free balancing (Wang et al. 2024, as in DeepSeek-V3). The weight of what a chosen
+    expert says knows nothing of it.
+    """
+
+    bias: torch.Tensor
+
+    def __init__(
+        self, n_embd: int, candidates: int, top_k: int, hard: bool = False, bias_update_rate: float = 0.001
+    ) -> None:
+        super().__init__()
+        self.top_k = 1 if hard else top_k
+        self.hard = hard
+        self.bias_update_rate = bias_update_rate
+        self.scores = nn.Linear(n_embd, candidates)
+        self.register_buffer("bias", torch.zeros(candidates))
+        self._load: torch.Tensor | None = None  # assignments since the last step
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For tokens (N, C): logits (N, candidates), chosen ids and their weights, both (N, top_k)."""
+        with torch.autocast(x.device.type, enabled=False):  # choices are made in full precision
+            logits = self.scores(x.float())
+        probabilities = logits.softmax(-1)
+        chosen = (probabilities.detach() + self.bias).topk(self.top_k, dim=-1).indices
+        weights = probabilities.gather(-1, chosen)
+        if self.hard:
+            # The one expert counts in full; the router's gradient is as if its probability weighted it.
+            weights = weights / weights.detach()
+        return logits, chosen, weights
+
+    def record(self, counts: torch.Tensor) -> None:
+        """Remember how many tokens each candidate got, for `after_step`."""
+        self._load = counts if self._load is None else self._load + counts
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Make the overworked less likely to be chosen, and the idle more."""
+        if self._load is not None:
+            load = self._load.float()
+            self.bias += self.bias_update_rate * (load.mean() - load).sign()
+            self._load = None
+
+
+class StackedLinear(nn.Module):
+    """One linear layer for each of several experts, as one tensor of weights (experts, out, in)."""
+
+    def __init__(self, experts: int, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(experts, out_features)) if bias else None
+
+    def forward(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """(N, in) -> (N, out): the first counts[0] rows through expert 0, the next through expert 1, …"""
+        weight: torch.Tensor = self.weight
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        y: torch.Tensor = _GroupedLinear.apply(x, weight, counts)
+        if self.bias is not None:
+            rows = torch.tensor(counts, device=x.device)
+            y = y + self.bias.to(y.dtype).repeat_interleave(rows, dim=0, output_size=sum(counts))
+        return y
+
+
+class Experts(nn.Module):
+    """A bank of feed-forward networks."""
+
+    def __init__(self, count: int, n_embd: int, bias: bool, activation: str = "gelu") -> None:
+        super().__init__()
+        before, after = widths(n_embd, activation)
+        self.count = count
+        self.c_fc = StackedLinear(count, n_embd, before, bias)
+        self.activation = ACTIVATIONS[activation]()
+        self.c_proj = StackedLinear(count, after, n_embd, bias)
+
+    def forward(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """(N, C) -> (N, C): rows sorted by expert, so many for each."""
+        return self.c_proj(self.activation(self.c_fc(x, counts)), counts)
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes to the experts its router picks, and their outputs are summed by weight.
+
+    `experts` may be another layer's: then pass `owns_experts=False`, and they are trained, counted and saved
+    there. `name` is how its figures are called in the log.
+    """
+
+    eager = True  # how many tokens an expert gets is known only when it gets them
+
+    def __init__(
+        self,
+        name: str,
+        router: Router,
+        experts: Experts,
+        dropout: float,
+        aux_loss_weight: float = 0.0,
+        z_loss_weight: float = 0.0,
+        owns_experts: bool = True,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.router = router
+        if owns_experts:
+            self.experts = experts
+        self._experts = (experts,)  # a tuple, so that it is not registered a second time
+        self.aux_loss_weight = aux_loss_weight
+        self.z_loss_weight = z_loss_weight
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def idle_params(self) -> int:
+        """Parameters held here that a token does not meet; negative if it meets those of another layer."""
+        (experts,) = self._experts
+        params = sum(parameter.numel() for parameter in experts.parameters())
+        met = params * self.router.top_k // (experts.count + 1)
+        return (params if "experts" in self._modules else 0) - met
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        (experts,) = self._experts
+        tokens = x.reshape(-1, x.shape[-1])  # (N, C)
+        logits, chosen, weights = self.router(tokens)
+        order = chosen.flatten().argsort(stable=True)  # assignments (N · top_k), sorted by candidate
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        load = torch.bincount(chosen.flatten(), minlength=experts.count + 1)
+        counts = load.tolist()[: experts.count]
+        if self.training:
+            self.router.record(load)
+            self._report(logits, load, context)
+
+        sorted_tokens: torch.Tensor = _Dispatch.apply(tokens, order, inverse, self.router.top_k)
+        for_experts, for_dummy = sorted_tokens.split([sum(counts), len(order) - sum(counts)])
+        outputs = experts(for_experts, counts)
+        outputs = torch.cat([outputs, for_dummy.to(outputs.dtype)])
+        outputs = _Permute.apply(outputs, inverse, order).view(*chosen.shape, -1)  # (N, top_k, C)
+        mixed = torch.einsum("nk,nkc->nc", weights.to(outputs.dtype), outputs)
+        return self.dropout(mixed.view(x.shape))
+
+    def _report(self, logits: torch.Tensor, load: torch.Tensor, context: Context) -> None:
+        tokens = len(logits)
+        log_probabilities = logits.log_softmax(-1)
+        probabilities = log_probabilities.exp()
+        report = context.report
+        report.add(f"{self.name}_load", load[:-1] / tokens)
+        report.add(f"{self.name}_dummy", load[-1] / tokens)
+        report.add(f"{self.name}_entropy", -(probabilities * log_probabilities).sum(-1).mean())
+        if self.aux_loss_weight:
+            share = load / load.sum()
+            balance = len(load) * (share * probabilities.mean(0)).sum()
+            report.losses.append(self.aux_loss_weight * balance)
+        if self.z_loss_weight:
+            report.losses.append(self.z_loss_weight * logits.logsumexp(-1).square().mean())
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """x (N, in), weight (groups, out, in), and how many rows belong to each group -> (N, out).
+
+    Slices of one output are written in place, forward and backward: nothing is concatenated or zeroed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.counts = list(counts)
+        y = x.new_empty(x.shape[0], weight.shape[1])
+        for rows, rows_y, matrix in zip(x.split(ctx.counts), y.split(ctx.counts), weight, strict=True):
+            torch.mm(rows, matrix.t(), out=rows_y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        d_x, d_weight = torch.empty_like(x), torch.empty_like(weight)
+        parts = (tensor.split(ctx.counts) for tensor in (x, d_x, gradient.contiguous()))
+        for rows, d_rows, d_y, matrix, d_matrix in zip(*parts, weight, d_weight, strict=True):
+            torch.mm(d_y, matrix, out=d_rows)
+            torch.mm(d_y.t(), rows, out=d_matrix)
+        return d_x, d_weight, None
+
+
+class _Dispatch(torch.autograd.Function):
+    """Tokens (N, C) -> assignments (N · k, C) in sorted order; backward sums each token's k, no scatter."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, k: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.k = k
+        return x.index_select(0, order // k)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        (gradient,) = gradients
+        return gradient.index_select(0, inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None, None
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order; backward takes them back by the inverse instead of adding them up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        (gradient,) = gradients
+        return gradient.index_select(0, inverse), None, None

@@ -1,0 +1,92 @@
+"""Every member of the model family, and the combinations that make sense, as changes to the tiny model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHARED: dict[str, Any] = {"share_parameters_across_layers": True}
+RECURRENT: dict[str, Any] = {"recurrent_shared_weights": True, "recurrent_depth": 3}
+MOE: dict[str, Any] = {"moe": True, "moe_num_experts": 3}
+STOPPING: dict[str, Any] = {
+    "learned_stopping": True,
+    "learned_stopping_controller_weight": 0.1,
+    "learned_stopping_entropy_weight": 0.01,
+}
+THRESHOLD: dict[str, Any] = {"learned_stopping_use_threshold": True, "learned_stopping_threshold": 0.4}
+MODERN: dict[str, Any] = {
+    "position": "rotary",
+    "norm": "rmsnorm",
+    "activation": "relu2",
+    "qk_norm": True,
+    "n_kv_head": 1,
+    "value_embeddings": True,
+    "tie_word_embeddings": False,
+    "logit_softcap": 15.0,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "no-bias": {"bias": False},
+    "rotary": {"position": "rotary"},
+    "alibi": {"position": "alibi"},
+    "rmsnorm": {"norm": "rmsnorm"},
+    "relu2": {"activation": "relu2"},
+    "swiglu": {"activation": "swiglu"},
+    "qk-norm": {"qk_norm": True},
+    "gqa": {"n_kv_head": 1},
+    "value-embeddings": {"value_embeddings": True},
+    "untied": {"tie_word_embeddings": False},
+    "softcap": {"logit_softcap": 15.0},
+    "modern": MODERN,
+    "shared": SHARED,
+    "shared-edges": {**SHARED, "fixed_edge_blocks": True},
+    "shared-noise": {**SHARED, "recurrent_noise_mode": "add", "recurrent_noise_std": 0.1},
+    "shared-sticky": {**SHARED, "sticky_dropout": 0.3},
+    "shared-stopping": {**SHARED, **STOPPING},
+    "recurrent": RECURRENT,
+    "recurrent-uniform": {**RECURRENT, "scale_loss_by_n_layer": True},
+    "recurrent-prelude-coda": {**RECURRENT, "n_layers_prelude": 2, "n_layers_coda": 1},
+    "recurrent-injection": {**RECURRENT, "fixed_edge_blocks": True, "recurrent_prelude_injection": True},
+    "recurrent-noise-add": {**RECURRENT, "recurrent_noise_mode": "add", "recurrent_noise_std": 0.1},
+    "recurrent-noise-concat": {
+        **RECURRENT,
+        "recurrent_noise_mode": "concat",
+        "recurrent_noise_std": 0.1,
+        "recurrent_noise_concat_dim": 4,
+    },
+    "recurrent-extra-norm": {**RECURRENT, "recurrent_extra_layernorm": True},
+    "recurrent-backprop": {**RECURRENT, "recurrent_backprop_depth": 1},
+    "recurrent-layer-dropout": {**RECURRENT, "layer_dropout": 0.3},
+    "recurrent-sticky": {**RECURRENT, "sticky_dropout": 0.3},
+    "recurrent-sticky-scaled": {**RECURRENT, "sticky_dropout": 0.3, "scale_loss_by_n_layer": True},
+    "recurrent-stopping": {**RECURRENT, **STOPPING},
+    "recurrent-threshold": {**RECURRENT, **STOPPING, **THRESHOLD},
+    "recurrent-threshold-everything": {
+        **RECURRENT,
+        **STOPPING,
+        **THRESHOLD,
+        **MODERN,
+        "fixed_edge_blocks": True,
+        "recurrent_prelude_injection": True,
+        "recurrent_noise_mode": "concat",
+        "recurrent_noise_std": 0.1,
+        "recurrent_extra_layernorm": True,
+        "recurrent_backprop_depth": 2,
+        "layer_dropout": 0.2,
+    },
+    "recurrent-moe": {**RECURRENT, **MOE},
+    "recurrent-edges-shared-experts": {
+        **RECURRENT,
+        **MOE,
+        "fixed_edge_blocks": True,
+        "share_moe_experts": True,
+    },
+    "moe": MOE,
+    "moe-top-all": {**MOE, "moe_top_k": 4},
+    "moe-hard": {**MOE, "moe_hard_routing": True},
+    "moe-losses": {**MOE, "moe_aux_loss_weight": 0.01, "moe_z_loss_weight": 0.001},
+    "moe-shared-experts": {**MOE, "share_moe_experts": True},
+    "moe-swiglu-no-bias": {**MOE, "activation": "swiglu", "bias": False},
+    "layer-dropout": {"layer_dropout": 0.3},
+    "layer-dropout-moe-modern": {"layer_dropout": 0.3, **MOE, **MODERN},
+}
