@@ -19,7 +19,7 @@ define train_preset
 endef
 
 .PHONY: help install demo test check repro presets shakespeare shakespeare-cpu shakespeare-gpt2 train-gpt2 \
-	train-on sample baselines summary schema format bench-nanogpt clean ready
+	train-on sample export baselines summary schema format bench-nanogpt bench-model depth-curves clean ready
 .DELETE_ON_ERROR:
 
 help:
@@ -77,12 +77,23 @@ summary: ready ## val loss against the baselines, a sample, and where things are
 sample: ready ## write text: make sample START='ROMEO:'
 	@$(PYTHON) -m stages.sample --out - $${START:+--start "$$START"}
 
+export: ready ## results/model for Hugging Face's transformers, in results/export
+	@$(PYTHON) -m stages.export $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
+		$${RECURRENT_DEPTH:+--recurrent-depth "$$RECURRENT_DEPTH"}
+
+depth-curves: ready ## train all variants and compare them; make depth-curves VARIANTS=dense,shared for some
+	@$(PYTHON) -m stages.depth_curves $${VARIANTS:+--variants "$$VARIANTS"}
+
 baselines: ready ## evaluate what the model is compared with
 	@$(REPRO) eval_baselines
 
 bench-nanogpt: ready ## time this beside nanoGPT: make bench-nanogpt NANOGPT=<its clone>
 	@[ -n "$$NANOGPT" ] || { echo "error: say where nanoGPT is: make bench-nanogpt NANOGPT=<clone>" >&2; exit 2; }
 	@$(PYTHON) -m stages.bench_nanogpt "$$NANOGPT"
+
+bench-model: ready ## time the model family beside the fork of nanoGPT: make bench-model FORK=<its clone>
+	@[ -n "$$FORK" ] || { echo "error: say where the fork is: make bench-model FORK=<clone>" >&2; exit 2; }
+	@$(PYTHON) -m stages.bench_model "$$FORK"
 
 ##@ Work on the code
 test: ready ## run the tests

@@ -15,6 +15,10 @@ LOG = RESULTS / "log.csv"
 BASELINES = RESULTS / "baselines"
 DEPTH_CURVE = RESULTS / "depth.csv"
 DEPTH_PICTURE = RESULTS / "depth.png"
+STOPPING = RESULTS / "stopping.csv"
+COMPARED = RESULTS / "depth-curves.csv"
+COMPARED_PICTURE = RESULTS / "depth-curves.png"
+COMPARED_TABLE = RESULTS / "depth-curves.md"
 SAMPLES = RESULTS / "samples.txt"
 
 

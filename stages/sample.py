@@ -11,8 +11,9 @@ import typer
 
 from pipeline.data.tokenizers import load_tokenizer
 from pipeline.device import use_device
+from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.model.saved import load_model
+from pipeline.model.saved import load_config, load_model
 from pipeline.params import load_params
 from pipeline.paths import MODEL, SAMPLES
 from pipeline.sampling import TextStream, TokenSampler, encode_prompt, generate
@@ -33,6 +34,11 @@ def main(
     params = load_params(overrides or [])
     settings = params.sample
     device = use_device(params.runtime)
+    if settings.recurrent_depth is not None and not load_config(model).loops:
+        raise UserError(
+            f"sample.recurrent_depth = {settings.recurrent_depth}: the model in {model} has no loop; "
+            "leave it blank, or train with model.recurrent_shared_weights = true"
+        )
     gpt, tokenizer = load_model(model, device), load_tokenizer(model)
     prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
     sampler = TokenSampler(
@@ -46,7 +52,8 @@ def main(
     texts = [prompt] * settings.num_samples
     _show(prompt)
     batch = ids.to(device).expand(settings.num_samples, -1)
-    for tokens in generate(gpt, batch, settings.max_new_tokens, sampler, tokenizer.vocab_size):
+    vocab_size, depth = tokenizer.vocab_size, settings.recurrent_depth
+    for tokens in generate(gpt, batch, settings.max_new_tokens, sampler, vocab_size, depth):
         pieces = [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         _show(pieces[0])

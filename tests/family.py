@@ -12,7 +12,7 @@ STOPPING: dict[str, Any] = {
     "learned_stopping_controller_weight": 0.1,
     "learned_stopping_entropy_weight": 0.01,
 }
-THRESHOLD: dict[str, Any] = {"learned_stopping_use_threshold": True, "learned_stopping_threshold": 0.4}
+THRESHOLD: dict[str, Any] = {"learned_stopping_use_threshold": True, "learned_stopping_threshold": 0.7}
 MODERN: dict[str, Any] = {
     "position": "rotary",
     "norm": "rmsnorm",

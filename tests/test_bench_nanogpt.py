@@ -7,21 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.benchmark import FLAGS, PRESET, nanogpt_steps, steps_here
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.presets import compose
-from stages.bench_nanogpt import (
-    FLAGS,
-    MAX_ITERS,
-    PRESET,
-    Figures,
-    check_clone,
-    markdown,
-    nanogpt_steps,
-    nanogpt_val_loss,
-    steps_here,
-    summarize,
-)
+from stages.bench_nanogpt import MAX_ITERS, Figures, check_clone, markdown, nanogpt_val_loss, summarize
 
 ROOT = Path(__file__).parents[1]
 

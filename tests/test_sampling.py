@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from pipeline.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from pipeline.errors import UserError
 from pipeline.model.gpt import GPT
+from pipeline.model.saved import save_config, save_weights
 from pipeline.sampling import TextStream, TokenSampler, encode_prompt, generate
 from tests import tiny
+from tests.conftest import Ended
+from tests.family import RECURRENT, SHARED
 
 VOCAB_SIZE = 11
 PROMPT = torch.tensor([[3, 1, 4]])
@@ -205,3 +210,38 @@ def test_prompt_that_is_no_unicode_gets_one_line(tokenizer: Tokenizer) -> None:
     """A byte on the command line that is not UTF-8 arrives as half a character."""
     with pytest.raises(UserError, match="^sample.start: "):
         encode_prompt("ab\udcff", tokenizer)
+
+
+def save_model(**switches: Any) -> None:
+    """A tiny model in the current project's results/model."""
+    folder = Path("results/model")
+    folder.mkdir(parents=True)
+    save_weights(tiny.model(vocab_size=21, **switches).state_dict(), folder)
+    save_config(tiny.config(vocab_size=21, **switches), folder)
+    shutil.copy("data/tiny/char/tokenizer.json", folder)
+
+
+@pytest.mark.parametrize("switches", [RECURRENT, SHARED])
+def test_a_loop_is_read_as_deep_as_asked_for(
+    tiny_project: Path, stage: Callable[..., Ended], switches: dict[str, Any]
+) -> None:
+    save_model(**switches)
+    texts = {}
+    for depth in ("null", "3", "1", "12"):
+        ended = stage("sample", "-S", f"sample.recurrent_depth={depth}", "-S", "sample.temperature=2.0")
+        assert ended.status == 0
+        texts[depth] = Path("results/samples.txt").read_text()
+    assert texts["null"] == texts["3"], "as deep as it was trained"
+    assert len(set(texts.values())) == 3
+
+
+def test_a_depth_for_a_model_without_a_loop_gets_one_line(
+    tiny_project: Path, stage: Callable[..., Ended]
+) -> None:
+    save_model()
+    ended = stage("sample", "-S", "sample.recurrent_depth=12")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert ended.err.startswith(
+        "error: sample.recurrent_depth = 12: the model in results/model has no loop; "
+    )
+    assert not Path("results/samples.txt").exists()

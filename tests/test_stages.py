@@ -154,6 +154,22 @@ def test_depth_curve_ends_at_the_trained_model(trained: Path, stage: Stage) -> N
     metrics = json.loads(Path("results/metrics.json").read_text())
     assert float(rows[-1].split(",")[1]) == pytest.approx(metrics["best_val_loss"], abs=1e-5)
     assert Path("results/depth.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("results/stopping.csv").read_text() == "threshold,mean_depth,val_loss,perplexity,val_bpb\n"
+
+
+def test_depth_curve_of_a_stopping_model_goes_beyond_its_depth(tiny_project: Path, stage: Stage) -> None:
+    switches = ["recurrent_shared_weights", "learned_stopping", "learned_stopping_use_threshold"]
+    overrides = [f"model.{switch}=true" for switch in switches]
+    depth = ["model.recurrent_depth=3", "model.learned_stopping_threshold=0.6"]
+    train([*tiny.OVERRIDES, *overrides, *depth, "train.max_iters=3"])
+    ended = stage("depth_curve", "-S", "depth.stopping_thresholds=[0.9, 0.2]")
+    assert ended.status == 0 and "results/stopping.csv" in ended.out
+    rows = [row.split(",") for row in Path("results/depth.csv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    points = [row.split(",") for row in Path("results/stopping.csv").read_text().splitlines()]
+    assert [point[0] for point in points] == ["threshold", "0.2", "0.6", "0.9"]
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert float(points[2][2]) == pytest.approx(metrics["best_val_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from pipeline.data.batches import Batch
 from pipeline.device import to_device
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.model.gpt import GPT, cross_entropy
+
+NEVER = 1.0  # the threshold of learned stopping that no token exceeds
 
 
 def evaluate(
@@ -23,9 +27,64 @@ def evaluate(
 
 def evaluate_by_depth(
     model: GPT, batches: Iterable[Batch], token_bytes: np.ndarray, device: torch.device
-) -> list[Evaluation]:
-    """Like `evaluate`, after each of the model's 1 … depth steps, in one pass over the batches."""
-    return evaluate_each(model.logits_by_depth, model, batches, token_bytes, device)
+) -> dict[int, Evaluation]:
+    """Like `evaluate`, after each number of steps in `model.depths`, in one pass over the batches.
+
+    Every token takes every step: a model that learned to stop weighs the steps as in training, and ends none.
+    """
+    with stopping_at(model, NEVER):
+        curve = evaluate_each(model.logits_by_depth, model, batches, token_bytes, device)
+    return dict(zip(model.depths, curve, strict=True))
+
+
+@dataclass(frozen=True)
+class StoppingPoint:
+    """What a model with learned stopping reaches at a threshold, in how many steps a token on average.
+
+    Without a threshold, as in training, all steps are computed, and `mean_depth` is the expected one.
+    """
+
+    threshold: float | None
+    mean_depth: float
+    evaluation: Evaluation
+
+
+def evaluate_stopping(
+    model: GPT,
+    batches: Iterable[Batch],
+    token_bytes: np.ndarray,
+    device: torch.device,
+    thresholds: Sequence[float | None],
+) -> list[StoppingPoint]:
+    """Like `evaluate`, at each threshold of a model with learned stopping, in one pass over the batches."""
+    steps, tokens = [0.0] * len(thresholds), 0
+
+    def readings(ids: torch.Tensor) -> Iterable[torch.Tensor]:
+        nonlocal tokens
+        tokens += ids.numel()
+        for index, threshold in enumerate(thresholds):
+            with stopping_at(model, threshold):
+                logits, mean_depth = model.logits_and_mean_depth(ids)
+            steps[index] += float(mean_depth) * ids.numel()
+            yield logits
+
+    evaluations = evaluate_each(readings, model, batches, token_bytes, device)
+    depths = [total / tokens for total in steps]
+    return [StoppingPoint(*point) for point in zip(thresholds, depths, evaluations, strict=True)]
+
+
+@contextmanager
+def stopping_at(model: GPT, threshold: float | None) -> Iterator[None]:
+    """Within the block, learned stopping, where the model has it, has another threshold."""
+    stopping = model.stopping
+    if stopping is None:
+        yield
+        return
+    own, stopping.threshold = stopping.threshold, threshold
+    try:
+        yield
+    finally:
+        stopping.threshold = own
 
 
 @torch.inference_mode()

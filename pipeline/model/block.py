@@ -35,7 +35,7 @@ class LayerDropout(nn.Module):
     What is skipped is not computed.
     """
 
-    eager = True  # how many sequences there are is drawn
+    eager = ("forward",)  # how many sequences there are is drawn
 
     def __init__(self, block: Block, probability: float) -> None:
         super().__init__()

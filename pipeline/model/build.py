@@ -15,6 +15,7 @@ from pipeline.model.feedforward import FeedForward
 from pipeline.model.gpt import GPT, Embedding, Head, Softcap, TiedProjection
 from pipeline.model.halting import EveryStep, LearnedStopping, StickyDropout, StoppingGate
 from pipeline.model.moe import Experts, MixtureOfExperts, Router
+from pipeline.model.norm import RMSNorm
 from pipeline.model.position import ALiBi, Rotary
 from pipeline.model.recurrence import AddedNoise, ConcatenatedNoise, Injection, Recurrence, RecurrentStep
 from pipeline.model.trunk import Stack, Trunk
@@ -49,7 +50,7 @@ def build_gpt(config: GPTConfig) -> GPT:
 
 
 def _norm(c: GPTConfig) -> nn.Module:
-    return nn.LayerNorm(c.n_embd, bias=c.bias) if c.norm == "layernorm" else nn.RMSNorm(c.n_embd, eps=1e-5)
+    return nn.LayerNorm(c.n_embd, bias=c.bias) if c.norm == "layernorm" else RMSNorm(c.n_embd, eps=1e-5)
 
 
 def _trunk(c: GPTConfig) -> Trunk:
@@ -88,8 +89,8 @@ def _attention(c: GPTConfig) -> CausalSelfAttention:
         n_kv_head=c.n_kv_head,
         rotary=Rotary(head_size, c.block_size) if c.position == "rotary" else None,
         alibi=ALiBi(c.n_head) if c.position == "alibi" else None,
-        q_norm=nn.RMSNorm(head_size, eps=1e-5) if c.qk_norm else None,
-        k_norm=nn.RMSNorm(head_size, eps=1e-5) if c.qk_norm else None,
+        q_norm=RMSNorm(head_size, eps=1e-5) if c.qk_norm else None,
+        k_norm=RMSNorm(head_size, eps=1e-5) if c.qk_norm else None,
         value_mix=ValueMix() if c.value_embeddings else None,
     )
 
@@ -103,9 +104,8 @@ def _mixtures(c: GPTConfig) -> Callable[[], MixtureOfExperts]:
         owner = not (c.share_moe_experts and banks)
         if owner:
             banks.append(Experts(c.moe_num_experts, c.n_embd, c.bias, c.activation))
-        router = Router(
-            c.n_embd, c.moe_num_experts + 1, c.moe_top_k, c.moe_hard_routing, c.moe_bias_update_rate
-        )
+        top_k = 1 if c.moe_hard_routing else c.moe_top_k
+        router = Router(c.n_embd, c.moe_num_experts + 1, top_k, c.moe_dummy_share, c.moe_bias_update_rate)
         made.append(
             MixtureOfExperts(
                 f"moe{len(made)}",

@@ -10,11 +10,11 @@ from pipeline.model.gpt import GPT, Loss
 
 
 def compile_loss(model: GPT, backend: str = "inductor") -> Callable[..., Loss]:
-    """`model.loss`, compiled: as a whole, or round the parts marked `eager`.
+    """`model.loss`, compiled: as a whole, or round the methods that parts list as `eager`.
 
     Those run as they are (a loop, the choice of experts) and what they call is compiled by itself, once.
     """
     for part in model.modules():
-        if getattr(part, "eager", False):
-            part.forward = torch.compiler.disable(part.forward, recursive=False)
+        for name in getattr(part, "eager", ()):
+            setattr(part, name, torch.compiler.disable(getattr(part, name), recursive=False))
     return torch.compile(model.loss, backend=backend)

@@ -17,13 +17,16 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-# Parameters that only mean something when a switch is on. Changed from its default without it: an error.
+# What asks for something that another switch has to be on for. Without it: an error. Numbers that merely
+# describe a part that is off (how many experts, how deep) may stay, so that a part is one switch to turn off.
 NEEDS_LOOP = (
     "fixed_edge_blocks",
     "n_layers_prelude",
     "n_layers_coda",
     "recurrent_prelude_injection",
     "recurrent_noise_mode",
+    "recurrent_noise_std",
+    "recurrent_noise_concat_dim",
     "recurrent_extra_layernorm",
     "recurrent_backprop_depth",
     "sticky_dropout",
@@ -117,6 +120,9 @@ class Model(Section):
     moe_top_k: Count = Field(2, description="experts that each token uses, the dummy among the candidates")
     moe_hard_routing: bool = Field(False, description="one expert a token, whatever moe_top_k says")
     share_moe_experts: bool = Field(False, description="one bank of experts for all layers, a router each")
+    moe_dummy_share: Fraction | None = Field(
+        0.4, description="share of the choices that the bias gives the dummy; null leaves it to the router"
+    )
     moe_bias_update_rate: Weight = Field(
         0.001, description="step of the selection bias that balances the load (Wang et al. 2024); 0 is off"
     )
@@ -131,7 +137,7 @@ class Model(Section):
     )
     learned_stopping: bool = Field(False, description="a gate decides, token by token, when to stop the loop")
     learned_stopping_warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="optimizer steps in which the gate stays closed"
+        0, description="optimizer steps before the gate stops anything"
     )
     learned_stopping_controller_weight: Weight = Field(
         0.0, description="of (mean depth − target depth)², a part of the loss"
@@ -149,9 +155,12 @@ class Model(Section):
         1e-4, description="the gate's probabilities stay this far from 0 and 1"
     )
     learned_stopping_use_threshold: bool = Field(
-        False, description="after training, a token stops for good once the gate exceeds the threshold"
+        False,
+        description="after training, a token stops for good once its stopping mass exceeds the threshold",
     )
-    learned_stopping_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="that threshold")
+    learned_stopping_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="that threshold: 0.9 stops a token when a tenth of its mass is left to go on"
+    )
 
     @property
     def loops(self) -> bool:
@@ -165,7 +174,9 @@ class Model(Section):
 
     @property
     def max_depth(self) -> int:
-        """How often a recurrent block is applied at most while training."""
+        """How often the looped block is applied at most while training."""
+        if not self.recurrent_shared_weights or self.scale_loss_by_n_layer:
+            return self.loop_depth
         return self.recurrent_max_depth or 2 * self.recurrent_depth
 
     @property
@@ -184,6 +195,19 @@ class Model(Section):
             for name, value in values.items()
             if value != Model.model_fields[name].default
         ]
+
+    def beyond_gpt2(self) -> list[str]:
+        """`name = value` of each switch that GPT-2's architecture has no place for.
+
+        Sharing and recurrence are not among them: a loop of fixed depth is that many layers. Nor is what acts
+        in training only.
+        """
+        names = set(BEYOND_GPT2)
+        if self.n_kv_head == self.n_head:
+            names.remove("n_kv_head")
+        if self.recurrent_noise_mode == "concat":
+            names.add("recurrent_noise_mode")
+        return self.changed(*(name for name in Model.model_fields if name in names))
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Model:
@@ -212,6 +236,11 @@ class Model(Section):
             (NEEDS_RECURRENCE, "needs recurrent_shared_weights = true", self.recurrent_shared_weights),
             (NEEDS_MOE, "needs moe = true", self.moe),
             (NEEDS_STOPPING, "needs learned_stopping = true", self.learned_stopping),
+            (
+                ("learned_stopping_target_depth",),
+                "needs learned_stopping_controller_weight above 0",
+                self.learned_stopping_controller_weight > 0,
+            ),
         ):
             changed = self.changed(*names)
             if changed and not is_on:
@@ -225,10 +254,16 @@ class Model(Section):
                 f"recurrent_max_depth = {self.recurrent_max_depth} is below recurrent_depth = "
                 f"{self.recurrent_depth}, the mean; raise it"
             )
-        if self.recurrent_max_depth is not None and self.scale_loss_by_n_layer:
+        shape_of_draw = self.changed("recurrent_max_depth", "recurrent_depth_spread")
+        if shape_of_draw and self.scale_loss_by_n_layer:
             raise ValueError(
-                f"recurrent_max_depth = {self.recurrent_max_depth} caps the log-normal draw, but "
-                "scale_loss_by_n_layer = true draws 1 … recurrent_depth uniformly; set one of them only"
+                f"{shape_of_draw[0]} is of the log-normal draw, but scale_loss_by_n_layer = true draws "
+                "1 … recurrent_depth uniformly; set one of them only"
+            )
+        if self.recurrent_backprop_depth is not None and self.recurrent_backprop_depth > self.max_depth:
+            raise ValueError(
+                f"recurrent_backprop_depth = {self.recurrent_backprop_depth} is above the {self.max_depth} "
+                "steps that training takes at most; lower it, or leave it blank for all"
             )
         if self.fixed_edge_blocks and self.prelude == 0 == self.coda:
             raise ValueError(
@@ -283,7 +318,7 @@ class GPTConfig(Model):
     vocab_size: int = Field(ge=1, description="rows of the embedding, padding included")
 
 
-# What GPT-2's weights, or its architecture in other programs, have no place for.
+# What GPT-2's architecture, as other programs have it, has no place for.
 BEYOND_GPT2 = (
     "position",
     "norm",
@@ -291,9 +326,36 @@ BEYOND_GPT2 = (
     "qk_norm",
     "n_kv_head",
     "value_embeddings",
-    "tie_word_embeddings",
     "logit_softcap",
-    "share_parameters_across_layers",
-    "recurrent_shared_weights",
+    "recurrent_prelude_injection",
+    "recurrent_extra_layernorm",
     "moe",
+    "learned_stopping",
+)
+
+# What OpenAI's weights of it have no place for either.
+BEYOND_GPT2_WEIGHTS = ("tie_word_embeddings", "share_parameters_across_layers", "recurrent_shared_weights")
+
+# What may change when a saved model's weights are trained on: how they are trained, how often the loop they
+# are in is applied, and when it stops; never what a parameter is or does. (Not layer_dropout, which gives
+# parameters other names, and not the gate's warmup, which counts the steps that are already taken.)
+CHANGES_NO_WEIGHT = (
+    "dropout",
+    "recurrent_depth",
+    "recurrent_depth_spread",
+    "recurrent_max_depth",
+    "scale_loss_by_n_layer",
+    "recurrent_backprop_depth",
+    "recurrent_noise_mode",  # unless it is concat
+    "recurrent_noise_std",
+    "moe_dummy_share",
+    "moe_bias_update_rate",
+    "moe_aux_loss_weight",
+    "moe_z_loss_weight",
+    "sticky_dropout",
+    "learned_stopping_controller_weight",
+    "learned_stopping_target_depth",
+    "learned_stopping_entropy_weight",
+    "learned_stopping_use_threshold",
+    "learned_stopping_threshold",
 )

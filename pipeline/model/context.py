@@ -16,16 +16,19 @@ class Report:
 
     def __init__(self) -> None:
         self.losses: list[torch.Tensor] = []
-        self.figures: dict[str, list[torch.Tensor]] = {}
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
         self.mean_depth: torch.Tensor | float = 0.0
         self.loss_scale: torch.Tensor | float = 1.0
 
     def add(self, name: str, value: torch.Tensor) -> None:
         """A figure: a scalar, or one number for each of several experts."""
-        self.figures.setdefault(name, []).append(value.detach())
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, torch.Tensor]:
-        return {name: torch.stack(values).mean(0) for name, values in self.figures.items()}
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
 
 
 class Context:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
+from pipeline.model.halting import LearnedStopping
 from pipeline.model.trunk import Trunk
 
 
@@ -103,6 +104,7 @@ class GPT(nn.Module):
         self.trunk = trunk
         self.head = head
         self.block_size = block_size
+        self._changing = [part for part in trunk.modules() if isinstance(part, ChangesAfterStep)]
 
     @property
     def depth(self) -> int:
@@ -118,6 +120,11 @@ class GPT(nn.Module):
     def depths(self) -> Sequence[int]:
         """Numbers of steps after which `logits_by_depth` reads the model."""
         return self.trunk.depths
+
+    @property
+    def stopping(self) -> LearnedStopping | None:
+        """What decides when a token takes no more steps, if that is learned."""
+        return next((part for part in self.modules() if isinstance(part, LearnedStopping)), None)
 
     def forward(
         self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
@@ -153,17 +160,16 @@ class GPT(nn.Module):
         for state in self.trunk.readings(self._embed(ids, context), context):
             yield self.head(state)
 
-    def mean_depth(self, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def logits_and_mean_depth(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Logits (B, T, vocabulary), and how many steps of a loop a token took on average."""
         context = Context()
         logits = self.head(self._read(ids, context, None))
-        return logits, float(context.report.mean_depth)
+        return logits, context.report.mean_depth
 
     def after_step(self) -> None:
         """Tell the parts that change after an optimizer step that one was taken."""
-        for part in self.modules():
-            if part is not self and isinstance(part, ChangesAfterStep):
-                part.after_step()
+        for part in self._changing:
+            part.after_step()
 
     def num_params(self, positions: bool = True) -> int:
         """Parameters, tied ones counted once; position embeddings only on request, as nanoGPT counts."""

@@ -63,7 +63,8 @@ class StickyDropout(nn.Module):
 class StoppingGate(nn.Module):
     """The probability that a token stops here, from its own state, which has seen its past only.
 
-    (B, T, C) -> (B, T, 1). Closed, that is `min_prob`, for the first `warmup_steps` optimizer steps.
+    (B, T, C) -> (B, T, 1). It keeps `min_prob` away from 0 and 1, and is just that for the first
+    `warmup_steps` optimizer steps.
     """
 
     steps: torch.Tensor
@@ -84,26 +85,27 @@ class StoppingGate(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logit = self.logit(self.activation(self.hidden(self.norm(x)))).float()
         probability = torch.sigmoid(logit / self.temperature)
-        if self.training and self.warmup_steps:
-            probability = probability * (self.steps >= self.warmup_steps)
-        return probability.clamp(self.min_prob, 1 - self.min_prob)
+        probability = probability * (self.steps >= self.warmup_steps)  # also where training is evaluated
+        return self.min_prob + (1 - 2 * self.min_prob) * probability
 
     def after_step(self) -> None:
         self.steps += 1
 
 
 class LearnedStopping(nn.Module):
-    """A gate decides before each step which tokens go on; softly, so that it can be trained.
+    """A gate decides after each step which tokens go on; softly, so that it can be trained.
 
-    Of a token's mass, 1 at first, the share that the gate gives stops; what is left, s, weighs the step:
-    x + s (step(x) − x). So the stopping step of a token has a distribution, masses that sum to one, as in
-    PonderNet (Banino et al. 2021), and its expected depth is the sum of what is left after each gate. The
-    loss gets `controller_weight` (mean depth − target)², minus `entropy_weight` times the entropy of that
-    distribution.
+    Of a token's mass, 1 at first, the share that the gate gives stops; what is left, s, weighs the next step:
+    x + s (step(x) − x). So the stopping step of a token has a distribution over 1 … n, masses that sum to
+    one, as in PonderNet (Banino et al. 2021), and its expected depth is the sum of what was left at each
+    step. The loss gets `controller_weight` (mean depth − target)², minus `entropy_weight` times the entropy
+    of that distribution.
 
-    With a threshold, a token stops for good once the gate exceeds it: a sequence none of whose tokens goes on
-    is not computed, and the loop ends when none is left. It then reads as if its stopped tokens had stayed.
+    With a threshold, a token stops for good once so much of its mass has stopped (Graves 2016): what further
+    steps could add has little weight then. A sequence none of whose tokens goes on is not computed.
     """
+
+    eager = ("forward", "_softly", "_at_once", "_report")  # the number of steps changes
 
     def __init__(
         self,
@@ -129,25 +131,25 @@ class LearnedStopping(nn.Module):
         going = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
         stopped, expected_depth = [], torch.zeros_like(going)
         for n in range(depth):
-            probability = self.gate(x)
-            stopped.append(going * probability)
-            going = going * (1 - probability)
+            if n:
+                probability = self.gate(x)
+                stopped.append(going * probability)
+                going = going * (1 - probability)
             expected_depth = expected_depth + going
-            x = self.step(steps, x, n, going)
+            x = _blend(x, steps.advance(x, n), going)
             context.report.mean_depth += going.detach().mean()
             yield x
-        masses = torch.cat([*stopped, going], dim=-1)  # (B, T, depth + 1)
+        masses = torch.cat([*stopped, going], dim=-1)  # (B, T, depth): of stopping after step 1, 2, ...
         self._report(masses, expected_depth.mean(), depth, context)
-
-    def step(self, steps: Steps, x: torch.Tensor, n: int, going: torch.Tensor) -> torch.Tensor:
-        return x + going.to(x.dtype) * (steps.advance(x, n) - x)
 
     def _at_once(
         self, steps: Steps, x: torch.Tensor, depth: int, context: Context, threshold: float
     ) -> Iterator[torch.Tensor]:
-        going = x.new_ones(*x.shape[:2], 1, dtype=torch.bool)
+        left = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
         for n in range(depth):
-            going = going & (self.gate(x) <= threshold)
+            if n:
+                left = left * (1 - self.gate(x))
+            going = left >= 1 - threshold  # for good: what is left only falls
             context.report.mean_depth += going.float().mean()
             some = going.any(dim=1)[:, 0]  # (B): sequences with a token that goes on
             rows = some.nonzero()[:, 0]
@@ -155,8 +157,8 @@ class LearnedStopping(nn.Module):
                 rest = (~some).nonzero()[:, 0]
                 steps.remember(x[rest], n, rest)
             if len(rows):
-                further = torch.where(going[rows], steps.advance(x[rows], n, rows), x[rows])
-                x = x.index_copy(0, rows, further)
+                further = _blend(x[rows], steps.advance(x[rows], n, rows), left[rows])
+                x = x.index_copy(0, rows, torch.where(going[rows], further, x[rows]))
             yield x
 
     def _report(self, masses: torch.Tensor, mean_depth: torch.Tensor, depth: int, context: Context) -> None:
@@ -171,3 +173,8 @@ class LearnedStopping(nn.Module):
         report.add("controller_loss", controller)
         report.add("stopping_entropy", entropy)
         report.add("target_depth", torch.tensor(float(target)))
+
+
+def _blend(x: torch.Tensor, further: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As far from x towards `further`, (B, T, C) both, as a weight (B, T, 1) says."""
+    return x + weight.to(x.dtype) * (further - x)

@@ -17,37 +17,40 @@ from pipeline.model.feedforward import ACTIVATIONS, widths
 
 
 class Router(nn.Module):
-    """Scores the candidates for each token and picks `top_k` of them.
+    """Scores the candidates for each token and picks `top_k` of them; the last candidate is the dummy.
 
-    The selection adds a bias to the probabilities that is not trained but moved after each step, against the
-    load: auxiliary-loss-free balancing (Wang et al. 2024, as in DeepSeek-V3). The weight of what a chosen
-    expert says knows nothing of it.
+    What a chosen expert says is weighted by its probability, which is how the router is trained, also where
+    it picks a single one (Fedus et al. 2022). The selection adds a bias to the probabilities that is not
+    trained but moved after each step, against the load: auxiliary-loss-free balancing (Wang et al. 2024, as
+    in DeepSeek-V3): it keeps the experts level, and the dummy at `dummy_share` of all choices (None leaves
+    that to the router).
     """
 
     bias: torch.Tensor
 
     def __init__(
-        self, n_embd: int, candidates: int, top_k: int, hard: bool = False, bias_update_rate: float = 0.001
+        self,
+        n_embd: int,
+        candidates: int,
+        top_k: int,
+        dummy_share: float | None = None,
+        bias_update_rate: float = 0.001,
     ) -> None:
         super().__init__()
-        self.top_k = 1 if hard else top_k
-        self.hard = hard
+        self.top_k = top_k
+        self.dummy_share = dummy_share
         self.bias_update_rate = bias_update_rate
         self.scores = nn.Linear(n_embd, candidates)
         self.register_buffer("bias", torch.zeros(candidates))
         self._load: torch.Tensor | None = None  # assignments since the last step
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For tokens (N, C): logits (N, candidates), chosen ids and their weights, both (N, top_k)."""
+        """For tokens (N, C): logits (N, candidates), the chosen and their weights, both (N, top_k)."""
         with torch.autocast(x.device.type, enabled=False):  # choices are made in full precision
             logits = self.scores(x.float())
         probabilities = logits.softmax(-1)
         chosen = (probabilities.detach() + self.bias).topk(self.top_k, dim=-1).indices
-        weights = probabilities.gather(-1, chosen)
-        if self.hard:
-            # The one expert counts in full; the router's gradient is as if its probability weighted it.
-            weights = weights / weights.detach()
-        return logits, chosen, weights
+        return logits, chosen, probabilities.gather(-1, chosen)
 
     def record(self, counts: torch.Tensor) -> None:
         """Remember how many tokens each candidate got, for `after_step`."""
@@ -55,11 +58,15 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Make the overworked less likely to be chosen, and the idle more."""
-        if self._load is not None:
-            load = self._load.float()
-            self.bias += self.bias_update_rate * (load.mean() - load).sign()
-            self._load = None
+        """Make overworked candidates less likely to be chosen, and idle ones more."""
+        if self._load is None:
+            return
+        load = self._load.float()
+        push = (load[:-1].mean() - load[:-1]).sign()
+        self.bias[:-1] += self.bias_update_rate * (push - push.mean())  # all up would push the dummy down
+        if self.dummy_share is not None:
+            self.bias[-1] += self.bias_update_rate * (self.dummy_share * load.sum() - load[-1]).sign()
+        self._load = None
 
 
 class StackedLinear(nn.Module):
@@ -106,7 +113,7 @@ class MixtureOfExperts(nn.Module):
     there. `name` is how its figures are called in the log.
     """
 
-    eager = True  # how many tokens an expert gets is known only when it gets them
+    eager = ("forward", "_report")  # how many tokens an expert gets is known only when it gets them
 
     def __init__(
         self,
@@ -133,7 +140,10 @@ class MixtureOfExperts(nn.Module):
         """Parameters held here that a token does not meet; negative if it meets those of another layer."""
         (experts,) = self._experts
         params = sum(parameter.numel() for parameter in experts.parameters())
-        met = params * self.router.top_k // (experts.count + 1)
+        dummy_share = self.router.dummy_share
+        if dummy_share is None:
+            dummy_share = 1 / (experts.count + 1)
+        met = round(params * self.router.top_k * (1 - dummy_share) / experts.count)
         return (params if "experts" in self._modules else 0) - met
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
@@ -154,20 +164,19 @@ class MixtureOfExperts(nn.Module):
         outputs = experts(for_experts, counts)
         outputs = torch.cat([outputs, for_dummy.to(outputs.dtype)])
         outputs = _Permute.apply(outputs, inverse, order).view(*chosen.shape, -1)  # (N, top_k, C)
-        mixed = torch.einsum("nk,nkc->nc", weights.to(outputs.dtype), outputs)
+        mixed = (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
         return self.dropout(mixed.view(x.shape))
 
     def _report(self, logits: torch.Tensor, load: torch.Tensor, context: Context) -> None:
         tokens = len(logits)
-        log_probabilities = logits.log_softmax(-1)
-        probabilities = log_probabilities.exp()
+        probabilities = logits.softmax(-1)
         report = context.report
         report.add(f"{self.name}_load", load[:-1] / tokens)
         report.add(f"{self.name}_dummy", load[-1] / tokens)
-        report.add(f"{self.name}_entropy", -(probabilities * log_probabilities).sum(-1).mean())
+        report.add(f"{self.name}_entropy", torch.special.entr(probabilities.detach()).sum(-1).mean())
         if self.aux_loss_weight:
-            share = load / load.sum()
-            balance = len(load) * (share * probabilities.mean(0)).sum()
+            used, wanted = load[:-1] / load[:-1].sum().clamp_min(1), probabilities[:, :-1].mean(0)
+            balance = len(used) * (used * wanted).sum() / wanted.sum()
             report.losses.append(self.aux_loss_weight * balance)
         if self.z_loss_weight:
             report.losses.append(self.z_loss_weight * logits.logsumexp(-1).square().mean())

@@ -90,7 +90,8 @@ class Recurrence(Trunk):
     identity, so that the prelude and the embedding are trained too.
     """
 
-    eager = True  # the number of steps changes from call to call
+    unit = "steps of the shared block"
+    eager = ("forward", "_states")  # the number of steps changes from call to call
 
     def __init__(
         self,
@@ -162,7 +163,7 @@ class _Pass:
     without_gradient: int
 
     def advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None = None) -> torch.Tensor:
-        if n >= self.without_gradient:
+        if n >= self.without_gradient or not torch.is_grad_enabled():
             return self._advance(x, n, rows)
         with torch.no_grad():
             change = self._advance(x, n, rows) - x

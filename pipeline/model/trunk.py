@@ -17,6 +17,7 @@ class Trunk(nn.Module, ABC):
     """Turns embeddings (B, T, C) into what the head reads, (B, T, C)."""
 
     distribution: DepthDistribution | None = None  # of the steps that training takes, if they vary
+    unit = "layers applied"  # what `depth` counts
 
     @property
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.files import replacing_folder, sha256_file
 from pipeline.model.build import build_gpt, padded_vocab_size
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import BEYOND_GPT2_WEIGHTS, CHANGES_NO_WEIGHT, GPTConfig
 from pipeline.model.saved import WEIGHTS_FILE, load_config, load_weights, save_config
 from pipeline.params import Params
 from pipeline.track.console import Console
@@ -128,6 +129,11 @@ def _initial_weights(init_from: str, config: GPTConfig, tokens_folder: Path) -> 
         return None
     folder = Path(init_from)
     if init_from.startswith("gpt2") and not folder.exists():
+        if beyond := config.beyond_gpt2() + config.changed(*BEYOND_GPT2_WEIGHTS):
+            raise UserError(
+                f"model.{beyond[0]}: the weights of train.init_from = {init_from} have no place for it; "
+                "leave it at its default, or use scratch"
+            )
         raise UserError(
             f"train.init_from = {init_from}: pretrained GPT-2 weights cannot be loaded yet; "
             "use scratch or the folder of a saved model"
@@ -139,7 +145,8 @@ def _initial_weights(init_from: str, config: GPTConfig, tokens_folder: Path) -> 
         )
     saved = load_config(folder).model_dump()
     for name, value in config.model_dump().items():
-        if name != "dropout" and saved[name] != value:
+        may_change = name in CHANGES_NO_WEIGHT and "concat" not in (value, saved[name])
+        if saved[name] != value and not may_change:
             raise UserError(
                 f"model.{name} = {value}, but train.init_from = {init_from} has {saved[name]}; make it equal"
             )
@@ -162,6 +169,7 @@ def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key:
     on_train = trainer.evaluate(tokens, train.eval_iters or as_many)
     best = _best(trainer, val, final)
     steps = state.step * trainer.tokens_per_step
+    drawn = Counter(depth for depth in trainer.drawn_depths(0, state.step) if depth is not None)
     return {
         "val_loss": final.loss,
         "best_val_loss": best.loss,
@@ -181,6 +189,7 @@ def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key:
         "compile": params.runtime.compile,
         "torch": torch.__version__,
         "run": key,
+        **({"recurrent_depth_histogram": {str(n): drawn[n] for n in sorted(drawn)}} if drawn else {}),
     }
 
 

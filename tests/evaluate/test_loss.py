@@ -12,11 +12,19 @@ import torch
 from pipeline.data.batches import Batch, evaluation_windows
 from pipeline.data.shards import Tokens
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.loss import evaluate, evaluate_by_depth
+from pipeline.evaluate.loss import NEVER, evaluate, evaluate_by_depth, evaluate_stopping, stopping_at
+from pipeline.model.gpt import GPT
+from pipeline.model.halting import LearnedStopping
 from tests import tiny
+from tests.family import RECURRENT, STOPPING
 
 CPU = torch.device("cpu")
 IDS = np.random.default_rng(0).integers(0, 11, 60).astype(np.uint16)  # 7 windows of 8 and one of 3
+OWN = 0.6  # the threshold of learned stopping at which some tokens of the tiny model stop, and some go on
+THRESHOLD: dict[str, object] = {
+    "learned_stopping_use_threshold": True,
+    "learned_stopping_threshold": OWN,
+}
 TOKEN_BYTES = np.array([1, 2, 3, 4, 1, 1, 2, 1, 1, 1, 0])
 
 
@@ -88,12 +96,73 @@ def test_the_first_batches_are_evaluated_alone() -> None:
 def test_each_depth_is_a_model_cut_off_there() -> None:
     model = tiny.model(n_layer=3)
     curve = evaluate_by_depth(model, windows(), TOKEN_BYTES, CPU)
-    assert len(curve) == model.depth == 3
-    for depth, point in enumerate(curve, start=1):
+    assert list(curve) == [1, 2, 3] and model.depth == 3
+    for depth, point in curve.items():
         shorter = tiny.model(n_layer=depth)
         shorter.load_state_dict({name: model.state_dict()[name] for name in shorter.state_dict()})
         expected = evaluate(shorter, windows(), TOKEN_BYTES, CPU)
         assert point.nats == pytest.approx(expected.nats, rel=1e-6)
         assert (point.tokens, point.bytes) == (expected.tokens, expected.bytes)
-    assert curve[-1] == evaluate(model, windows(), TOKEN_BYTES, CPU)
-    assert len({round(point.loss, 4) for point in curve}) == 3
+    assert curve[3] == evaluate(model, windows(), TOKEN_BYTES, CPU)
+    assert len({round(point.loss, 4) for point in curve.values()}) == 3
+
+
+def test_a_recurrent_model_is_read_to_twice_its_depth() -> None:
+    model = tiny.model(**RECURRENT)
+    curve = evaluate_by_depth(model, windows(), TOKEN_BYTES, CPU)
+    assert list(curve) == [1, 2, 3, 4, 5, 6]
+    assert curve[3] == evaluate(model, windows(), TOKEN_BYTES, CPU)
+    deeper = tiny.model(**RECURRENT | {"recurrent_depth": 5})
+    deeper.load_state_dict(model.state_dict())
+    assert curve[5] == evaluate(deeper, windows(), TOKEN_BYTES, CPU)
+
+
+def stopping_model(**changes: object) -> tuple[GPT, LearnedStopping]:
+    model = tiny.model(**{**RECURRENT, **STOPPING, **changes})
+    assert model.stopping is not None
+    return model, model.stopping
+
+
+def test_on_the_curve_of_a_stopping_model_no_token_stops() -> None:
+    model, stopping = stopping_model(**THRESHOLD)
+    curve = evaluate_by_depth(model, windows(), TOKEN_BYTES, CPU)
+    assert stopping.threshold == OWN
+    softly, _ = stopping_model()
+    assert curve == evaluate_by_depth(softly, windows(), TOKEN_BYTES, CPU)
+    assert curve[3] == evaluate(softly, windows(), TOKEN_BYTES, CPU)
+    assert curve[3] != evaluate(model, windows(), TOKEN_BYTES, CPU)
+
+
+def test_thresholds_from_all_stop_at_once_to_none_ever_does() -> None:
+    model, stopping = stopping_model(**THRESHOLD)
+    thresholds = [1e-5, OWN, NEVER, None]
+    at_once, own, never, softly = evaluate_stopping(model, windows(), TOKEN_BYTES, CPU, thresholds)
+    assert stopping.threshold == OWN
+    assert [at_once.threshold, own.threshold, never.threshold, softly.threshold] == thresholds
+    assert at_once.mean_depth == 1  # the first step is always taken
+    assert 1 < own.mean_depth < never.mean_depth == 3
+    assert own.evaluation == evaluate(model, windows(), TOKEN_BYTES, CPU)
+    assert never.evaluation == evaluate_by_depth(model, windows(), TOKEN_BYTES, CPU)[3]
+    assert 1 < softly.mean_depth < 3  # what it expects
+    assert softly.evaluation == evaluate(stopping_model()[0], windows(), TOKEN_BYTES, CPU)
+
+
+def test_mean_depth_is_over_tokens_however_they_are_batched() -> None:
+    """The last window is shorter than the others, so that a mean over batches would differ."""
+    model, _ = stopping_model(**THRESHOLD)
+    (reference,) = evaluate_stopping(model, windows(1), TOKEN_BYTES, CPU, [0.45])
+    steps = 0.0
+    with stopping_at(model, 0.45), torch.inference_mode():
+        for ids, _ in windows(1):
+            steps += float(model.logits_and_mean_depth(ids)[1]) * ids.numel()
+    assert reference.mean_depth == pytest.approx(steps / 59, rel=1e-5)
+    for batch_size in (2, 3, 100):
+        (point,) = evaluate_stopping(model, windows(batch_size), TOKEN_BYTES, CPU, [0.45])
+        assert point.mean_depth == pytest.approx(reference.mean_depth, rel=1e-5)
+
+
+def test_the_threshold_comes_back_after_an_error() -> None:
+    model, stopping = stopping_model(**THRESHOLD)
+    with pytest.raises(AssertionError, match="block_size"):
+        evaluate_stopping(model, iter([(torch.zeros(1, 9).long(),) * 2]), TOKEN_BYTES, CPU, [0.2])
+    assert stopping.threshold == OWN

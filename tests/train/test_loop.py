@@ -318,6 +318,69 @@ def test_a_model_folder_as_the_start(runs: Runs, tmp_path: Path) -> None:
     assert uninterrupted["metrics"]["val_loss"] < first.metrics["val_loss"]
 
 
+STOPPING = "model.learned_stopping=true"
+CONCAT = ["model.recurrent_noise_mode=concat", "model.recurrent_noise_std=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        ([], ["model.sticky_dropout=0.2", "model.recurrent_backprop_depth=1"], None),
+        ([], ["model.recurrent_depth=3", "model.recurrent_max_depth=5"], None),
+        ([], ["model.recurrent_depth=3", "model.scale_loss_by_n_layer=true"], None),
+        ([], ["model.recurrent_noise_mode=add", "model.recurrent_noise_std=0.1"], None),
+        (["model.moe=true"], ["model.moe=true", "model.moe_aux_loss_weight=0.01"], None),
+        ([STOPPING], [STOPPING, "model.learned_stopping_use_threshold=true"], None),
+        (CONCAT, [CONCAT[0], "model.recurrent_noise_std=0.2"], None),
+        (CONCAT, [], "recurrent_noise_mode = none, but train.init_from = {model} has concat; make it equal"),
+        ([], CONCAT, "recurrent_noise_mode = concat, but train.init_from = {model} has none; make it equal"),
+        ([], ["model.layer_dropout=0.1"], "layer_dropout = 0.1, but train.init_from = {model} has 0.0; make"),
+        ([], [STOPPING], "learned_stopping = True, but train.init_from = {model} has False; make it equal"),
+        (
+            [],
+            ["model.recurrent_extra_layernorm=true"],
+            "recurrent_extra_layernorm = True, but train.init_from",
+        ),
+    ],
+)
+def test_a_start_may_be_trained_otherwise_but_is_the_same_model(
+    runs: Runs, tmp_path: Path, before: list[str], after: list[str], refused: str | None
+) -> None:
+    recurrent = ["model.recurrent_shared_weights=true", "train.max_iters=1", "model.recurrent_depth=2"]
+    first = runs(*recurrent, *before)
+    model = tmp_path / "model"
+    first.publish_model(model)
+    start = [*recurrent, *after, f"train.init_from={model}", "train.eval_only=true"]
+    if refused is None:
+        loaded = weights_of(runs(*start))
+        assert all(
+            torch.equal(value, loaded[name]) for name, value in load_file(model / "model.safetensors").items()
+        )
+        return
+    with pytest.raises(UserError) as error:
+        runs(*start)
+    assert str(error.value).startswith("model." + refused.format(model=model))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "switch"),
+    [
+        (["model.share_parameters_across_layers=true"], "share_parameters_across_layers = true"),
+        (["model.recurrent_shared_weights=true"], "recurrent_shared_weights = true"),
+        (["model.moe=true", "model.moe_num_experts=2"], "moe = true"),
+        (["model.position=rotary"], "position = rotary"),
+        (["model.tie_word_embeddings=false"], "tie_word_embeddings = false"),
+    ],
+)
+def test_gpt2s_weights_fit_no_other_model(runs: Runs, overrides: list[str], switch: str) -> None:
+    with pytest.raises(UserError) as error:
+        runs("train.init_from=gpt2-medium", *overrides)
+    assert str(error.value).startswith(
+        f"model.{switch}: the weights of train.init_from = gpt2-medium have no "
+    )
+    assert "\n" not in str(error.value)
+
+
 def test_other_initial_weights_are_another_run(runs: Runs, tmp_path: Path) -> None:
     start = f"train.init_from={tmp_path / 'model'}"
     folders = set()

@@ -1,0 +1,179 @@
+"""What is exported gives the same logits in Hugging Face's own GPT-2, or one line says why it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
+
+from pipeline.errors import UserError
+from pipeline.files import sha256_file
+from pipeline.interop.huggingface import save_gpt2, to_gpt2
+from pipeline.model.saved import save_config, save_weights
+from tests import tiny
+from tests.conftest import Ended
+from tests.family import RECURRENT, SHARED, VARIANTS
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
+
+# What can be unrolled into plain layers; every other variant has to be refused.
+PLAIN = {"gpt2", "no-bias", "untied", "layer-dropout"}
+UNROLLED = {
+    "shared",
+    "shared-edges",
+    "shared-noise",
+    "shared-sticky",
+    "recurrent",
+    "recurrent-uniform",
+    "recurrent-prelude-coda",
+    "recurrent-noise-add",
+    "recurrent-backprop",
+    "recurrent-layer-dropout",
+    "recurrent-sticky",
+    "recurrent-sticky-scaled",
+}
+
+
+@torch.no_grad()
+def exported(folder: Path, depth: int | None = None, **switches: Any) -> tuple[GPT2LMHeadModel, float]:
+    """The model as transformers loads it, and how far its logits are from ours at most."""
+    model = tiny.model(**switches)
+    save_gpt2(*to_gpt2(model, tiny.config(**switches), depth), folder)
+    loading: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    loaded, report = loading
+    assert not any(report.values()), report
+    return loaded, (loaded(IDS).logits - model(IDS, depth=depth)).abs().max().item()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_has_equal_logits_or_names_what_is_in_the_way(name: str, tmp_path: Path) -> None:
+    if name in PLAIN | UNROLLED:
+        _, difference = exported(tmp_path, **VARIANTS[name])
+        assert difference <= 1e-5
+        return
+    with pytest.raises(UserError) as error:
+        exported(tmp_path, **VARIANTS[name])
+    switch = re.match(r"model\.(\w+) = (\S+): Hugging Face's GPT-2 has no place for it", str(error.value))
+    assert switch and str(VARIANTS[name][switch[1]]).lower() == switch[2]
+    assert "\n" not in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("edges", "switches"),
+    [
+        (0, SHARED),
+        (2, {**SHARED, "fixed_edge_blocks": True, "bias": False}),
+        (0, RECURRENT),
+        (2, {**RECURRENT, "fixed_edge_blocks": True, "bias": False}),
+        (3, {**RECURRENT, "n_layers_prelude": 2, "n_layers_coda": 1, "layer_dropout": 0.2}),
+        (0, {**RECURRENT, "tie_word_embeddings": False}),
+    ],
+)
+def test_a_loop_becomes_as_many_layers_as_asked_for(
+    depth: int, edges: int, switches: dict[str, Any], tmp_path: Path
+) -> None:
+    loaded, difference = exported(tmp_path, depth, **switches)
+    assert loaded.config.n_layer == edges + depth
+    assert difference <= 1e-5
+
+
+def test_as_many_heads_of_keys_as_of_queries_are_gpt2s(tmp_path: Path) -> None:
+    _, difference = exported(tmp_path, n_kv_head=2)
+    assert difference <= 1e-5
+
+
+def test_the_config_says_all_that_readers_ask_for(tmp_path: Path) -> None:
+    exported(tmp_path, dropout=0.1, tie_word_embeddings=False)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.n_positions, config.n_ctx, config.vocab_size) == (8, 8, 11)
+    assert (config.activation_function, config.tie_word_embeddings) == ("gelu", False)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
+    assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), GPT2LMHeadModel)
+
+
+@torch.no_grad()
+def test_a_deep_loop_copies_and_leaves_the_model_alone() -> None:
+    model = tiny.model(**RECURRENT)
+    _, tensors = to_gpt2(model, tiny.config(**RECURRENT))
+    before = model(IDS)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert torch.equal(model(IDS), before)
+
+
+def content(folder: Path) -> dict[Path, str]:
+    return {path: sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """The current folder is empty but for results/model."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(**switches: Any) -> Path:
+        path = Path("results/model")
+        path.mkdir(parents=True)
+        save_weights(tiny.model(**switches).state_dict(), path)
+        save_config(tiny.config(**switches), path)
+        (path / "tokenizer.json").write_text("{}")
+        return path
+
+    return save
+
+
+def test_the_command_writes_a_folder_and_replaces_it(
+    folder: Callable[..., Path], stage: Callable[..., Ended]
+) -> None:
+    folder(**RECURRENT)
+    for arguments, layers in ((), 3), (("--recurrent-depth", "12"), 12):
+        ended = stage("export", *arguments)
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.startswith(f"results/export: GPT2LMHeadModel with {layers} layers")
+        assert GPT2LMHeadModel.from_pretrained("results/export").config.n_layer == layers
+        assert sorted(path.name for path in Path("results").iterdir()) == ["export", "model"]
+    other = stage("export", "--out", "elsewhere/mine", "--model", "results/model")
+    assert other.status == 0
+    assert sorted(path.name for path in Path("elsewhere/mine").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("switches", "arguments", "expected"),
+    [
+        ({"moe": True}, "", "model.moe = true: Hugging Face's GPT-2 has no place for it"),
+        (
+            {},
+            "--recurrent-depth 4",
+            "recurrent depth 4: this model has no loop, just its 3 layers; leave it out",
+        ),
+        ({}, "--model nowhere", "nowhere/config.json: no such file; train a model first"),
+        (
+            {},
+            "--out results/model",
+            "--out results/model: there is something else already; name a new folder",
+        ),
+        ({}, "--out results/model/config.json", "--out results/model/config.json: there is something else"),
+    ],
+)
+def test_what_cannot_be_exported_gets_one_line_and_costs_nothing(
+    folder: Callable[..., Path],
+    stage: Callable[..., Ended],
+    switches: dict[str, Any],
+    arguments: str,
+    expected: str,
+) -> None:
+    folder(**switches)
+    before = content(Path())
+    ended = stage("export", *arguments.split())
+    assert ended.status == 2
+    assert ended.err.startswith(f"error: {expected}") and ended.err.count("\n") == 1
+    assert content(Path()) == before
