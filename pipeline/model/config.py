@@ -121,7 +121,7 @@ class Model(Section):
     moe_hard_routing: bool = Field(False, description="one expert a token, whatever moe_top_k says")
     share_moe_experts: bool = Field(False, description="one bank of experts for all layers, a router each")
     moe_dummy_share: Fraction | None = Field(
-        0.4, description="share of the choices that the bias gives the dummy; null leaves it to the router"
+        0.45, description="share of the choices that the bias gives the dummy; null leaves it to the router"
     )
     moe_bias_update_rate: Weight = Field(
         0.001, description="step of the selection bias that balances the load (Wang et al. 2024); 0 is off"

@@ -7,13 +7,22 @@ than there are experts: a dummy that returns its input and costs nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pipeline.model.context import Context
 from pipeline.model.feedforward import ACTIVATIONS, widths
+
+
+class Routing(NamedTuple):
+    """Where tokens go. The last candidate is the dummy."""
+
+    logits: torch.Tensor  # (N, candidates)
+    probabilities: torch.Tensor  # (N, candidates)
+    chosen: torch.Tensor  # (N, top_k)
+    weights: torch.Tensor  # (N, top_k): of what the chosen say
 
 
 class Router(nn.Module):
@@ -44,13 +53,13 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(candidates))
         self._load: torch.Tensor | None = None  # assignments since the last step
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For tokens (N, C): logits (N, candidates), the chosen and their weights, both (N, top_k)."""
+    def forward(self, x: torch.Tensor) -> Routing:
+        """Route tokens (N, C)."""
         with torch.autocast(x.device.type, enabled=False):  # choices are made in full precision
             logits = self.scores(x.float())
         probabilities = logits.softmax(-1)
         chosen = (probabilities.detach() + self.bias).topk(self.top_k, dim=-1).indices
-        return logits, chosen, probabilities.gather(-1, chosen)
+        return Routing(logits, probabilities, chosen, probabilities.gather(-1, chosen))
 
     def record(self, counts: torch.Tensor) -> None:
         """Remember how many tokens each candidate got, for `after_step`."""
@@ -150,36 +159,35 @@ class MixtureOfExperts(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         (experts,) = self._experts
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)
-        logits, chosen, weights = self.router(tokens)
-        order = chosen.flatten().argsort(stable=True)  # assignments (N · top_k), sorted by candidate
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        load = torch.bincount(chosen.flatten(), minlength=experts.count + 1)
-        counts = load.tolist()[: experts.count]
+        routing = self.router(tokens)
+        choices = routing.chosen.flatten()  # (N · top_k)
+        load = torch.bincount(choices, minlength=experts.count + 1)
         if self.training:
             self.router.record(load)
-            self._report(logits, load, context)
+            self._report(routing, load, context)
 
-        sorted_tokens: torch.Tensor = _Dispatch.apply(tokens, order, inverse, self.router.top_k)
-        for_experts, for_dummy = sorted_tokens.split([sum(counts), len(order) - sum(counts)])
-        outputs = experts(for_experts, counts)
-        outputs = torch.cat([outputs, for_dummy.to(outputs.dtype)])
-        outputs = _Permute.apply(outputs, inverse, order).view(*chosen.shape, -1)  # (N, top_k, C)
-        mixed = (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
+        counts = load[:-1].tolist()
+        by_expert = choices.argsort(stable=True)[: sum(counts)]  # those for the dummy come last
+        token = by_expert // self.router.top_k
+        outputs = experts(tokens.index_select(0, token), counts)
+        weights = routing.weights.flatten().index_select(0, by_expert)
+        for_dummy = routing.weights.masked_fill(routing.chosen != experts.count, 0).sum(-1, keepdim=True)
+        mixed = (tokens * for_dummy).index_add(0, token, (outputs * weights[:, None]).to(tokens.dtype))
         return self.dropout(mixed.view(x.shape))
 
-    def _report(self, logits: torch.Tensor, load: torch.Tensor, context: Context) -> None:
-        tokens = len(logits)
-        probabilities = logits.softmax(-1)
+    def _report(self, routing: Routing, load: torch.Tensor, context: Context) -> None:
+        probabilities = routing.probabilities
+        tokens = len(probabilities)
         report = context.report
         report.add(f"{self.name}_load", load[:-1] / tokens)
         report.add(f"{self.name}_dummy", load[-1] / tokens)
-        report.add(f"{self.name}_entropy", torch.special.entr(probabilities.detach()).sum(-1).mean())
+        report.add(f"{self.name}_entropy", torch.special.entr(probabilities.detach()).sum() / tokens)
         if self.aux_loss_weight:
             used, wanted = load[:-1] / load[:-1].sum().clamp_min(1), probabilities[:, :-1].mean(0)
             balance = len(used) * (used * wanted).sum() / wanted.sum()
             report.losses.append(self.aux_loss_weight * balance)
         if self.z_loss_weight:
-            report.losses.append(self.z_loss_weight * logits.logsumexp(-1).square().mean())
+            report.losses.append(self.z_loss_weight * routing.logits.logsumexp(-1).square().mean())
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -207,36 +215,3 @@ class _GroupedLinear(torch.autograd.Function):
             torch.mm(d_y, matrix, out=d_rows)
             torch.mm(d_y.t(), rows, out=d_matrix)
         return d_x, d_weight, None
-
-
-class _Dispatch(torch.autograd.Function):
-    """Tokens (N, C) -> assignments (N · k, C) in sorted order; backward sums each token's k, no scatter."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, k: int
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.k = k
-        return x.index_select(0, order // k)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (inverse,) = ctx.saved_tensors
-        (gradient,) = gradients
-        return gradient.index_select(0, inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None, None
-
-
-class _Permute(torch.autograd.Function):
-    """Rows in another order; backward takes them back by the inverse instead of adding them up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        (gradient,) = gradients
-        return gradient.index_select(0, inverse), None, None

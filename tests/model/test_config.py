@@ -229,7 +229,7 @@ def test_recurrent_shared_weights_alone_implies_sharing(more: str) -> None:
 def test_hard_routing_picks_one_expert_whatever_top_k_says(top_k: int) -> None:
     model = small(f"moe=true moe_hard_routing=true moe_top_k={top_k}")
     router = model.get_submodule("trunk.h.0.mlp.router")
-    assert router(torch.randn(7, 16))[1].shape == (7, 1)
+    assert router(torch.randn(7, 16)).chosen.shape == (7, 1)
 
 
 @pytest.mark.parametrize(
