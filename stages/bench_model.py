@@ -1,7 +1,7 @@
 """Train the model family beside the recurrent fork of nanoGPT: losses, step times, expert loads, stopping.
 
 The configuration is that of nanoGPT's README on a CPU, at half its length. Both programs train a variant by
-turns, so that a ratio is one of neighbours; see stages.bench.
+turns, so that a ratio is one of neighbours; see pipeline.benchmark.
 """
 
 from __future__ import annotations

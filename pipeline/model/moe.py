@@ -47,7 +47,8 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.top_k = top_k
-        self.dummy_share = dummy_share
+        # A token chooses the dummy once at most.
+        self.dummy_share = None if dummy_share is None else min(dummy_share, 1 / top_k)
         self.bias_update_rate = bias_update_rate
         self.scores = nn.Linear(n_embd, candidates)
         self.register_buffer("bias", torch.zeros(candidates))

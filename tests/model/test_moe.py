@@ -208,6 +208,14 @@ def test_the_bias_holds_the_dummy_at_its_share() -> None:
         assert router.bias[-1].item() == pytest.approx(bias)
 
 
+def test_the_dummy_is_chosen_once_a_token_at_most() -> None:
+    """Of three choices a third is all it can get; asked for more, the bias has an end all the same."""
+    router = Router(4, candidates=5, top_k=3, dummy_share=0.45, bias_update_rate=0.01)
+    router.record(torch.tensor([5, 5, 5, 5, 10]))
+    router.after_step()
+    assert not router.bias.any()
+
+
 def test_levelling_the_experts_leaves_the_dummy_alone() -> None:
     """Three idle experts and a busy one: their biases move apart, and no nearer to the dummy's or farther."""
     router = Router(4, candidates=5, top_k=1, bias_update_rate=0.01)
