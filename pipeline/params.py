@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
-from pipeline.model.config import Model
+from pipeline.model.config import BEYOND_GPT2_WEIGHTS, Model
 from pipeline.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")
@@ -154,6 +154,21 @@ class Params(Section):
     depth: Depth
     sample: Sample
     log: Log
+
+    def check_sections(self) -> None:
+        """Raise UserError for what fits each section alone and cannot work together."""
+        init_from, depth = self.train.init_from, self.sample.recurrent_depth
+        beyond = self.model.beyond_gpt2() + self.model.changed(*BEYOND_GPT2_WEIGHTS)
+        if init_from.startswith("gpt2") and not Path(init_from).exists() and beyond:
+            raise UserError(
+                f"model.{beyond[0]}: the weights of train.init_from = {init_from} have no place for it; "
+                "leave it at its default, or use scratch"
+            )
+        if depth is not None and not self.model.loops:
+            raise UserError(
+                f"sample.recurrent_depth = {depth}: the model has no loop; leave it blank, or set "
+                "model.recurrent_shared_weights = true"
+            )
 
     def with_overrides(self, overrides: Sequence[str]) -> Params:
         """These parameters with `section.key=value` applied, as `dvc exp run -S` would. Raises UserError."""

@@ -157,7 +157,7 @@ def main(
         raise UserError(f"--no-fork contradicts {clone}; drop one of them")
     if clone is not None:
         check_clone(clone)
-    chosen = list(dict.fromkeys(variants.split(",")))
+    chosen = list(dict.fromkeys(variants.replace(",", " ").split()))
     for variant in chosen:
         load_params([*overrides(variant), f"train.dtype={dtype}"], presets.FOLDER / f"{presets.DEFAULT}.yaml")
 

@@ -10,6 +10,7 @@ from stages.command import Overrides, run
 def main(overrides: Overrides = None) -> None:
     """Say what is wrong with params.yaml and the active dataset.yaml, or nothing."""
     params = load_params(overrides or [])
+    params.check_sections()
     load_spec(params.data.dataset)
 
 

@@ -7,7 +7,6 @@ import sys
 
 from pipeline.data.shards import load_manifest
 from pipeline.data.tokenizers import load_tokenizer
-from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.params import load_params
 from pipeline.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
@@ -20,13 +19,9 @@ from stages.command import Overrides, run
 def main(overrides: Overrides = None) -> None:
     """Train, then write the model, the log and the metrics to results/."""
     params = load_params(overrides or [])
+    params.check_sections()
     load_manifest(tokens_folder(params))
     # What the last stage cannot do is better known before the long one.
-    if params.sample.recurrent_depth is not None and not params.model.loops:
-        raise UserError(
-            f"sample.recurrent_depth = {params.sample.recurrent_depth}: the model has no loop; "
-            "leave it blank, or set model.recurrent_shared_weights = true"
-        )
     encode_prompt(params.sample.start, load_tokenizer(tokens_folder(params)))
     try:
         fitted = fit(

@@ -104,8 +104,7 @@ def _mixtures(c: GPTConfig) -> Callable[[], MixtureOfExperts]:
         owner = not (c.share_moe_experts and banks)
         if owner:
             banks.append(Experts(c.moe_num_experts, c.n_embd, c.bias, c.activation))
-        top_k = 1 if c.moe_hard_routing else c.moe_top_k
-        router = Router(c.n_embd, c.moe_num_experts + 1, top_k, c.moe_dummy_share, c.moe_bias_update_rate)
+        router = Router(c.n_embd, c.moe_num_experts + 1, c.choices, c.dummy_share, c.moe_bias_update_rate)
         made.append(
             MixtureOfExperts(
                 f"moe{len(made)}",

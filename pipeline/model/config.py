@@ -1,7 +1,8 @@
 """The `model` section of params.yaml: the plain GPT-2, and a switch for each member of the family.
 
-Every switch is off by default. What contradicts itself, or would do nothing, is an error: a switch that was
-silently ignored has ruined many an experiment.
+Every switch is off by default. What contradicts itself, or asks for something that is off, is an error: a
+switch that was silently ignored has ruined many an experiment. Numbers that only describe a part that is off
+(how many experts, how deep) may stay, so that a part is one switch to turn off and on again.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from pydantic import Field, model_validator
 from pipeline.validation import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-# What asks for something that another switch has to be on for. Without it: an error. Numbers that merely
-# describe a part that is off (how many experts, how deep) may stay, so that a part is one switch to turn off.
+# What asks for something that another switch has to be on for.
 NEEDS_LOOP = (
     "fixed_edge_blocks",
     "n_layers_prelude",
@@ -50,7 +50,7 @@ class Model(Section):
     n_head: Count = Field(description="attention heads; must divide n_embd")
     n_embd: Count = Field(description="width of the residual stream")
     block_size: Count = Field(description="context length in tokens")
-    bias: bool = Field(description="biases in Linear and LayerNorm layers, as in GPT-2")
+    bias: bool = Field(description="biases in the blocks' Linear and LayerNorm layers, as in GPT-2")
     dropout: Fraction = Field(description="0 for pretraining; 0.1 or more for finetuning or small data")
 
     # parts of a block
@@ -83,7 +83,7 @@ class Model(Section):
     recurrent_depth: Count = Field(
         4, description="mean number of applications in training, the number after it"
     )
-    recurrent_depth_spread: Weight = Field(
+    recurrent_depth_spread: Annotated[float, Field(ge=0, le=3)] = Field(
         0.5, description="deviation of the logarithm of the number of applications in training; 0 fixes it"
     )
     recurrent_max_depth: Count | None = Field(
@@ -108,7 +108,7 @@ class Model(Section):
     recurrent_noise_mode: Literal["none", "add", "concat"] = Field(
         "none", description="noise before every application, in training only"
     )
-    recurrent_noise_std: Weight = Field(0.0, description="deviation of that noise")
+    recurrent_noise_std: NonNegative = Field(0.0, description="deviation of that noise")
     recurrent_noise_concat_dim: Count | None = Field(
         None, description="noise channels that concat adds; null is n_embd"
     )
@@ -121,13 +121,15 @@ class Model(Section):
     moe_hard_routing: bool = Field(False, description="one expert a token, whatever moe_top_k says")
     share_moe_experts: bool = Field(False, description="one bank of experts for all layers, a router each")
     moe_dummy_share: Fraction | None = Field(
-        0.45, description="share of the choices that the bias gives the dummy; null leaves it to the router"
+        None, description="the dummy's share of the choices; null is 0.45, or 0.9 / moe_top_k if that is less"
     )
-    moe_bias_update_rate: Weight = Field(
+    moe_bias_update_rate: NonNegative = Field(
         0.001, description="step of the selection bias that balances the load (Wang et al. 2024); 0 is off"
     )
-    moe_aux_loss_weight: Weight = Field(0.0, description="of the load-balancing loss (Fedus et al. 2022)")
-    moe_z_loss_weight: Weight = Field(0.0, description="of the router's z-loss (Zoph et al. 2022)")
+    moe_aux_loss_weight: NonNegative = Field(
+        0.0, description="of the load-balancing loss (Fedus et al. 2022)"
+    )
+    moe_z_loss_weight: NonNegative = Field(0.0, description="of the router's z-loss (Zoph et al. 2022)")
 
     # leaving layers out
     layer_dropout: Fraction = Field(0.0, description="probability that a sequence skips a block, in training")
@@ -139,13 +141,13 @@ class Model(Section):
     learned_stopping_warmup_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="optimizer steps before the gate stops anything"
     )
-    learned_stopping_controller_weight: Weight = Field(
+    learned_stopping_controller_weight: NonNegative = Field(
         0.0, description="of (mean depth − target depth)², a part of the loss"
     )
-    learned_stopping_target_depth: Weight | None = Field(
+    learned_stopping_target_depth: Annotated[float, Field(ge=1)] | None = Field(
         None, description="mean depth to aim at; null is that of stopping anywhere alike, (n + 1) / 2"
     )
-    learned_stopping_entropy_weight: Weight = Field(
+    learned_stopping_entropy_weight: NonNegative = Field(
         0.0, description="of the entropy of the stopping step, which the loss rewards"
     )
     learned_stopping_temperature: Annotated[float, Field(gt=0)] = Field(
@@ -175,9 +177,22 @@ class Model(Section):
     @property
     def max_depth(self) -> int:
         """How often the looped block is applied at most while training."""
-        if not self.recurrent_shared_weights or self.scale_loss_by_n_layer:
+        varies = self.recurrent_shared_weights and self.recurrent_depth_spread > 0
+        if not varies or self.scale_loss_by_n_layer:
             return self.loop_depth
         return self.recurrent_max_depth or 2 * self.recurrent_depth
+
+    @property
+    def choices(self) -> int:
+        """How many candidates a token chooses in a mixture of experts."""
+        return 1 if self.moe_hard_routing else self.moe_top_k
+
+    @property
+    def dummy_share(self) -> float | None:
+        """The part of the choices at which the bias holds the dummy: nine of ten tokens, by default."""
+        if self.moe_bias_update_rate == 0:
+            return None
+        return min(0.45, 0.9 / self.choices) if self.moe_dummy_share is None else self.moe_dummy_share
 
     @property
     def prelude(self) -> int:
@@ -254,6 +269,14 @@ class Model(Section):
                 f"recurrent_max_depth = {self.recurrent_max_depth} is below recurrent_depth = "
                 f"{self.recurrent_depth}, the mean; raise it"
             )
+        if self.recurrent_max_depth is not None and self.recurrent_depth_spread == 0:
+            raise ValueError(
+                f"recurrent_max_depth = {self.recurrent_max_depth} caps a depth that recurrent_depth_spread "
+                "= 0 fixes; leave one of them at its default"
+            )
+        if self.max_depth == 1 and (self.learned_stopping or self.sticky_dropout) and self.loops:
+            which = "learned_stopping" if self.learned_stopping else "sticky_dropout"
+            raise ValueError(f"{which} has nothing to end in a loop of one step; make it deeper")
         shape_of_draw = self.changed("recurrent_max_depth", "recurrent_depth_spread")
         if shape_of_draw and self.scale_loss_by_n_layer:
             raise ValueError(
@@ -299,6 +322,22 @@ class Model(Section):
             raise ValueError(
                 f"moe_top_k = {self.moe_top_k} is above moe_num_experts + 1 = {candidates} (the dummy counts "
                 "too); lower it"
+            )
+        share = self.moe_dummy_share
+        if self.moe and share is not None and share * self.choices >= 1:
+            raise ValueError(
+                f"moe_dummy_share = {share} is out of reach: a token chooses the dummy once, which is 1 / "
+                f"{self.choices} of its choices; set less, or leave it blank"
+            )
+        if self.moe and share is not None and self.moe_bias_update_rate == 0:
+            raise ValueError(
+                f"moe_dummy_share = {share} is held by the bias, but moe_bias_update_rate = 0 keeps that "
+                "still; leave moe_dummy_share blank"
+            )
+        mixtures = 1 + self.prelude + self.coda if self.loops else self.n_layer
+        if self.share_moe_experts and mixtures == 1:
+            raise ValueError(
+                "share_moe_experts = true, but there is only one block to have experts; set it to false"
             )
         return self
 

@@ -105,7 +105,8 @@ class LearnedStopping(nn.Module):
     steps could add has little weight then. A sequence none of whose tokens goes on is not computed.
     """
 
-    eager = ("forward", "_softly", "_at_once", "_report")  # the number of steps changes
+    eager = ("forward", "_softly", "_at_once")  # the number of steps changes
+    eager_throughout = ("_report",)
 
     def __init__(
         self,

@@ -47,8 +47,7 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.top_k = top_k
-        # A token chooses the dummy once at most.
-        self.dummy_share = None if dummy_share is None else min(dummy_share, 1 / top_k)
+        self.dummy_share = dummy_share
         self.bias_update_rate = bias_update_rate
         self.scores = nn.Linear(n_embd, candidates)
         self.register_buffer("bias", torch.zeros(candidates))
@@ -123,7 +122,8 @@ class MixtureOfExperts(nn.Module):
     there. `name` is how its figures are called in the log.
     """
 
-    eager = ("forward", "_report")  # how many tokens an expert gets is known only when it gets them
+    eager = ("forward",)  # how many tokens an expert gets is known only when it gets them
+    eager_throughout = ("_report",)
 
     def __init__(
         self,

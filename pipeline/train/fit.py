@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.files import replacing_folder, sha256_file
 from pipeline.model.build import build_gpt, padded_vocab_size
-from pipeline.model.config import BEYOND_GPT2_WEIGHTS, CHANGES_NO_WEIGHT, GPTConfig
+from pipeline.model.config import CHANGES_NO_WEIGHT, GPTConfig
 from pipeline.model.saved import WEIGHTS_FILE, load_config, load_weights, save_config
 from pipeline.params import Params
 from pipeline.track.console import Console
@@ -35,6 +35,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     Raises UserError for what cannot work, before any step is taken, and Interrupted, with the state saved,
     when a signal asks to stop.
     """
+    params.check_sections()
     manifest = load_manifest(tokens_folder)
     device = use_device(params.runtime)
     tokens, val = open_split(tokens_folder, "train"), open_split(tokens_folder, "val")
@@ -129,11 +130,6 @@ def _initial_weights(init_from: str, config: GPTConfig, tokens_folder: Path) -> 
         return None
     folder = Path(init_from)
     if init_from.startswith("gpt2") and not folder.exists():
-        if beyond := config.beyond_gpt2() + config.changed(*BEYOND_GPT2_WEIGHTS):
-            raise UserError(
-                f"model.{beyond[0]}: the weights of train.init_from = {init_from} have no place for it; "
-                "leave it at its default, or use scratch"
-            )
         raise UserError(
             f"train.init_from = {init_from}: pretrained GPT-2 weights cannot be loaded yet; "
             "use scratch or the folder of a saved model"

@@ -56,6 +56,7 @@ class TrainState:
     interval_steps: int = 0
     interval_seconds: float = 0.0
     interval_figures: dict[str, float | list[float]] = field(default_factory=dict)
+    interval_reports: dict[str, int] = field(default_factory=dict)
     grad_norm: float | None = None
     scaler: dict[str, float] = field(default_factory=dict)
 
@@ -178,10 +179,11 @@ class Trainer:
 
     def _add_up(self, loss: Loss) -> None:
         """Add a micro-batch to the means in the next row of the log, without waiting for the device."""
-        share = 1 / self.train.gradient_accumulation_steps
-        self._loss_sum += loss.cross_entropy * share
+        self._loss_sum += loss.cross_entropy / self.train.gradient_accumulation_steps
+        counts = self.state.interval_reports
         for name, value in loss.figures.items():
-            self._figure_sums[name] = self._figure_sums.get(name, 0) + value * share
+            self._figure_sums[name] = self._figure_sums[name] + value if name in counts else value
+            counts[name] = counts.get(name, 0) + 1  # a part that was left out reports nothing
 
     def _settle(self) -> None:
         """Bring the state up to date with the device, which may still be computing."""
@@ -246,20 +248,20 @@ class Trainer:
             "mfu": speed and speed * self.flops_per_step / self.peak_flops,
         }
         for name, total in state.interval_figures.items():
-            row |= _numbered(name, total, steps)
+            row |= _numbered(name, total, state.interval_reports[name])
         for tracker in trackers:
             tracker.log(row)
         state.interval_loss, state.interval_steps, state.interval_seconds = 0.0, 0, 0.0
-        state.interval_figures = {}
+        state.interval_figures, state.interval_reports = {}, {}
         self._loss_sum.zero_()
         self._figure_sums = {}
 
 
-def _numbered(name: str, total: float | list[float], steps: int) -> dict[str, float]:
-    """A figure's mean over the steps; `name_0`, `name_1`, … if it is one for each expert."""
+def _numbered(name: str, total: float | list[float], reports: int) -> dict[str, float]:
+    """A figure's mean over its reports; `name_0`, `name_1`, … if it is one for each expert."""
     if isinstance(total, list):
-        return {f"{name}_{index}": value / steps for index, value in enumerate(total)}
-    return {name: total / steps}
+        return {f"{name}_{index}": value / reports for index, value in enumerate(total)}
+    return {name: total / reports}
 
 
 @contextmanager

@@ -70,7 +70,28 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ("share_moe_experts=true", f"share_moe_experts = true {MOE}"),
         ("moe_aux_loss_weight=0.01", f"moe_aux_loss_weight = 0.01 {MOE}"),
         ("moe_z_loss_weight=0.01", f"moe_z_loss_weight = 0.01 {MOE}"),
+        (
+            "moe=true moe_dummy_share=0.5",
+            "moe_dummy_share = 0.5 is out of reach: a token chooses the dummy once",
+        ),
+        ("moe=true moe_top_k=3 moe_dummy_share=0.34", "moe_dummy_share = 0.34 is out of reach: "),
+        (
+            "moe=true moe_dummy_share=0.2 moe_bias_update_rate=0.0",
+            "moe_dummy_share = 0.2 is held by the bias, but moe_bias_update_rate = 0 keeps that still",
+        ),
+        (
+            f"{RECURRENT}moe=true share_moe_experts=true",
+            "share_moe_experts = true, but there is only one block to have experts; set it to false",
+        ),
         # a loop
+        (
+            f"{RECURRENT}recurrent_depth_spread=0.0 recurrent_max_depth=9",
+            "recurrent_max_depth = 9 caps a depth that recurrent_depth_spread = 0 fixes",
+        ),
+        (f"{RECURRENT}recurrent_depth_spread=1e200", "model.recurrent_depth_spread = 1e+200: should be less"),
+        (f"{RECURRENT}recurrent_depth_spread=0.0 recurrent_backprop_depth=5", "is above the 4 steps"),
+        (f"{SHARED}n_layer=1 sticky_dropout=0.1", "sticky_dropout has nothing to end in a loop of one step"),
+        (f"{SHARED}n_layer=1 learned_stopping=true", "learned_stopping has nothing to end in a loop of one"),
         (f"{RECURRENT}recurrent_depth=0", "model.recurrent_depth = 0: should be greater than or equal to 1"),
         ("recurrent_depth=-3", "model.recurrent_depth = -3: should be greater than or equal to 1"),
         (f"{SHARED}recurrent_max_depth=8", f"recurrent_max_depth = 8 {RECURRENCE}"),
@@ -200,7 +221,7 @@ def test_what_contradicts_itself_or_would_do_nothing_gets_one_line(switches: str
         f"{RECURRENT}fixed_edge_blocks=true n_layers_prelude=0",
         f"{RECURRENT}{SHARED}recurrent_prelude_injection=true",
         f"{RECURRENT}recurrent_noise_mode=concat recurrent_noise_std=1 recurrent_noise_concat_dim=1",
-        f"{RECURRENT}moe=true share_moe_experts=true layer_dropout=0.1 sticky_dropout=0.1",
+        f"{RECURRENT}fixed_edge_blocks=true moe=true share_moe_experts=true sticky_dropout=0.1",
         f"{GATE}scale_loss_by_n_layer=true layer_dropout=0.1",
         f"{GATE}learned_stopping_use_threshold=true learned_stopping_threshold=0.99",
         "n_kv_head=5",
