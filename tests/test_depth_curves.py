@@ -84,7 +84,10 @@ def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsyn
         ),
         (["--variants", " , "], "error: --variants names none (there are dense, shared, "),
         (
-            ["-S", "model.share_parameters_across_layers=true", "-S", "model.sticky_dropout=0.1"],
+            [
+                *("--variants", "dense,stopping"),
+                *("-S", "model.share_parameters_across_layers=true", "-S", "model.sticky_dropout=0.1"),
+            ],
             "error: variant stopping: ",
         ),
         (["-S", "train.init_from=resume"], "error: train.init_from = resume: no weights fit all variants; "),

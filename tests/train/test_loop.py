@@ -127,6 +127,7 @@ def test_init_from_resume_continues_and_never_starts(runs: Runs) -> None:
 
 def test_a_second_signal_acts_at_once(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Trainer._step
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def impatient(trainer: Trainer) -> None:
         step(trainer)
@@ -138,6 +139,7 @@ def test_a_second_signal_acts_at_once(runs: Runs, monkeypatch: pytest.MonkeyPatc
         patched.setattr(Trainer, "_step", impatient)
         with pytest.raises(KeyboardInterrupt):
             runs()
+    signal.signal(signal.SIGINT, before)
     assert outcome(runs()) == outcome(runs.elsewhere("uninterrupted")())
 
 
