@@ -1,6 +1,6 @@
 """Time this project beside nanoGPT: the CPU configuration of its README, on TinyShakespeare.
 
-Both programs run by turns; see stages.bench.
+Both programs run by turns; see pipeline.benchmark.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from stages.command import Overrides, run
 def main(overrides: Overrides = None) -> None:
     """Train, then write the model, the log and the metrics to results/."""
     params = load_params(overrides or [])
-    params.check_sections()
     load_manifest(tokens_folder(params))
     # What the last stage cannot do is better known before the long one.
     encode_prompt(params.sample.start, load_tokenizer(tokens_folder(params)))

@@ -1,6 +1,6 @@
 """When a loop ends, sequence by sequence or token by token: the halting policies of a recurrence.
 
-A policy runs the loop. It calls `step.advance(x, n, rows)` for step n, on all sequences or on some, and
+A policy runs the loop. It calls `steps.advance(x, n, rows)` for step n, on all sequences or on some, and
 yields the residual stream after each step; it also counts in `report.mean_depth` how many steps were taken.
 """
 
