@@ -1,4 +1,4 @@
-"""The keys and values that attention has already computed, kept for decoding one token at a time."""
+"""The keys and values that attention has already computed, kept for the tokens that come after."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class KVCache:
-    """Keys and values of `batch` sequences at every place where attention runs.
+    """Keys and values of `batch` sequences, of at most `block_size` positions, wherever attention runs.
 
     A place is a number that the trunk gives: a layer's, or a step's of a loop.
     """
@@ -39,3 +39,11 @@ class KVCache:
     def advance(self, positions: int) -> None:
         """Every place has seen so many more positions."""
         self.length += positions
+
+    def at(self, rows: torch.Tensor) -> KVCache:
+        """A copy for some of the sequences; one that is named twice can be continued in two ways."""
+        copy = KVCache(self._block_size, len(rows))
+        for place, (keys, values) in self._places.items():
+            copy.append(place, keys[:, :, : self.length][rows], values[:, :, : self.length][rows])
+        copy.advance(self.length)
+        return copy

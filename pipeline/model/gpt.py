@@ -133,13 +133,22 @@ class GPT(nn.Module):
 
         A recurrent model takes `depth` steps, by default as many as it was trained for.
         """
-        return self.head(self._read(ids, Context(cache), depth))
+        return self.head(self.hidden_states(ids, cache, depth))
+
+    def hidden_states(
+        self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
+    ) -> torch.Tensor:
+        """What `head` turns into logits, (B, T, C), for ids (B, T), which continue what `cache` has seen.
+
+        The head costs most where the vocabulary is large: it can be given only the positions that matter.
+        """
+        return self._read(ids, Context(cache), depth)
 
     def next_logits(
         self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
     ) -> torch.Tensor:
         """Logits (B, vocabulary) for the token after ids (B, T)."""
-        return self.head(self._read(ids, Context(cache), depth)[:, -1])
+        return self.head(self.hidden_states(ids, cache, depth)[:, -1])
 
     def loss(self, ids: torch.Tensor, targets: torch.Tensor, depth: int | None = None) -> Loss:
         """The loss on targets (B, T) after ids (B, T)."""

@@ -1,0 +1,248 @@
+"""Zero-shot tasks: where their text is, what of it is scored, and what the scores come to.
+
+The data is downloaded once per machine and checked; a file of one's own can take its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.data.fetch import fetch
+from pipeline.data.tokenizers import Tokenizer
+from pipeline.errors import UserError
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.scoring import Group, Score, encode_pair, sliding_windows
+from pipeline.files import sha256_file, write_text
+
+
+class Task(ABC):
+    """A task's samples in a model's tokens: the groups to score, and what their scores come to."""
+
+    name: ClassVar[str]
+    unit: ClassVar[str]  # what a group is
+    running: ClassVar[str]  # the figure that is shown while it is measured
+    groups: Sequence[Group]
+    samples: int
+
+    @classmethod
+    @abstractmethod
+    def download(cls, folder: Path) -> Path:
+        """The task's file in `folder`, downloaded if it is not there. Raises UserError."""
+
+    @abstractmethod
+    def __init__(self, path: Path, tokenizer: Tokenizer, block_size: int, limit: int | None) -> None:
+        """The first `limit` samples in a file, or all of them. Raises UserError."""
+
+    @abstractmethod
+    def tally(self, group: int, scores: Sequence[Score]) -> np.ndarray:
+        """What one group's scores add to the sums (2,) that `figures` is made of."""
+
+    @abstractmethod
+    def figures(self, sums: np.ndarray, groups: int) -> dict[str, float]:
+        """The task's figures, from sums over so many groups."""
+
+
+class HellaSwag(Task):
+    """Which of four endings is the likeliest: 10,042 tasks of the validation split (Zellers et al. 2019).
+
+    `accuracy` compares the endings' log-probabilities, `accuracy_norm` these divided by the endings' numbers
+    of characters: `acc` and `acc_norm` of lm-evaluation-harness, from the same text. The file is the official
+    one or an already cleaned one, of `ctx`, `endings` and `label`.
+    """
+
+    URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+    SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
+    name, unit, running = "hellaswag", "tasks", "accuracy"
+
+    @classmethod
+    def download(cls, folder: Path) -> Path:
+        return fetch(cls.URL, cls.SHA256, folder)
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, block_size: int, limit: int | None) -> None:
+        tasks = [_hellaswag_task(row, where) for row, where in _rows(path, limit)]
+        self.groups = []
+        for context, endings, _ in tasks:
+            pairs = [encode_pair(tokenizer, context, f" {ending}") for ending in endings]
+            shared = pairs[0][0]
+            assert all(ids == shared for ids, _ in pairs), "a token begins where a word does"
+            self.groups.append(Group(shared, [continuation for _, continuation in pairs]))
+        self.samples = len(tasks)
+        self._characters = [np.array([len(ending) for ending in endings]) for _, endings, _ in tasks]
+        self._labels = [label for _, _, label in tasks]
+
+    def tally(self, group: int, scores: Sequence[Score]) -> np.ndarray:
+        log_probabilities = np.array([ending.log_probability for ending in scores])
+        guesses = log_probabilities.argmax(), (log_probabilities / self._characters[group]).argmax()
+        return np.array([guess == self._labels[group] for guess in guesses], dtype=np.float64)
+
+    def figures(self, sums: np.ndarray, groups: int) -> dict[str, float]:
+        right, right_norm = sums.tolist()
+        return {"accuracy": right / groups, "accuracy_norm": right_norm / groups}
+
+
+class Lambada(Task):
+    """The last word of 5,153 passages (Paperno et al. 2016), in the variant that OpenAI tested GPT-2 on.
+
+    `accuracy` is how often each of the word's tokens is the likeliest, `perplexity` that of whole words.
+    """
+
+    URL = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
+    SHA256 = "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226"
+    name, unit, running = "lambada", "passages", "accuracy"
+
+    @classmethod
+    def download(cls, folder: Path) -> Path:
+        return fetch(cls.URL, cls.SHA256, folder)
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, block_size: int, limit: int | None) -> None:
+        self.groups = []
+        for row, where in _rows(path, limit):
+            passage, _, word = str(_field(row, "text", where)).rpartition(" ")
+            if not word:
+                raise UserError(f"{where}: text ends without a last word; repair the file")
+            context, continuation = encode_pair(tokenizer, passage, f" {word}")
+            self.groups.append(Group(context, [continuation]))
+        self.samples = len(self.groups)
+
+    def tally(self, group: int, scores: Sequence[Score]) -> np.ndarray:
+        (word,) = scores
+        return np.array([word.greedy, word.log_probability], dtype=np.float64)
+
+    def figures(self, sums: np.ndarray, groups: int) -> dict[str, float]:
+        right, log_probability = sums.tolist()
+        return {
+            "accuracy": right / groups,
+            "perplexity": Evaluation(-log_probability, groups, 0).perplexity,
+        }
+
+
+class WikiText2(Task):
+    """The raw test text of WikiText-2 (Merity et al. 2017), 4,358 lines, in sliding windows.
+
+    A window has `block_size` tokens, of which the last 512 are new, or half of them in a shorter one; every
+    token but the first is predicted, as in the recipe of `sliding_windows`. `perplexity` is per token;
+    `word_perplexity` spreads the same nats over what white space separates, `bits_per_byte` over UTF-8 bytes:
+    these two compare across tokenizers. A sample is a line.
+    """
+
+    REPOSITORY, CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
+    REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+    SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
+    STRIDE = 512
+    name, unit, running = "wikitext2", "windows", "perplexity"
+
+    @classmethod
+    def download(cls, folder: Path) -> Path:
+        path = folder / "wiki.test.raw"
+        if path.is_file() and sha256_file(path) == cls.SHA256:
+            return path
+        try:
+            text = "".join(row or " \n" for row in cls._rows_of_the_hub())  # where blank lines are emptied
+        except UserError as error:
+            raise UserError(f"{error}, or put WikiText-2's wiki.test.raw at {path}") from None
+        actual = hashlib.sha256(text.encode()).hexdigest()
+        if actual != cls.SHA256:
+            raise UserError(
+                f"{cls.REPOSITORY}, revision {cls.REVISION}: sha256 of the text is {actual}, expected "
+                f"{cls.SHA256}; not kept, get wiki.test.raw by other means and put it at {path}"
+            )
+        write_text(path, text)
+        return path
+
+    @classmethod
+    def _rows_of_the_hub(cls) -> list[str]:
+        from pyarrow import parquet
+
+        from pipeline.data.hub import write_documents
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_documents(cls.REPOSITORY, cls.CONFIG, "test", cls.REVISION, "text", Path(folder))
+            rows: list[str] = parquet.read_table(folder)["text"].to_pylist()
+            return rows
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, block_size: int, limit: int | None) -> None:
+        if block_size < 2:
+            raise UserError(f"model.block_size = {block_size}: windows need 2 tokens to slide")
+        lines = _lines(path, limit)
+        text = "".join(lines)
+        ids = tokenizer.encode(text)
+        self.groups = sliding_windows(ids.tolist(), block_size, min(self.STRIDE, block_size // 2))
+        if not self.groups:
+            raise UserError(f"{path}: a single token, of which nothing can be predicted; read more of it")
+        self.samples = len(lines)
+        self._words = len(text.split())
+        self._bytes = int(tokenizer.token_bytes[ids[1:]].sum())
+
+    def tally(self, group: int, scores: Sequence[Score]) -> np.ndarray:
+        (new,) = scores
+        return np.array([-new.log_probability, len(self.groups[group].continuations[0])])
+
+    def figures(self, sums: np.ndarray, groups: int) -> dict[str, float]:
+        nats, tokens = sums.tolist()
+        text = Evaluation(nats, tokens, self._bytes)
+        return {
+            "word_perplexity": Evaluation(nats, self._words, self._bytes).perplexity,
+            "bits_per_byte": text.bits_per_byte,
+            "perplexity": text.perplexity,
+        }
+
+
+def _hellaswag_task(row: dict[str, Any], where: str) -> tuple[str, list[str], int]:
+    """Context, endings and the index of the right one, cleaned as in lm-evaluation-harness."""
+    endings, label = _field(row, "endings", where), _field(row, "label", where)
+    if not (isinstance(endings, list) and all(isinstance(ending, str) and ending for ending in endings)):
+        raise UserError(f"{where}: endings = {endings!r} is not a list of texts; repair the file")
+    if not (str(label).isdecimal() and int(label) < len(endings)):
+        raise UserError(f"{where}: label = {label!r} is not the index of an ending; repair the file")
+    if "activity_label" not in row:
+        return str(_field(row, "ctx", where)), endings, int(label)
+    activity, first, second = (str(_field(row, name, where)) for name in ("activity_label", "ctx_a", "ctx_b"))
+    context = _without_markup(f"{activity}: {first} {second.capitalize()}")
+    return context, [_without_markup(ending) for ending in endings], int(label)
+
+
+def _without_markup(text: str) -> str:
+    """The part of HellaSwag that is from WikiHow marks titles and steps, in brackets."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _rows(path: Path, limit: int | None) -> Iterator[tuple[dict[str, Any], str]]:
+    """The first `limit` objects of a JSON lines file, and where each is, for messages."""
+    for number, line in enumerate(_lines(path, limit), start=1):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON: {error}; repair the file") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object; repair the file")
+        yield row, where
+
+
+def _field(row: dict[str, Any], name: str, where: str) -> Any:
+    if name not in row:
+        raise UserError(f"{where}: no field {name!r} among {', '.join(row)}; name a file of this task")
+    return row[name]
+
+
+def _lines(path: Path, limit: int | None) -> list[str]:
+    """The first `limit` lines of a file, with their ends. Raises UserError if there are none."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            lines = list(islice(file, limit))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}; name a file of this task") from None
+    if not lines:
+        raise UserError(f"{path}: empty; name a file of this task")
+    return lines
