@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,22 +159,6 @@ def _evaluate_checkpoint(folder: Path) -> float:
             nats += loss.item() * targets.numel()
             tokens += targets.numel()
     return nats / tokens
-
-
-def markdown_table(cells: Sequence[Sequence[str]], alignments: str) -> str:
-    """Lines of cells, the first of them the header, as a table that reads well on a terminal too.
-
-    `alignments` has a `<` or `>` for each column.
-    """
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = [
-        "-" * width if to == "<" else "-" * (width - 1) + ":"
-        for width, to in zip(widths, alignments, strict=True)
-    ]
-    lines = [cells[0], rule, *cells[1:]]
-    return "\n".join(
-        "| " + " | ".join(map("{:{}{}}".format, line, alignments, widths)) + " |" for line in lines
-    )
 
 
 def machine() -> dict[str, str | int | None]:

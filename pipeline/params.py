@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
-from pipeline.model.config import BEYOND_GPT2_WEIGHTS, Model
+from pipeline.model.config import Model
+from pipeline.model.pretrained import PUBLISHED, check_start
 from pipeline.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")
@@ -32,15 +33,26 @@ class Data(Section):
 
 
 class Tokenizer(Section):
-    name: Literal["char", "byte", "gpt2", "bpe"] = Field(
-        description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE"
+    name: Literal["char", "byte", "gpt2", "bpe", "pretrained"] = Field(
+        description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE; pretrained is "
+        "another model's"
     )
     vocab_size: int = Field(ge=257, le=1 << 20, description="size of the vocabulary that bpe learns")
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        description="of pretrained: the model whose tokenizer it is, a folder or a name on the hub"
+    )
+
+    @model_validator(mode="after")
+    def _is_whose(self) -> Tokenizer:
+        if self.name == "pretrained" and self.model is None:
+            raise ValueError("name = pretrained needs tokenizer.model: the model whose tokenizer to use")
+        return self
 
 
 class Train(Section):
     init_from: Annotated[str, Field(min_length=1)] = Field(
-        description="scratch, resume (continue this very run, or fail), gpt2*, or a model folder"
+        description="scratch, resume (continue this very run, or fail), gpt2 (-medium, -large, -xl), a "
+        "model's folder or its name on the hub (user/model@revision)"
     )
     seed: int = Field(ge=0, lt=2**63, description="of the initial weights, the batch order and dropout")
     batch_size: int = Field(ge=1, description="sequences in a micro-batch")
@@ -96,15 +108,19 @@ BASELINES = ("uniform", "unigram", "bigram", "trigram", "xz")
 
 class Baselines(Section):
     models: Annotated[list[str], Field(min_length=1)] = Field(
-        description="uniform, unigram, bigram, trigram, xz, or the folder of a saved model (saved/mine)"
+        description="uniform, unigram, bigram, trigram, xz, gpt2 (-medium, -large, -xl), a model's folder "
+        "(saved/mine) or its name on the hub (user/model)"
+    )
+    pretrained: list[str] = Field(
+        description="models that only `make baselines` compares with, because they are large downloads"
     )
     train_tokens: int = Field(ge=2, description="n-grams are counted on the first so many training tokens")
 
     @model_validator(mode="after")
     def _are_known(self) -> Baselines:
-        for name in self.models:
-            if "/" not in name and name not in BASELINES:
-                known = list(BASELINES)
+        for name in self.models + self.pretrained:
+            known = [*BASELINES, *PUBLISHED]
+            if "/" not in name and name not in known:
                 raise ValueError(f"models = {name!r}: none of {', '.join(known)}{suggest(name, known)}")
         return self
 
@@ -116,6 +132,19 @@ class Depth(Section):
     stopping_thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         description="where a model with learned stopping is measured besides, as (mean depth, loss)"
     )
+
+
+class Zeroshot(Section):
+    tasks: Annotated[list[Literal["hellaswag", "lambada", "wikitext2"]], Field(min_length=1)] = Field(
+        description="hellaswag, lambada, wikitext2"
+    )
+    models: list[str] = Field(
+        description="models that `make eval-zeroshot` evaluates besides the trained one"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        description="samples of each task, the first ones; null is all of them"
+    )
+    batch_size: int = Field(ge=1, description="texts read at once")
 
 
 class Sample(Section):
@@ -140,6 +169,9 @@ class Sample(Section):
 
 class Log(Section):
     log_interval: int = Field(ge=1, description="steps between rows of log.csv and plain progress lines")
+    zeroshot_interval: Annotated[int, Field(ge=1)] | None = Field(
+        description="steps between zero-shot evaluations in the log; null is never"
+    )
 
 
 class Params(Section):
@@ -152,18 +184,15 @@ class Params(Section):
     runtime: Runtime
     baselines: Baselines
     depth: Depth
+    zeroshot: Zeroshot
     sample: Sample
     log: Log
 
     def check_sections(self) -> None:
         """Raise UserError for what fits each section alone and cannot work together."""
         init_from, depth = self.train.init_from, self.sample.recurrent_depth
-        beyond = self.model.beyond_gpt2() + self.model.changed(*BEYOND_GPT2_WEIGHTS)
-        if init_from.startswith("gpt2") and not Path(init_from).exists() and beyond:
-            raise UserError(
-                f"model.{beyond[0]}: the weights of train.init_from = {init_from} have no place for it; "
-                "leave it at its default, or use scratch"
-            )
+        if init_from in PUBLISHED and not Path(init_from).exists():  # known before it is downloaded
+            check_start(self.model, PUBLISHED[init_from].config, init_from)
         if depth is not None and not self.model.loops:
             raise UserError(
                 f"sample.recurrent_depth = {depth}: the model has no loop; leave it blank, or set "

@@ -22,6 +22,10 @@ from pipeline.validation import read_yaml, suggest, validate
 FOLDER = Path("presets")
 DEFAULT = "default"
 
+# What commands set for the user, again and again, in params.yaml: no edits of the user's.
+SET_BY_TRAIN_ON = ("data.dataset",)
+SET_BY_FINETUNE_ON = ("data.dataset", "tokenizer.name", "tokenizer.model", "train.init_from", "model.")
+
 
 def names(folder: Path = FOLDER) -> list[str]:
     """The presets, `default` first."""
@@ -104,18 +108,20 @@ def show(value: Any) -> str:
 
 def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Path) -> None:
     edits_by_preset = {name: differences(_parse(compose(name, folder)), values) for name in names(folder)}
+    edits_by_preset = {name: _by_hand(name, edits) for name, edits in edits_by_preset.items()}
     nearest = min(edits_by_preset, key=lambda name: len(edits_by_preset[name]))
-    edits = [
-        f"{key} = {show(now)}"
-        for key, (_, now) in edits_by_preset[nearest].items()
-        if key != "data.dataset"  # which `make train-on` sets, and sets again
-    ]
+    edits = [f"{key} = {show(now)}" for key, (_, now) in edits_by_preset[nearest].items()]
     if edits:
         more = f" and {len(edits) - 3} more" if len(edits) > 3 else ""
         raise UserError(
             f"{params_file} has edits of yours on top of preset {nearest}: {', '.join(edits[:3])}{more}; "
             "save them elsewhere, or overwrite them with FORCE=1 (--force)"
         )
+
+
+def _by_hand(preset: str, edits: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    by_commands = SET_BY_FINETUNE_ON if preset == "finetune-on" else SET_BY_TRAIN_ON
+    return {key: change for key, change in edits.items() if not key.startswith(by_commands)}
 
 
 def _path(name: str, folder: Path) -> Path:

@@ -32,7 +32,6 @@ from pipeline.benchmark import (
     VERDICTS,
     call_apart,
     machine,
-    markdown_table,
     nanogpt_saved_val_loss,
     nanogpt_steps,
     prepare_clone,
@@ -44,6 +43,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_json, write_text
 from pipeline.params import load_params
 from pipeline.paths import LOG, METRICS, MODEL, RESULTS
+from pipeline.tables import markdown_table
 from pipeline.variants import VARIANTS, overrides
 from stages.command import run
 

@@ -25,7 +25,6 @@ from pipeline.benchmark import (
     PREPARE,
     VERDICTS,
     machine,
-    markdown_table,
     nanogpt_saved_val_loss,
     nanogpt_steps,
     prepare_clone,
@@ -36,6 +35,7 @@ from pipeline.benchmark import (
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_text
 from pipeline.paths import LOG, METRICS, RESULTS
+from pipeline.tables import markdown_table
 from stages.command import run
 
 TABLE = RESULTS / "bench-nanogpt.md"

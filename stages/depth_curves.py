@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pipeline.benchmark import markdown_table
 from pipeline.data.shards import load_manifest
 from pipeline.device import use_device
 from pipeline.errors import UserError
@@ -20,6 +19,7 @@ from pipeline.files import write_text
 from pipeline.model.saved import load_model
 from pipeline.params import Params, load_params
 from pipeline.paths import COMPARED, COMPARED_PICTURE, COMPARED_TABLE, runs_folder, tokens_folder
+from pipeline.tables import markdown_table
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted
 from pipeline.variants import VARIANTS

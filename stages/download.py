@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.data.documents import corpus_files, count_documents
 from pipeline.data.sources import load_spec, write_raw
 from pipeline.params import load_params
 from pipeline.paths import raw_folder
@@ -15,8 +14,7 @@ def main(overrides: Overrides = None) -> None:
     spec = load_spec(params.data.dataset)
     raw = raw_folder(params)
     write_raw(spec, raw)
-    megabytes = sum(path.stat().st_size for path in corpus_files(raw)) / 1e6
-    print(f"{raw}: {count_documents(raw):,} documents, {megabytes:,.1f} MB")
+    print(f"{raw}: {spec.source.contents(raw)}")
 
 
 if __name__ == "__main__":

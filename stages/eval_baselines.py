@@ -1,11 +1,13 @@
-"""Evaluate one baseline on the active dataset's validation text: results/baselines/<name>.json."""
+"""Evaluate one baseline or model on the active dataset's validation text: results/baselines/<name>.json."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.data.shards import load_manifest
 from pipeline.evaluate.baselines import evaluate_baseline, file_name
 from pipeline.files import write_json
 from pipeline.params import load_params
@@ -15,16 +17,23 @@ from stages.command import Overrides, run
 
 def main(
     name: Annotated[
-        str, typer.Argument(help="uniform, unigram, bigram, trigram, xz, or a saved model's folder.")
+        str,
+        typer.Argument(
+            help="uniform, unigram, bigram, trigram, xz, gpt2 (-medium, -large, -xl), a model's folder, or "
+            "its name on the hub."
+        ),
     ],
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = BASELINES,
     overrides: Overrides = None,
 ) -> None:
     """Measure a baseline's loss in nats per token and bits per byte."""
     params = load_params(overrides or [])
-    result = evaluate_baseline(name, params, tokens_folder(params))
-    path = BASELINES / file_name(name)
-    write_json(path, {"name": name, **result.as_json()})
-    print(f"{path}: val loss {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte")
+    folder = tokens_folder(params)
+    result = evaluate_baseline(name, params, folder)
+    path = out / file_name(name)
+    write_json(path, {"name": name, "data": load_manifest(folder).fingerprint, **result.as_json()})
+    loss, bpb = result.val.loss, result.val.bits_per_byte
+    print(f"{path}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder
-from pipeline.interop.huggingface import save_gpt2, to_gpt2
+from pipeline.interop.gpt2 import save_gpt2, to_gpt2
 from pipeline.model.saved import CONFIG_FILE, WEIGHTS_FILE, load_config, load_model
-from pipeline.paths import MODEL, RESULTS
+from pipeline.paths import EXPORT, MODEL
 from stages.command import run
 
-EXPORT = RESULTS / "export"
 WRITTEN = {CONFIG_FILE, WEIGHTS_FILE}
 
 

@@ -1,12 +1,22 @@
-"""Make data/<name>/dataset.yaml for the user's own text, and make it the active dataset."""
+"""Make data/<name>/dataset.yaml for the user's own text or nanoGPT's ids, and make it the active dataset."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.data.sources import FilesSource, dataset_name, load_spec, spec_for_text, write_spec
+from pipeline.data.nanogpt import holds_ids
+from pipeline.data.sources import (
+    FilesSource,
+    NanoGPTSource,
+    dataset_name,
+    load_spec,
+    spec_for_nanogpt,
+    spec_for_text,
+    write_spec,
+)
 from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.params import PARAMS_FILE, load_params
@@ -17,23 +27,40 @@ from stages.command import run
 
 def main(
     text: Annotated[
-        str, typer.Argument(metavar="TEXT", help="Path or glob of .txt, .jsonl or .parquet files.")
+        str,
+        typer.Argument(
+            metavar="TEXT",
+            help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
+        ),
     ],
     text_column: Annotated[
         str, typer.Option(help="Where .jsonl and .parquet files hold their text.")
     ] = "text",
 ) -> None:
-    """Describe your own text in data/<name>/dataset.yaml, and set data.dataset to it."""
+    """Describe your own text in data/<name>/dataset.yaml, and set data.dataset to it.
+
+    Ids come with their tokenizer, so tokenizer.name is set too.
+    """
     load_params()  # a broken params.yaml stops here, before anything is written
-    spec = spec_for_text(text, text_column)
-    name = dataset_name(text)
+    folder = Path(text).expanduser()
+    if holds_ids(folder):
+        # nanoGPT's folders are called as ours are, and hold other splits of the same text.
+        spec, name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
+    else:
+        spec, name = spec_for_text(text, text_column), dataset_name(text)
     path = DATA / name / "dataset.yaml"
-    if path.exists() and not isinstance(load_spec(name).source, FilesSource):
+    if path.exists() and not isinstance(load_spec(name).source, FilesSource | NanoGPTSource):
         raise UserError(f"TEXT={text}: {path} is another dataset's; rename the file or folder of your text")
+    values = {"data": {"dataset": name}}
+    if isinstance(spec.source, NanoGPTSource):
+        values["tokenizer"] = {"name": spec.source.tokenizer_name}
     write_spec(spec, path)
-    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), {"data": {"dataset": name}}))
+    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
-    print(f"{PARAMS_FILE}: data.dataset is now {name}\nnext: dvc repro")
+    changed = ", ".join(
+        f"{section}.{key} is now {value}" for section, keys in values.items() for key, value in keys.items()
+    )
+    print(f"{PARAMS_FILE}: {changed}\nnext: dvc repro")
     print(f"(experiments in a copy, `dvc exp run --temp`, need it in git: git add {path})")
 
 

@@ -9,11 +9,10 @@ from typing import Annotated
 import torch
 import typer
 
-from pipeline.data.tokenizers import load_tokenizer
 from pipeline.device import use_device
 from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.model.saved import load_config, load_model
+from pipeline.interop.models import open_model
 from pipeline.params import load_params
 from pipeline.paths import MODEL, SAMPLES
 from pipeline.sampling import TextStream, TokenSampler, encode_prompt, generate
@@ -27,20 +26,24 @@ def main(
     start: Annotated[
         str | None, typer.Option(help="The prompt, or FILE:path; overrides sample.start.", show_default=False)
     ] = None,
-    model: Annotated[Path, typer.Option(help="Folder of a saved model.")] = MODEL,
+    model: Annotated[
+        str, typer.Option(help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub.")
+    ] = str(MODEL),
     out: Annotated[str, typer.Option(help="Where to save the samples; - shows them only.")] = str(SAMPLES),
 ) -> None:
     """Decode sample.num_samples texts as one batch; the first is shown as it is written."""
     params = load_params(overrides or [])
     settings = params.sample
     device = use_device(params.runtime)
-    if settings.recurrent_depth is not None and not load_config(model).loops:
+    stored = open_model(model)
+    if settings.recurrent_depth is not None and not stored.config.loops:
         raise UserError(
             f"sample.recurrent_depth = {settings.recurrent_depth}: the model in {model} has no loop; "
             "leave it blank, or train with model.recurrent_shared_weights = true"
         )
-    gpt, tokenizer = load_model(model, device), load_tokenizer(model)
+    tokenizer = stored.tokenizer()
     prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
+    gpt = stored.load(device)
     sampler = TokenSampler(
         temperature=settings.temperature,
         top_k=settings.top_k,

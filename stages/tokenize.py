@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.data.sources import load_spec
 from pipeline.data.tokenize import tokenize
 from pipeline.errors import UserError
+from pipeline.interop.models import open_model
 from pipeline.params import load_params
 from pipeline.paths import raw_folder, tokens_folder
 from stages.command import Overrides, run
@@ -17,8 +18,12 @@ def main(overrides: Overrides = None) -> None:
     spec = load_spec(params.data.dataset)
     if not raw.is_dir():
         raise UserError(f"{raw}: missing dataset; run `dvc repro download` first")
+    settings, pretrained = params.tokenizer, None
+    if settings.name == "pretrained":
+        assert settings.model is not None, "params.yaml was checked"
+        pretrained = open_model(settings.model).tokenizer()
     manifest = tokenize(
-        raw, spec.split, params.tokenizer.name, params.tokenizer.vocab_size, params.data.shard_tokens, folder
+        raw, spec.split, settings.name, settings.vocab_size, params.data.shard_tokens, folder, pretrained
     )
     print(
         f"{folder}: {manifest.train.tokens:,} train and {manifest.val.tokens:,} val tokens, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark import CONFIG, PREPARE, markdown_table
+from pipeline.benchmark import CONFIG, PREPARE
 from pipeline.errors import UserError
 from pipeline.variants import VARIANTS
 from stages.bench_model import (
@@ -149,11 +149,6 @@ def test_the_tables_are_markdown() -> None:
     assert cells["a"] == ["1.4000", "≤ 1.4", "pass"]
     for table in text.split("\n\n"):
         assert len({len(line) for line in table.splitlines()}) == 1
-
-
-def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    table = markdown_table([("", "b"), ("long", "1"), ("x", "22")], "<>")
-    assert table.splitlines() == ["|      |  b |", "| ---- | -: |", "| long |  1 |", "| x    | 22 |"]
 
 
 def test_time_left_counts_what_is_known() -> None:

@@ -102,12 +102,15 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("sample.top_k=0", "sample.top_k = 0: should be greater than or equal to 1"),
         ("sample.top_p=1.5", "sample.top_p = 1.5: should be less than or equal to 1"),
         ("train.dtype=float8", "train.dtype = 'float8': should be 'float32', 'bfloat16' or 'float16'"),
-        ("tokenizer.name=gpt3", "tokenizer.name = 'gpt3': should be 'char', 'byte', 'gpt2' or 'bpe'"),
+        (
+            "tokenizer.name=gpt3",
+            "tokenizer.name = 'gpt3': should be 'char', 'byte', 'gpt2', 'bpe' or 'pretrained'",
+        ),
         ("runtime.device=gpu", "runtime.device = 'gpu': "),
         ("data.dataset=../secrets", "data.dataset = '../secrets': "),
         (
             "baselines.models=[bigarm]",
-            "models = 'bigarm': none of uniform, unigram, bigram, trigram, xz; did you mean",
+            "models = 'bigarm': none of uniform, unigram, bigram, trigram, xz, gpt2, gpt2-medium, ",
         ),
         ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),

@@ -85,9 +85,9 @@ def count_characters(raw: Path) -> int:
     return sum(len(piece.text) for piece in read_pieces(raw))
 
 
-def fingerprint(raw: Path) -> str:
-    """SHA-256 over the name and SHA-256 of each file, sorted by name."""
-    lines = [f"{path.name} {sha256_file(path)}\n" for path in corpus_files(raw)]
+def fingerprint(paths: Iterable[Path]) -> str:
+    """SHA-256 over the name and SHA-256 of each file."""
+    lines = [f"{path.name} {sha256_file(path)}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -44,15 +44,15 @@ def write_documents(
         raise
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
-            f"{where}: {_first_line(error)}; correct source.repository or source.revision"
+            f"{where}: {first_line(error)}; correct source.repository or source.revision"
         ) from None
     except Exception as error:
-        if _is_of_the_network(error):
+        if is_of_the_network(error):
             raise UserError(
-                f"{where}: cannot reach the hub ({_first_line(error)}); try again with network"
+                f"{where}: cannot reach the hub ({first_line(error)}); try again with network"
             ) from None
         if isinstance(error, OSError | ValueError | RuntimeError):
-            raise UserError(f"{where}: {_first_line(error)}; correct source in dataset.yaml") from None
+            raise UserError(f"{where}: {first_line(error)}; correct source in dataset.yaml") from None
         raise
 
 
@@ -111,12 +111,23 @@ def _reported(tables: Iterator[pyarrow.Table], name: str) -> Iterator[pyarrow.Ta
                 print(f"{name}: {documents:,} documents, {rate:,.0f} per second", file=sys.stderr, flush=True)
 
 
-def _is_of_the_network(error: Exception) -> bool:
-    """By name, because the hub's client changes the HTTP library whose errors it lets through."""
+def is_of_the_network(error: Exception) -> bool:
+    """Whether the hub was not reached, or refused.
+
+    By name, because the hub's client changes the HTTP library whose errors it lets through.
+    """
     names = {ancestor.__name__ for ancestor in type(error).__mro__}
-    return bool(names & {"ConnectionError", "TransportError", "HfHubHTTPError"})
+    network = {
+        "ConnectionError",
+        "TransportError",
+        "HfHubHTTPError",
+        "LocalEntryNotFoundError",
+        "XetDownloadError",
+    }
+    return not names.isdisjoint(network)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

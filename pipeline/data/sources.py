@@ -8,15 +8,16 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
-from pipeline.data import hub, pydocs
-from pipeline.data.documents import EXTENSIONS, read_file, write_jsonl
+from pipeline.data import hub, nanogpt, pydocs
+from pipeline.data.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
 from pipeline.data.fetch import fetch
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, sha256_file, write_text
@@ -30,7 +31,15 @@ SPLIT_SEED = 2357  # nanoGPT's
 FEW_DOCUMENTS = 100
 
 
-class PydocsSource(Section):
+class TextSource(Section):
+    """A source whose raw/ holds files that pipeline.data.documents reads."""
+
+    def contents(self, raw: Path) -> str:
+        """How much it has written, in words."""
+        return _amount(count_documents(raw), "documents", corpus_files(raw))
+
+
+class PydocsSource(TextSource):
     """The documentation of the running Python, see pipeline.data.pydocs."""
 
     kind: Literal["pydocs"]
@@ -40,7 +49,7 @@ class PydocsSource(Section):
         write_jsonl(folder / "documents.jsonl", records)
 
 
-class UrlSource(Section):
+class UrlSource(TextSource):
     """One file, verified; .jsonl and .parquet hold their text in `text`."""
 
     kind: Literal["url"]
@@ -59,7 +68,7 @@ class UrlSource(Section):
         fetch(self.url, self.sha256, folder)
 
 
-class HuggingFaceSource(Section):
+class HuggingFaceSource(TextSource):
     """One split of a data set on the Hugging Face hub, or of a local folder that `datasets` can load."""
 
     kind: Literal["huggingface"]
@@ -73,36 +82,63 @@ class HuggingFaceSource(Section):
         hub.write_documents(self.repository, self.config, self.split, self.revision, self.text_column, folder)
 
 
-class TextFile(Section):
+class UserFile(Section):
     path: NonEmpty
     sha256: Sha256
 
+    def unchanged(self) -> Path:
+        """Its path. Raises UserError if it went, or is not as it was."""
+        path = Path(self.path)
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; put it back or run `make train-on` again") from None
+        if found != self.sha256:
+            raise UserError(f"{path}: changed since dataset.yaml was made; run `make train-on` again")
+        return path
 
-class FilesSource(Section):
+
+class FilesSource(TextSource):
     """The user's own files; `text_column` says where .jsonl and .parquet files hold their text."""
 
     kind: Literal["files"]
-    paths: Annotated[list[TextFile], Field(min_length=1)]
+    paths: Annotated[list[UserFile], Field(min_length=1)]
     text_column: NonEmpty = "text"
 
     def write(self, folder: Path) -> None:
         for number, file in enumerate(self.paths):
-            source = Path(file.path)
+            source = file.unchanged()
             extension = source.suffix.lower()
-            try:
-                found = sha256_file(source)
-            except OSError as error:
-                raise UserError(
-                    f"{source}: {error.strerror}; put it back or run `make train-on` again"
-                ) from None
-            if found != file.sha256:
-                raise UserError(f"{source}: changed since dataset.yaml was made; run `make train-on` again")
             target = folder / f"{number:05d}-{_safe(source.stem)}"
             if extension == ".txt" or self.text_column == "text":
                 shutil.copyfile(source, f"{target}{extension}")
             else:
                 texts = (text for text, _ in read_file(source, self.text_column, piece_chars=sys.maxsize))
                 write_jsonl(Path(f"{target}.jsonl"), ({"text": text} for text in texts))
+
+
+class NanoGPTSource(Section):
+    """Token ids that nanoGPT prepared; without `meta` they are GPT-2's, with it those of its characters."""
+
+    kind: Literal["nanogpt"]
+    train: UserFile
+    val: UserFile
+    meta: UserFile | None = None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tokenizer.name has to be."""
+        return "gpt2" if self.meta is None else "char"
+
+    def write(self, folder: Path) -> None:
+        for file, name in zip((self.train, self.val), nanogpt.IDS_FILES, strict=True):
+            shutil.copyfile(file.unchanged(), folder / name)
+        if self.meta is not None:
+            nanogpt.read_meta(self.meta.unchanged()).save(folder)
+
+    def contents(self, raw: Path) -> str:
+        paths = [raw / name for name in nanogpt.IDS_FILES]
+        return _amount(sum(map(nanogpt.count_ids, paths)), "tokens", paths)
 
 
 class TailSplit(Section):
@@ -120,16 +156,36 @@ class DocumentSplit(Section):
     seed: int = Field(ge=0, lt=2**63)
 
 
-Source = Annotated[PydocsSource | UrlSource | HuggingFaceSource | FilesSource, Field(discriminator="kind")]
-Split = Annotated[TailSplit | DocumentSplit, Field(discriminator="by")]
+class GivenSplit(Section):
+    """The source comes in two splits."""
+
+    by: Literal["source"]
+
+
+Source = Annotated[
+    PydocsSource | UrlSource | HuggingFaceSource | FilesSource | NanoGPTSource, Field(discriminator="kind")
+]
+Split = Annotated[TailSplit | DocumentSplit | GivenSplit, Field(discriminator="by")]
 
 
 class DatasetSpec(Section):
     """All of a dataset.yaml."""
 
     description: str = ""
+    published: dict[str, float] = Field(
+        default={}, description="validation losses that others report, by model"
+    )
     source: Source
     split: Split
+
+    @model_validator(mode="after")
+    def _split_suits_source(self) -> DatasetSpec:
+        if (self.source.kind == "nanogpt") != (self.split.by == "source"):
+            raise ValueError(
+                f"split.by = {self.split.by} contradicts source.kind = {self.source.kind}: `by: source` is "
+                "for nanogpt, which comes in two splits, and the others are for text"
+            )
+        return self
 
 
 def load_spec(dataset: str, root: Path = Path("data")) -> DatasetSpec:
@@ -150,12 +206,12 @@ def write_spec(spec: DatasetSpec, path: Path) -> None:
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 4096
-    yaml.dump(spec.model_dump(exclude_none=True), text)
+    yaml.dump(spec.model_dump(exclude_defaults=True), text)
     write_text(path, text.getvalue())
 
 
 def write_raw(spec: DatasetSpec, folder: Path) -> None:
-    """Replace `folder` by the source's text: files that pipeline.data.documents reads, text in `text`.
+    """Replace `folder` by the source's text, files that pipeline.data.documents reads, or by nanoGPT's ids.
 
     The folder appears only once it is whole. Raises UserError for what cannot be had or has changed.
     """
@@ -178,7 +234,7 @@ def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
         if not in_file:
             raise UserError(f"{path}: no documents; put text into it or leave it out")
         documents += in_file
-        files.append(TextFile(path=str(path), sha256=sha256_file(path)))
+        files.append(_as_it_is(path))
     many = documents >= FEW_DOCUMENTS
     return DatasetSpec(
         description=f"made by `make train-on` from {pattern}",
@@ -189,11 +245,42 @@ def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
     )
 
 
+def spec_for_nanogpt(folder: Path) -> DatasetSpec:
+    """The dataset.yaml for the train.bin and val.bin, and the meta.pkl if there is one, in nanoGPT's folder.
+
+    Raises UserError for files that are not whole, and for a meta.pkl that is not of characters.
+    """
+    train, val = (folder.absolute() / name for name in nanogpt.IDS_FILES)
+    meta = folder.absolute() / nanogpt.META_FILE
+    for path in (train, val):
+        nanogpt.count_ids(path)
+    if meta.exists():
+        nanogpt.read_meta(meta)
+    return DatasetSpec(
+        description=f"made by `make train-on` from {folder}",
+        source=NanoGPTSource(
+            kind="nanogpt",
+            train=_as_it_is(train),
+            val=_as_it_is(val),
+            meta=_as_it_is(meta) if meta.exists() else None,
+        ),
+        split=GivenSplit(by="source"),
+    )
+
+
 def dataset_name(pattern: str) -> str:
     """A folder name for the text at a path or glob: `My Books/*.txt` is `My-Books`, `emma.txt` is `emma`."""
     plain = [part for part in Path(pattern).expanduser().absolute().parts if not glob.has_magic(part)]
     last = Path(plain[-1])
     return _safe(last.stem if last.suffix.lower() in EXTENSIONS else last.name)
+
+
+def _as_it_is(path: Path) -> UserFile:
+    return UserFile(path=str(path), sha256=sha256_file(path))
+
+
+def _amount(number: int, what: str, paths: Sequence[Path]) -> str:
+    return f"{number:,} {what}, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Raw text to shards: choose the tokenizer, split into train and val, encode, write a manifest."""
+"""A corpus to shards: choose the tokenizer, split into train and val, encode, write a manifest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.data.documents import Piece, count_characters, count_documents, fingerprint, read_pieces
+from pipeline.data.documents import (
+    Piece,
+    corpus_files,
+    count_characters,
+    count_documents,
+    fingerprint,
+    read_pieces,
+)
+from pipeline.data.nanogpt import IDS_FILES, read_ids
 from pipeline.data.shards import Manifest, ShardWriter, SplitManifest, SplitName, token_dtype
-from pipeline.data.sources import DocumentSplit, Split, TailSplit
-from pipeline.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
+from pipeline.data.sources import DocumentSplit, GivenSplit, Split, TailSplit
+from pipeline.data.tokenizers import (
+    TOKENIZER_FILE,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    gpt2_tokenizer,
+    load_tokenizer,
+    train_bpe,
+)
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder
 
@@ -24,48 +41,57 @@ BATCH_CHARACTERS = 1 << 23  # encoded at once: enough to keep every core busy, s
 
 
 def tokenize(
-    raw: Path, split: Split, tokenizer_name: str, vocab_size: int, shard_tokens: int, folder: Path
+    raw: Path,
+    split: Split,
+    tokenizer_name: str,
+    vocab_size: int,
+    shard_tokens: int,
+    folder: Path,
+    pretrained: Tokenizer | None = None,
 ) -> Manifest:
     """Encode all of `raw` into `folder`, which appears only once it is whole.
 
-    The end-of-text id follows each document of a corpus of several. Raises UserError for text that cannot
-    be read or that leaves a split empty.
+    The tokenizer is the one called `tokenizer_name`, or else `pretrained`. The end-of-text id follows each
+    document of a corpus of several. Ids that nanoGPT prepared stay as they are. Raises UserError for text
+    that cannot be read or that leaves a split empty, and for ids that are not the tokenizer's.
     """
-    documents = count_documents(raw)
-    corpus = Corpus(raw, documents, count_characters(raw), split)
-    tokenizer = make_tokenizer(tokenizer_name, vocab_size, corpus)
+    corpus: Corpus | IdFiles = (
+        IdFiles(raw)
+        if isinstance(split, GivenSplit)
+        else Corpus(raw, count_documents(raw), count_characters(raw), split)
+    )
+    tokenizer = corpus.tokenizer(tokenizer_name, vocab_size, pretrained)
     with replacing_folder(folder) as temporary:
         writers = {name: SplitWriter(temporary, name, tokenizer, shard_tokens) for name in SPLITS}
-        with tqdm(
-            total=corpus.characters,
-            unit="char",
-            unit_scale=True,
-            desc="tokenize",
-            disable=not sys.stderr.isatty(),
-        ) as progress:
-            for batch in _batched(corpus.pieces()):
-                ids = tokenizer.encode_batch([piece.text for _, piece in batch])
-                for (name, piece), encoded in zip(batch, ids, strict=True):
-                    writers[name].append(piece, encoded, mark_end=documents > 1)
-                progress.update(sum(len(piece.text) for _, piece in batch))
+        for part in corpus.encoded(tokenizer):
+            writers[part.split].append(part)
         splits = {name: writer.close() for name, writer in writers.items()}
         for name, written in splits.items():
             if written.tokens < 2:
                 raise UserError(
-                    f"{raw}: split.fraction leaves no token to predict for {name} ({documents} documents, "
-                    f"{corpus.characters} characters); change it in dataset.yaml or add text"
+                    f"{raw}: split.fraction leaves no token to predict for {name} ({corpus}); "
+                    "change it in dataset.yaml or add text"
                 )
         tokenizer.save(temporary)
         manifest = Manifest(
             dtype="uint16" if token_dtype(tokenizer.vocab_size).itemsize == 2 else "uint32",
             vocab_size=tokenizer.vocab_size,
             tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-            source_sha256=fingerprint(raw),
+            source_sha256=fingerprint(corpus.files),
             train=splits["train"],
             val=splits["val"],
         )
         manifest.save(temporary)
     return manifest
+
+
+class Part(NamedTuple):
+    """Some ids of a split, how many documents end in them, and how much text they stand for."""
+
+    split: SplitName
+    ids: np.ndarray
+    documents: int
+    utf8_bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,50 @@ class Corpus:
     raw: Path
     documents: int
     characters: int
-    split: Split
+    split: TailSplit | DocumentSplit
+
+    def __str__(self) -> str:
+        return f"{self.documents} documents, {self.characters} characters"
+
+    @property
+    def files(self) -> list[Path]:
+        return corpus_files(self.raw)
+
+    def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
+        """The tokenizer called `name`; `char` and `bpe` learn their vocabulary from the corpus.
+
+        `bpe` learns from the training text alone; `char` lists the characters of all of it, as nanoGPT does.
+        """
+        if pretrained is not None:
+            return pretrained
+        if name == "char":
+            characters: set[str] = set()
+            for _, piece in self.pieces():
+                characters.update(piece.text)
+            return CharTokenizer(characters, end_of_text=self.documents > 1)
+        if name == "byte":
+            return ByteTokenizer(end_of_text=self.documents > 1)
+        if name == "bpe":
+            return train_bpe((piece.text for split, piece in self.pieces() if split == "train"), vocab_size)
+        return gpt2_tokenizer()
+
+    def encoded(self, tokenizer: Tokenizer) -> Iterator[Part]:
+        """All of it in ids, an end-of-text id after each document if there are several."""
+        end = tokenizer.end_of_text if self.documents > 1 else None
+        with tqdm(
+            total=self.characters,
+            unit="char",
+            unit_scale=True,
+            desc="tokenize",
+            disable=not sys.stderr.isatty(),
+        ) as progress:
+            for batch in _batched(self.pieces()):
+                encoded = tokenizer.encode_batch([piece.text for _, piece in batch])
+                for (split, piece), ids in zip(batch, encoded, strict=True):
+                    if piece.last and end is not None:
+                        ids = np.append(ids, np.uint32(end))
+                    yield Part(split, ids, int(piece.last), len(piece.text.encode()))
+                progress.update(sum(len(piece.text) for _, piece in batch))
 
     def pieces(self) -> Iterator[tuple[SplitName, Piece]]:
         if isinstance(self.split, DocumentSplit):
@@ -107,21 +176,35 @@ class Corpus:
                 yield ("train" if cut > 0 else "val"), piece
 
 
-def make_tokenizer(name: str, vocab_size: int, corpus: Corpus) -> Tokenizer:
-    """The tokenizer called `name`; `char` and `bpe` learn their vocabulary from the corpus.
+@dataclass(frozen=True)
+class IdFiles:
+    """Ids that nanoGPT prepared: train.bin and val.bin, of the tokenizer beside them or else of GPT-2's."""
 
-    `bpe` learns from the training text alone; `char` lists the characters of all of it, as nanoGPT does.
-    """
-    if name == "char":
-        characters: set[str] = set()
-        for _, piece in corpus.pieces():
-            characters.update(piece.text)
-        return CharTokenizer(characters, end_of_text=corpus.documents > 1)
-    if name == "byte":
-        return ByteTokenizer(end_of_text=corpus.documents > 1)
-    if name == "bpe":
-        return train_bpe((piece.text for split, piece in corpus.pieces() if split == "train"), vocab_size)
-    return gpt2_tokenizer()
+    raw: Path
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.raw / name for name in IDS_FILES]
+
+    def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
+        """The tokenizer of the ids. Raises UserError if another one is asked for."""
+        of_characters = (self.raw / TOKENIZER_FILE).exists()
+        needed = "char" if of_characters else "gpt2"
+        if pretrained is not None or name == needed:
+            own = load_tokenizer(self.raw) if of_characters else gpt2_tokenizer()
+            if pretrained is None or own.vocabulary == pretrained.vocabulary:
+                return own
+        raise UserError(
+            f"tokenizer.name = {name}: {self.raw} holds nanoGPT's ids of "
+            f"{'its characters' if of_characters else 'GPT-2 (no meta.pkl)'}; set tokenizer.name to {needed}"
+        )
+
+    def encoded(self, tokenizer: Tokenizer) -> Iterator[Part]:
+        """The ids as they are."""
+        for split, path in zip(SPLITS, self.files, strict=True):
+            for ids in read_ids(path, tokenizer.vocab_size):
+                ends = 0 if tokenizer.end_of_text is None else int((ids == tokenizer.end_of_text).sum())
+                yield Part(split, ids, ends, int(tokenizer.token_bytes[ids].sum()))
 
 
 class SplitWriter:
@@ -129,16 +212,13 @@ class SplitWriter:
 
     def __init__(self, folder: Path, name: SplitName, tokenizer: Tokenizer, shard_tokens: int) -> None:
         self._writer = ShardWriter(folder, name, token_dtype(tokenizer.vocab_size), shard_tokens)
-        self._end_of_text = tokenizer.end_of_text
         self._documents = 0
         self._utf8_bytes = 0
 
-    def append(self, piece: Piece, ids: np.ndarray, mark_end: bool) -> None:
-        self._writer.append(ids)
-        self._utf8_bytes += len(piece.text.encode())
-        self._documents += piece.last
-        if piece.last and mark_end:
-            self._writer.append(np.array([self._end_of_text]))
+    def append(self, part: Part) -> None:
+        self._writer.append(part.ids)
+        self._documents += part.documents
+        self._utf8_bytes += part.utf8_bytes
 
     def close(self) -> SplitManifest:
         shards = self._writer.close()

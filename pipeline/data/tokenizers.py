@@ -1,7 +1,8 @@
 """Text to token ids and back: characters, bytes, and byte-level BPE (GPT-2's, or trained on the corpus).
 
 A tokenizer is its vocabulary, a table of the bytes each id stands for, and a way to cut text into ids.
-It is saved as one `tokenizer.json` that travels with the shards and with the model.
+It is saved as one `tokenizer.json` that travels with the shards and with the model. Those of GPT-2's kind are
+read from transformers' files too.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.fetch import fetch
+from pipeline.data.tokenizer_json import END_OF_TEXT, kind_of, printable_bytes, special_tokens
 from pipeline.errors import UserError
 from pipeline.files import write_text
 
-END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILES = ("vocab.json", "merges.txt")  # in place of tokenizer.json in older folders of transformers
 
 # How GPT-2 cuts text into words before merging bytes (Radford et al. 2019, section 2.2).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -142,14 +144,16 @@ class BPETokenizer(Tokenizer):
 
         self._json = tokenizer_json
         values = json.loads(tokenizer_json)
-        byte_of = {character: byte for byte, character in enumerate(_printable_bytes())}
-        ranks = {bytes(byte_of[c] for c in token): i for token, i in values["model"]["vocab"].items()}
-        specials = {token["content"]: token["id"] for token in values["added_tokens"]}
-        for special in specials:  # `tokenizers` lists it among the plain tokens too when it was trained there
-            ranks.pop(special.encode(), None)
+        byte_of = {character: byte for byte, character in enumerate(printable_bytes())}
+        specials = special_tokens(values)
+        ranks = {
+            bytes(byte_of[character] for character in token): i
+            for token, i in values["model"]["vocab"].items()
+            if token not in specials  # which may be listed among the plain tokens too
+        }
         by_id = {i: token for token, i in ranks.items()} | {i: b"" for i in specials.values()}
         self.vocabulary = [by_id[i] for i in range(len(by_id))]
-        self.end_of_text = specials[END_OF_TEXT]
+        self.end_of_text = specials.get(END_OF_TEXT)
         self._encoding = tiktoken.Encoding(
             "gpt-pipeline", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials
         )
@@ -166,20 +170,51 @@ class BPETokenizer(Tokenizer):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`. Raises UserError if there is none or it is damaged."""
+    """The tokenizer saved in `folder`: ours, an export of ours, or one of transformers' of GPT-2's kind.
+
+    Raises UserError if there is none, if it is damaged, or of another kind.
+    """
     path = folder / TOKENIZER_FILE
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
-        if values.get("type") == "char":
-            return CharTokenizer(values["characters"], values["end_of_text"])
-        if values.get("type") == "byte":
-            return ByteTokenizer(values["end_of_text"])
-        return BPETokenizer(text)
+        if not path.exists() and all((folder / name).exists() for name in VOCABULARY_FILES):
+            path = folder / VOCABULARY_FILES[0]
+            return _from_text(_from_vocabulary_files(folder))
+        return _from_text(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro`, or name a saved model's folder") from None
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{path}: damaged; remove its folder and run `dvc repro`") from None
+        raise UserError(
+            f"{path}: damaged; if a stage made it, remove its folder and run `dvc repro`, else copy it anew"
+        ) from None
+
+
+def _from_text(tokenizer_json: str) -> Tokenizer:
+    values = json.loads(tokenizer_json)
+    if values.get("type") == "char":
+        return CharTokenizer(values["characters"], values["end_of_text"])
+    if values.get("type") == "byte":
+        return ByteTokenizer(values["end_of_text"])
+    kind, has_end = kind_of(values), END_OF_TEXT in special_tokens(values)
+    if kind == "char":
+        return CharTokenizer(values["model"]["vocab"].keys() - {END_OF_TEXT}, has_end)
+    if kind == "byte":
+        return ByteTokenizer(has_end)
+    return BPETokenizer(tokenizer_json)
+
+
+def _from_vocabulary_files(folder: Path) -> str:
+    """The tokenizer.json that vocab.json and merges.txt stand for."""
+    vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in VOCABULARY_FILES)
+    try:
+        tokenizer = _byte_level_bpe(json.loads(vocabulary), _merges(merges))
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(str(error)) from None
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    text: str = tokenizer.to_str()
+    return text
 
 
 def gpt2_tokenizer() -> BPETokenizer:
@@ -190,8 +225,7 @@ def gpt2_tokenizer() -> BPETokenizer:
     files = {name: fetch(GPT2_URL + name, sha256, cache) for name, sha256 in GPT2_FILES.items()}
     vocab = json.loads(files["encoder.json"].read_text(encoding="utf-8"))
     end_of_text = vocab.pop(END_OF_TEXT)
-    lines = files["vocab.bpe"].read_text(encoding="utf-8").splitlines()[1:]
-    tokenizer = _byte_level_bpe(vocab, [tuple(line.split()) for line in lines if line])
+    tokenizer = _byte_level_bpe(vocab, _merges(files["vocab.bpe"].read_text(encoding="utf-8")))
     tokenizer.add_special_tokens([END_OF_TEXT])
     assert tokenizer.token_to_id(END_OF_TEXT) == end_of_text
     return BPETokenizer(tokenizer.to_str())
@@ -221,11 +255,7 @@ def _byte_level_bpe(vocab: Any = None, merges: Any = None) -> Any:
     return tokenizer
 
 
-def _printable_bytes() -> list[str]:
-    """The character that stands for each byte in GPT-2's vocabulary files.
-
-    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 and up.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+def _merges(text: str) -> list[tuple[str, ...]]:
+    """The pairs of merges.txt, or vocab.bpe, after the line with the version."""
+    lines = text.splitlines()
+    return [tuple(line.split()) for line in lines[lines[0].startswith("#version") :] if line]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pipeline.data.shards import open_split
 from pipeline.data.tokenizers import Tokenizer, load_tokenizer
@@ -13,15 +16,32 @@ from pipeline.errors import UserError
 from pipeline.evaluate.compression import xz_bits
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.ngram import NGram
-from pipeline.params import BASELINES, Params
+from pipeline.params import Params
 
 NGRAM_ORDERS = {"uniform": 0, "unigram": 1, "bigram": 2, "trigram": 3}
 
 
-def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> Evaluation:
-    """How well a baseline, or the model in the folder `name`, predicts the validation split.
+@dataclass(frozen=True)
+class BaselineResult:
+    """How well something predicts the validation text, and as much of the training text."""
 
-    Every token but the first is predicted, as a GPT predicts them. Raises UserError if `name` is neither.
+    val: Evaluation
+    train: Evaluation | None = None  # a compressor that starts cold has none
+    params: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.val.as_json(),
+            "train_loss": self.train and self.train.loss,
+            "params": self.params,
+        }
+
+
+def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
+    """How well a baseline, or the model called `name`, predicts the validation split.
+
+    Every token but the first is predicted, as a GPT predicts them; so is the beginning of the training split,
+    as long as the validation split. Raises UserError if there is no such baseline or model.
     """
     if name in NGRAM_ORDERS:
         return _ngram(NGRAM_ORDERS[name], params.baselines.train_tokens, tokens_folder)
@@ -29,9 +49,7 @@ def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> Evaluat
         return _xz(tokens_folder)
     if ".." in Path(name).parts or name.endswith("/"):
         raise UserError(f"baseline {name}: name a folder without .. and without a / at its end")
-    if Path(name).is_dir():
-        return _saved_model(Path(name), params, tokens_folder)
-    raise UserError(f"baseline {name}: neither one of {', '.join(BASELINES)} nor a saved model's folder")
+    return _model(name, params, tokens_folder)
 
 
 def file_name(name: str) -> str:
@@ -39,38 +57,56 @@ def file_name(name: str) -> str:
     return f"{name.lstrip('/')}.json"
 
 
-def _ngram(order: int, train_tokens: int, tokens_folder: Path) -> Evaluation:
+def _ngram(order: int, train_tokens: int, tokens_folder: Path) -> BaselineResult:
     tokenizer = load_tokenizer(tokens_folder)
     train, val = open_split(tokens_folder, "train", train_tokens), open_split(tokens_folder, "val")
     model = NGram.fit(train.read(0, min(len(train), train_tokens)), tokenizer.vocab_size, order)
-    text = val.read(0, len(val))
-    text_bytes = int(tokenizer.token_bytes[np.asarray(text[1:])].sum())
-    return Evaluation(float(model.nll(text).sum()), len(text) - 1, text_bytes)
+
+    def evaluation(text: np.ndarray) -> Evaluation:
+        text_bytes = int(tokenizer.token_bytes[np.asarray(text[1:])].sum())
+        return Evaluation(float(model.nll(text).sum()), len(text) - 1, text_bytes)
+
+    return BaselineResult(
+        evaluation(val.read(0, len(val))), evaluation(train.read(0, min(len(train), len(val))))
+    )
 
 
-def _xz(tokens_folder: Path) -> Evaluation:
+def _xz(tokens_folder: Path) -> BaselineResult:
     tokenizer = load_tokenizer(tokens_folder)
     val = open_split(tokens_folder, "val")
     text = tokenizer.decode_bytes(val.read(0, len(val)).tolist())
-    return Evaluation(xz_bits(text) * math.log(2), len(val), len(text))
+    return BaselineResult(Evaluation(xz_bits(text) * math.log(2), len(val), len(text)))
 
 
-def _saved_model(folder: Path, params: Params, tokens_folder: Path) -> Evaluation:
+def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """A model with another tokenizer reads the same text in its own tokens: compare bits per byte then."""
-    from pipeline.data.batches import evaluation_windows
+    from pipeline.data.batches import count_batches, evaluation_windows
     from pipeline.data.shards import Tokens
     from pipeline.device import use_device
     from pipeline.evaluate.loss import evaluate
-    from pipeline.model.saved import load_model
+    from pipeline.interop.models import open_model
 
-    tokenizer, val = load_tokenizer(folder), open_split(tokens_folder, "val")
-    own = load_tokenizer(tokens_folder)
-    if tokenizer.to_json() != own.to_json():
-        val = Tokens([_retokenized(val.read(0, len(val)), own, tokenizer)])
+    stored, own = open_model(name), load_tokenizer(tokens_folder)
+    tokenizer = stored.tokenizer(like=own)
+    val = open_split(tokens_folder, "val")
+    texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}
     device = use_device(params.runtime)
-    model = load_model(folder, device)
-    windows = evaluation_windows(val, model.block_size, params.train.batch_size)
-    return evaluate(model, windows, tokenizer.token_bytes, device)
+    model = stored.load(device)
+    results = {}
+    for split, tokens in texts.items():
+        ids = tokens.read(0, min(len(tokens), len(val)))
+        if (tokenizer.vocabulary, tokenizer.end_of_text) != (own.vocabulary, own.end_of_text):
+            ids = _retokenized(ids, own, tokenizer)
+        which = (Tokens([ids]), model.block_size, params.train.batch_size)
+        windows = tqdm(
+            evaluation_windows(*which),
+            desc=f"{name} on {split}",
+            total=count_batches(*which),
+            unit="batch",
+            disable=None,
+        )
+        results[split] = evaluate(model, windows, tokenizer.token_bytes, device)
+    return BaselineResult(results["val"], results["train"], model.num_params())
 
 
 def _retokenized(ids: np.ndarray, own: Tokenizer, other: Tokenizer) -> np.ndarray:

@@ -21,6 +21,7 @@ from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_st
 from pipeline.files import write_text
 from pipeline.model.gpt import GPT
 from pipeline.params import Params
+from pipeline.pictures import save_picture
 
 FIGURES = ("val_loss", "perplexity", "val_bpb")  # nats per token, exp of that, bits per byte
 
@@ -163,11 +164,7 @@ def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline]
     axes.margins(x=0.08, y=0.08)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
-    temporary.replace(path)
+    save_picture(figure, path)
 
 
 def _draw_curve(axes: Any, curve: DepthCurve, color: Any, numbers: bool) -> None:

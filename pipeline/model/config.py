@@ -58,8 +58,9 @@ class Model(Section):
         "learned", description="learned embeddings, rotary (Su et al. 2021) or ALiBi (Press et al. 2022)"
     )
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm: Zhang and Sennrich 2019")
-    activation: Literal["gelu", "relu2", "swiglu"] = Field(
-        "gelu", description="relu2: So et al. 2021; swiglu: Shazeer 2020, two thirds as wide"
+    activation: Literal["gelu", "gelu_new", "relu2", "swiglu"] = Field(
+        "gelu",
+        description="gelu_new: OpenAI's approximation; relu2: So et al. 2021; swiglu: Shazeer 2020, narrower",
     )
     qk_norm: bool = Field(False, description="RMSNorm on each head's queries and keys (Henry et al. 2020)")
     n_kv_head: Count | None = Field(
@@ -220,6 +221,8 @@ class Model(Section):
         names = set(BEYOND_GPT2)
         if self.n_kv_head == self.n_head:
             names.remove("n_kv_head")
+        if self.activation == "gelu_new":
+            names.remove("activation")
         if self.recurrent_noise_mode == "concat":
             names.add("recurrent_noise_mode")
         return self.changed(*(name for name in Model.model_fields if name in names))
@@ -371,9 +374,6 @@ BEYOND_GPT2 = (
     "moe",
     "learned_stopping",
 )
-
-# What OpenAI's weights of it have no place for either.
-BEYOND_GPT2_WEIGHTS = ("tie_word_embeddings", "share_parameters_across_layers", "recurrent_shared_weights")
 
 # What may change when a saved model's weights are trained on: how they are trained, how often the loop they
 # are in is applied, and when it stops; never what a parameter is or does. (Not layer_dropout, which gives

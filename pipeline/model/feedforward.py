@@ -22,7 +22,19 @@ class SwiGLU(nn.Module):
         return F.silu(gate) * value
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu2": ReLU2, "swiglu": SwiGLU}
+class NewGELU(nn.GELU):
+    """GELU as GPT-2 computes it, through tanh (Hendrycks and Gimpel 2016, section 2)."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": NewGELU,
+    "relu2": ReLU2,
+    "swiglu": SwiGLU,
+}
 
 
 def widths(n_embd: int, activation: str) -> tuple[int, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import UserError
@@ -20,6 +21,37 @@ from pipeline.validation import validate
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+
+
+class Weights:
+    """The tensors of a safetensors file, read one by one, so that a model needs its own size and no more."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what the file holds. Raises UserError if there is none, or it is damaged."""
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.shapes: Mapping[str, tuple[int, ...]] = {
+                    name: tuple(file.get_slice(name).get_shape())
+                    for name in file.keys()  # noqa: SIM118
+                }
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged: {error}") from None
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in memory of its own: aligned as in training, it multiplies to the same bits."""
+        with safe_open(self.path, framework="pt") as file:  # mapped anew, or what was read stays in memory
+            return file.get_tensor(name).clone()
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def called(self, name: str) -> str:
+        """What the file calls a parameter of ours."""
+        return name
 
 
 class _NoInitialization(TorchFunctionMode):
@@ -42,50 +74,54 @@ def save_config(config: GPTConfig, folder: Path) -> None:
     write_json(folder / CONFIG_FILE, config.model_dump())
 
 
-def load_weights(model: GPT, path: Path) -> None:
-    """Fill `model` from a safetensors file, on the device it is on.
+def load_weights(model: GPT, weights: Weights) -> None:
+    """Fill `model`, on the device it is on.
 
     Raises UserError naming what does not fit; the model is untouched then.
     """
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-    own = model.state_dict()
-    misshapen = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
+    own, shapes = model.state_dict(), weights.shapes
+    misshapen = {name for name in own.keys() & shapes.keys() if own[name].shape != shapes[name]}
     for problem, names in (
-        ("lacks", own.keys() - state.keys()),
-        ("has unknown", state.keys() - own.keys()),
+        ("lacks", own.keys() - shapes.keys()),
+        ("has unknown", shapes.keys() - own.keys()),
         ("has other shapes for", misshapen),
     ):
         if names:
-            raise UserError(f"{path}: {problem} {', '.join(sorted(names)[:5])}; it belongs to another model")
+            some = ", ".join(sorted(weights.called(name) for name in names)[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise UserError(f"{weights.path}: {problem} {some}{more}; it belongs to another model")
     if next(model.parameters()).is_meta:
-        # In memory of its own a tensor is aligned as in training, and multiplies to the same bits.
-        state = {name: tensor.clone() for name, tensor in state.items()}
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict({name: weights.read(name) for name in own}, assign=True)
     else:
-        model.load_state_dict(state)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(weights.read(name))
 
 
 def load_config(folder: Path) -> GPTConfig:
     """The config of the model saved in `folder`. Raises UserError if there is none."""
     path = folder / CONFIG_FILE
+    return validate(GPTConfig, read_config(path), path)
+
+
+def read_config(path: Path) -> Any:
+    """What a config.json says. Raises UserError if there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
-    return validate(GPTConfig, values, path)
+
+
+def build_with(config: GPTConfig, weights: Weights) -> GPT:
+    """A model on the CPU that was never initialized. Raises UserError for weights that do not fit."""
+    with torch.device("meta"), _NoInitialization():
+        model = build_gpt(config)
+    load_weights(model, weights)
+    return model
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
     """The model saved in `folder`, in evaluation mode. Raises UserError if there is none."""
-    config = load_config(folder)
-    with torch.device("meta"), _NoInitialization():
-        model = build_gpt(config)
-    load_weights(model, folder / WEIGHTS_FILE)
-    return model.to(device).eval()
+    return build_with(load_config(folder), Weights(folder / WEIGHTS_FILE)).to(device).eval()

@@ -14,14 +14,18 @@ import torch
 
 from pipeline.data.batches import check_fits
 from pipeline.data.shards import Tokens, load_manifest, open_split
-from pipeline.data.tokenizers import TOKENIZER_FILE, load_tokenizer
+from pipeline.data.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from pipeline.device import use_device
 from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.files import replacing_folder, sha256_file
+from pipeline.evaluate.zeroshot import evaluate_task, open_task
+from pipeline.files import replacing_folder
+from pipeline.interop.models import StoredModel, open_model
 from pipeline.model.build import build_gpt, padded_vocab_size
-from pipeline.model.config import CHANGES_NO_WEIGHT, GPTConfig
-from pipeline.model.saved import WEIGHTS_FILE, load_config, load_weights, save_config
+from pipeline.model.config import GPTConfig
+from pipeline.model.gpt import GPT
+from pipeline.model.pretrained import check_start
+from pipeline.model.saved import WEIGHTS_FILE, Weights, load_weights, save_config
 from pipeline.params import Params
 from pipeline.track.console import Console
 from pipeline.track.csv_log import CsvLog
@@ -42,12 +46,14 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     for split, name in ((tokens, "train"), (val, "val")):
         check_fits(split, params.model.block_size, name)
     tokenizer = load_tokenizer(tokens_folder)
-    config = GPTConfig(**params.model.model_dump(), vocab_size=padded_vocab_size(tokenizer.vocab_size))
-    initial = _initial_weights(params.train.init_from, config, tokens_folder)
+    initial = _initial_model(params, tokenizer, tokens_folder)
+    probe = _zeroshot_probe(params, tokenizer, device) if params.log.zeroshot_interval else None
+    vocab_size = initial.config.vocab_size if initial else padded_vocab_size(tokenizer.vocab_size)
+    config = GPTConfig(**params.model.model_dump(), vocab_size=vocab_size)
 
     resume_only = params.train.init_from == "resume"
     # What counts is which weights a run starts from, not what their folder is called.
-    settings = params.train.model_dump() | {"init_from": sha256_file(initial) if initial else "scratch"}
+    settings = params.train.model_dump() | {"init_from": initial.sha256 if initial else "scratch"}
     key = run_key(data=manifest.fingerprint, model=config.model_dump(), train=settings)
     fitted = FittedRun(Run(runs_folder / key), config, tokens_folder)
     run = fitted.run
@@ -62,9 +68,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
                 "continues an interrupted run of the same parameters too)"
             )
         torch.manual_seed(params.train.seed)
-        model = build_gpt(config)
-        if initial:
-            load_weights(model, initial)
+        model = initial.build(config) if initial else build_gpt(config)
         trainer = Trainer(
             model=model.to(device),
             train=params.train,
@@ -76,6 +80,8 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
             compile=params.runtime.compile,
             checkpoint_interval=params.runtime.checkpoint_interval,
             log_interval=params.log.log_interval,
+            probe=probe,
+            probe_interval=params.log.zeroshot_interval,
         )
         if checkpoint:
             trainer.load(checkpoint)
@@ -95,7 +101,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
         finally:
             log.close()
             console.close()
-        run.finish(_metrics(trainer, tokens, val, params, key))
+        run.finish(_metrics(trainer, tokens, val, params, key, manifest.fingerprint))
     return fitted
 
 
@@ -124,40 +130,46 @@ class FittedRun:
             save_config(self._config, temporary)
 
 
-def _initial_weights(init_from: str, config: GPTConfig, tokens_folder: Path) -> Path | None:
-    """The weights to start from; None for a random start. Raises UserError for what does not fit."""
+def _initial_model(params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> StoredModel | None:
+    """The model to start from; None for a random start. Raises UserError for one that does not fit."""
+    init_from = params.train.init_from
     if init_from in ("scratch", "resume"):
         return None
-    folder = Path(init_from)
-    if init_from.startswith("gpt2") and not folder.exists():
+    try:
+        initial = open_model(init_from)
+        check_start(params.model, initial.config, init_from)
+        own = initial.tokenizer(like=tokenizer)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if "train.init_from" in message else f"train.init_from: {message}") from None
+    if (own.vocabulary, own.end_of_text) != (tokenizer.vocabulary, tokenizer.end_of_text):
         raise UserError(
-            f"train.init_from = {init_from}: pretrained GPT-2 weights cannot be loaded yet; "
-            "use scratch or the folder of a saved model"
+            f"train.init_from = {init_from}: its tokenizer is not that of {tokens_folder}; use its own: "
+            f"tokenizer.name = pretrained, tokenizer.model = {init_from}"
         )
-    if not folder.is_dir():
-        raise UserError(
-            f"train.init_from = {init_from}: no such folder; name a saved model's (a copy of results/model, "
-            "which DVC removes before it trains)"
-        )
-    saved = load_config(folder).model_dump()
-    for name, value in config.model_dump().items():
-        may_change = name in CHANGES_NO_WEIGHT and "concat" not in (value, saved[name])
-        if saved[name] != value and not may_change:
-            raise UserError(
-                f"model.{name} = {value}, but train.init_from = {init_from} has {saved[name]}; make it equal"
-            )
-    for file in (WEIGHTS_FILE, TOKENIZER_FILE):
-        if not (folder / file).exists():
-            raise UserError(f"train.init_from = {init_from}: no {file} there; name a saved model's folder")
-    if (folder / TOKENIZER_FILE).read_bytes() != (tokens_folder / TOKENIZER_FILE).read_bytes():
-        raise UserError(
-            f"train.init_from = {init_from}: its tokenizer is not that of {tokens_folder}; "
-            "start from a model trained on these tokens"
-        )
-    return folder / WEIGHTS_FILE
+    return initial
 
 
-def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key: str) -> dict[str, Any]:
+def _zeroshot_probe(
+    params: Params, tokenizer: Tokenizer, device: torch.device
+) -> Callable[[GPT], dict[str, float]]:
+    """What takes the zero-shot figures while training. Raises UserError for a task that cannot be had."""
+    settings, block_size = params.zeroshot, params.model.block_size
+    tasks = {name: open_task(name, tokenizer, block_size, settings.limit) for name in settings.tasks}
+
+    def probe(model: GPT) -> dict[str, float]:
+        return {
+            f"{name}_{figure}": value
+            for name, task in tasks.items()
+            for figure, value in evaluate_task(task, model, tokenizer, device, settings.batch_size).items()
+        }
+
+    return probe
+
+
+def _metrics(
+    trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key: str, data: str
+) -> dict[str, Any]:
     """The final figures. The last and the best model are both measured on the whole validation split."""
     state, train = trainer.state, params.train
     final = trainer.evaluate(val, None)
@@ -185,6 +197,7 @@ def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key:
         "compile": params.runtime.compile,
         "torch": torch.__version__,
         "run": key,
+        "data": data,
         **({"recurrent_depth_histogram": {str(n): drawn[n] for n in sorted(drawn)}} if drawn else {}),
     }
 
@@ -193,5 +206,5 @@ def _best(trainer: Trainer, val: Tokens, final: Evaluation) -> Evaluation:
     best_step = json.loads((trainer.run.best / STATE_FILE).read_text(encoding="utf-8"))["step"]
     if best_step == trainer.state.step:
         return final
-    load_weights(trainer.model, trainer.run.best / WEIGHTS_FILE)
+    load_weights(trainer.model, Weights(trainer.run.best / WEIGHTS_FILE))
     return trainer.evaluate(val, None)

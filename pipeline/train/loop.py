@@ -25,7 +25,7 @@ from pipeline.evaluate.loss import evaluate
 from pipeline.files import write_json
 from pipeline.model.compiled import compile_loss
 from pipeline.model.gpt import GPT, Loss
-from pipeline.model.saved import WEIGHTS_FILE, load_weights, save_weights
+from pipeline.model.saved import WEIGHTS_FILE, Weights, load_weights, save_weights
 from pipeline.params import Train
 from pipeline.track import Tracker
 from pipeline.train.optim import AdamW
@@ -76,7 +76,10 @@ class Trainer:
         compile: bool = False,
         checkpoint_interval: int | None = None,
         log_interval: int = 1,
+        probe: Callable[[GPT], dict[str, float]] | None = None,
+        probe_interval: int | None = None,
     ) -> None:
+        """`probe` takes more figures of the model for the log, each `probe_interval` steps and at the end."""
         self.model = model
         self.train = train
         self.val = val
@@ -85,6 +88,8 @@ class Trainer:
         self.device = device
         self.checkpoint_interval = checkpoint_interval or train.eval_interval
         self.log_interval = log_interval
+        self.probe = probe
+        self.probe_interval = probe_interval
         self.state = TrainState()
         self.optimizer = AdamW(model, train)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.dtype == "float16")
@@ -130,7 +135,7 @@ class Trainer:
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint."""
-        load_weights(self.model, checkpoint / WEIGHTS_FILE)
+        load_weights(self.model, Weights(checkpoint / WEIGHTS_FILE))
         self.optimizer.load_state_dict(load_file(checkpoint / OPTIMIZER_FILE))
         self.state = TrainState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
         self.scaler.load_state_dict(self.state.scaler)
@@ -144,8 +149,10 @@ class Trainer:
     def _once_in_a_while(self, trackers: Sequence[Tracker], last: bool) -> None:
         step = self.state.step
         val_loss = self._evaluate() if last or step % self.train.eval_interval == 0 else None
-        if val_loss is not None or step % self.log_interval == 0:
-            self._log(trackers, val_loss)
+        due = self.probe_interval is not None and (last or step % self.probe_interval == 0)
+        figures = self._probe() if due else {}
+        if val_loss is not None or figures or step % self.log_interval == 0:
+            self._log(trackers, val_loss, figures)
         if last or (step and step % self.checkpoint_interval == 0):
             self.save()
 
@@ -227,12 +234,20 @@ class Trainer:
         state.seconds += self._restart_clock()
         return val_loss
 
+    def _probe(self) -> dict[str, float]:
+        assert self.probe is not None
+        self._settle()
+        with autocast(self.device, self.train.dtype):
+            figures = self.probe(self.model)
+        self.state.seconds += self._restart_clock()
+        return figures
+
     def evaluate(self, tokens: Tokens, batches: int | None) -> Evaluation:
         """The current model on a split's first `batches` batches, or on all of it."""
         windows = evaluation_windows(tokens, self.model.block_size, self.train.batch_size, batches)
         return evaluate(self.model, windows, self.token_bytes, self.device)
 
-    def _log(self, trackers: Sequence[Tracker], val_loss: float | None) -> None:
+    def _log(self, trackers: Sequence[Tracker], val_loss: float | None, figures: dict[str, float]) -> None:
         self._settle()
         state = self.state
         steps = state.interval_steps
@@ -249,6 +264,7 @@ class Trainer:
         }
         for name, total in state.interval_figures.items():
             row |= _numbered(name, total, state.interval_reports[name])
+        row |= figures
         for tracker in trackers:
             tracker.log(row)
         state.interval_loss, state.interval_steps, state.interval_seconds = 0.0, 0, 0.0

@@ -29,9 +29,12 @@ SOURCES = (
     "device.py",
     "data/batches.py",
     "data/shards.py",
+    "data/tokenizer_json.py",
     "data/tokenizers.py",
     "evaluate/evaluation.py",
     "evaluate/loss.py",
+    "interop/gpt2.py",
+    "interop/models.py",
 )
 
 

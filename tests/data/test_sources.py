@@ -26,7 +26,7 @@ from pipeline.data.sources import (
     write_spec,
 )
 from pipeline.errors import UserError
-from tests.data.hub_server import COMMIT, serving_hub
+from tests.hub_server import COMMIT, serving_hub
 
 PROJECT = Path(__file__).parents[2]
 TAIL = {"by": "tail", "fraction": 0.1}
@@ -86,6 +86,10 @@ def test_a_missing_dataset_names_the_others(tmp_path: Path) -> None:
             "revision is missing",
         ),
         ("source: {kind: pydocs, speed: 3}", "speed"),
+        (
+            f"source: {{kind: nanogpt, train: &a {{path: a, sha256: {'a' * 64}}}, val: *a}}",
+            "`by: source` is for nanogpt",
+        ),
     ],
 )
 def test_a_wrong_dataset_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -12,11 +12,18 @@ import datasets
 import numpy as np
 import pytest
 
-from pipeline.data.documents import fingerprint, read_pieces
+from pipeline.data.documents import corpus_files, fingerprint, read_pieces
 from pipeline.data.shards import Manifest, SplitName, load_manifest, open_split
-from pipeline.data.sources import DocumentSplit, Split, TailSplit, UrlSource, load_spec
+from pipeline.data.sources import DocumentSplit, GivenSplit, Split, TailSplit, UrlSource, load_spec
 from pipeline.data.tokenize import tokenize
-from pipeline.data.tokenizers import END_OF_TEXT, GPT2_FILES, GPT2_URL, ByteTokenizer, load_tokenizer
+from pipeline.data.tokenizers import (
+    END_OF_TEXT,
+    GPT2_FILES,
+    GPT2_URL,
+    ByteTokenizer,
+    CharTokenizer,
+    load_tokenizer,
+)
 from pipeline.errors import UserError
 from pipeline.files import write_text
 from tests import tiny
@@ -129,7 +136,7 @@ def test_the_manifest_describes_the_folder(raw: Path) -> None:
     assert load_manifest(folder) == manifest
     assert (manifest.dtype, manifest.vocab_size) == ("uint16", 257)
     assert manifest.tokenizer_sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    assert manifest.source_sha256 == fingerprint(raw)
+    assert manifest.source_sha256 == fingerprint(corpus_files(raw))
     assert manifest.train.utf8_bytes + manifest.val.utf8_bytes == len("".join(DOCUMENTS).encode())
     assert manifest.train.tokens + manifest.val.tokens == len("".join(DOCUMENTS).encode()) + len(DOCUMENTS)
     assert [shard.tokens for shard in manifest.train.shards[:-1]] == [10] * (len(manifest.train.shards) - 1)
@@ -233,6 +240,30 @@ def test_a_split_without_text_is_an_error(raw: Path, texts: list[str], split: Sp
     assert str(raw) in str(error.value)
     assert "\n" not in str(error.value)
     assert not (raw.parent / "tokens").exists()
+
+
+def test_a_pretrained_tokenizer_is_used_as_it_is(raw: Path) -> None:
+    write_documents(raw, ["cab", "ab"])
+    tokenizer = CharTokenizer("abc", end_of_text=False)
+    split = TailSplit(by="tail", fraction=0.4)
+    tokenize(raw, split, "pretrained", 300, 10**6, raw.parent / "tokens", tokenizer)
+    assert ids_of(raw, "train") + ids_of(raw, "val") == [2, 0, 1, 0, 1]  # it has no end of text to mark
+    assert load_tokenizer(raw.parent / "tokens").to_json() == tokenizer.to_json()
+
+
+def test_ids_that_came_with_their_tokenizer_take_no_other(raw: Path) -> None:
+    own = CharTokenizer("abc", end_of_text=True)
+    own.save(raw)
+    for name in ("train", "val"):
+        np.array([0, 1, 3, 2], dtype=np.uint16).tofile(raw / f"{name}.bin")
+    arguments = (raw, GivenSplit(by="source"), "pretrained", 300, 3, raw.parent / "tokens")
+    for other in (CharTokenizer("abc", end_of_text=False), ByteTokenizer(end_of_text=True)):
+        with pytest.raises(UserError, match="set tokenizer.name to char"):
+            tokenize(*arguments, pretrained=other)
+    assert not (raw.parent / "tokens").exists()
+    manifest = tokenize(*arguments, pretrained=CharTokenizer("cab", end_of_text=True))
+    assert ids_of(raw, "train") == ids_of(raw, "val") == [0, 1, 3, 2]
+    assert (manifest.train.documents, manifest.train.utf8_bytes, len(manifest.train.shards)) == (1, 3, 2)
 
 
 @pytest.mark.mirror

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
+from transformers import GPT2Tokenizer
 
 from pipeline.data.tokenizers import (
     END_OF_TEXT,
     GPT2_FILES,
     GPT2_URL,
     TOKENIZER_FILE,
+    VOCABULARY_FILES,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -229,3 +233,158 @@ def test_gpt2_gives_the_published_ids(
 
     monkeypatch.setenv("PIPELINE_MIRROR", str(tmp_path / "gone"))  # looking for the files there would fail
     assert gpt2_tokenizer().to_json() == tokenizer.to_json()
+
+
+@pytest.mark.mirror
+def test_the_hubs_gpt2_is_gpt2(mirrored: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its tokenizer.json is of an early version: merges are strings, and defaults are left out."""
+    merges, vocabulary = (mirrored(GPT2_URL + name).read_text(encoding="utf-8") for name in GPT2_FILES)
+    values = {
+        "added_tokens": [{"id": 50256, "special": True, "content": END_OF_TEXT, "normalized": True}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "model": {
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "vocab": json.loads(vocabulary),
+            "merges": merges.splitlines()[1:],
+        },
+    }
+    for name, content in (("new", json.dumps(values)), ("old", "")):
+        folder = tmp_path / name
+        folder.mkdir()
+        if content:
+            (folder / TOKENIZER_FILE).write_text(content, encoding="utf-8")
+        else:
+            for file, text in zip(VOCABULARY_FILES, (vocabulary, merges), strict=True):
+                (folder / file).write_text(text, encoding="utf-8")
+        loaded, expected = load_tokenizer(folder), gpt2_tokenizer()
+        assert loaded.vocabulary == expected.vocabulary
+        assert loaded.end_of_text == expected.end_of_text
+        for text in ODD:
+            np.testing.assert_array_equal(loaded.encode(text), expected.encode(text))
+
+
+def vocabulary_and_merges(bpe: BPETokenizer) -> tuple[dict[str, int], Any]:
+    model = json.loads(bpe.to_json())["model"]
+    return model["vocab"], [tuple(merge) for merge in model["merges"]]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("with_json", [True, False])
+def test_what_transformers_saves_has_the_ids_it_has_there(
+    bpe: BPETokenizer, tmp_path: Path, with_json: bool, first: bool
+) -> None:
+    vocab, merges = vocabulary_and_merges(bpe)
+    if first:  # not a place where we would put <|endoftext|>
+        vocab = {END_OF_TEXT: 0} | {token: i + 1 for token, i in vocab.items()}
+    else:
+        vocab = vocab | {END_OF_TEXT: len(vocab)}
+    theirs = GPT2Tokenizer(vocab=vocab, merges=merges)
+    if with_json:
+        theirs.save_pretrained(tmp_path)
+        assert (tmp_path / TOKENIZER_FILE).exists()
+    else:
+        theirs.backend_tokenizer.model.save(str(tmp_path))
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["merges.txt", "vocab.json"])
+    loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, BPETokenizer)
+    assert (loaded.vocab_size, loaded.end_of_text) == (len(theirs), theirs.eos_token_id)
+    for text in [*ODD, *random_texts(300)]:
+        assert loaded.encode(text).tolist() == theirs(text)["input_ids"]
+        assert (
+            loaded.encode_prompt(f"{text}{END_OF_TEXT}").tolist()
+            == theirs(f"{text}{END_OF_TEXT}")["input_ids"]
+        )
+        assert loaded.decode(loaded.encode(text).tolist()) == text
+
+
+def test_without_end_of_text_there_is_none(bpe: BPETokenizer, tmp_path: Path) -> None:
+    values = json.loads(bpe.to_json())
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(values | {"added_tokens": []}))
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.end_of_text, loaded.vocab_size) == (None, bpe.vocab_size - 1)
+    assert loaded.decode(loaded.encode_prompt(f"a{END_OF_TEXT}").tolist()) == f"a{END_OF_TEXT}"
+
+
+def test_other_special_tokens_stand_for_no_bytes(bpe: BPETokenizer, tmp_path: Path) -> None:
+    theirs = tokenizers.Tokenizer.from_str(bpe.to_json())
+    theirs.add_special_tokens(["<|pad|>"])
+    theirs.save(str(tmp_path / TOKENIZER_FILE))
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.vocab_size, loaded.end_of_text) == (bpe.vocab_size + 1, bpe.end_of_text)
+    assert loaded.decode([bpe.vocab_size]) == ""
+    assert bpe.vocab_size not in loaded.encode("<|pad|>")
+
+
+def changed(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    """Sets `pre_tokenizer__use_regex` and the like in a tokenizer.json."""
+
+    def change(values: dict[str, Any]) -> None:
+        for name, value in changes.items():
+            *parents, key = name.split("__")
+            inside = values
+            for parent in parents:
+                inside = inside[parent]
+            inside[key] = value
+
+    return change
+
+
+def swap_merges(values: dict[str, Any]) -> None:
+    merges = values["model"]["merges"]
+    merges[3], merges[4] = merges[4], merges[3]
+
+
+def drop_merge(values: dict[str, Any]) -> None:
+    values["model"]["merges"].pop()
+
+
+def add_plain_token(values: dict[str, Any]) -> None:
+    values["added_tokens"].append({"content": "sails", "id": 500, "special": False})
+
+
+def leave_hole(values: dict[str, Any]) -> None:
+    values["added_tokens"][0]["id"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(model__type="Unigram"), "its model is Unigram, not BPE"),
+        (changed(normalizer={"type": "NFC"}), "it changes the text first"),
+        (changed(model__dropout=0.1), "model.dropout is 0.1"),
+        (changed(model__end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
+        (changed(pre_tokenizer={"type": "Metaspace"}), "its pre_tokenizer is Metaspace, not ByteLevel"),
+        (changed(pre_tokenizer=None), "its pre_tokenizer is None, not ByteLevel"),
+        (changed(pre_tokenizer__add_prefix_space=True), "it puts a space before the text"),
+        (changed(pre_tokenizer__use_regex=False), "it does not cut text into words"),
+        (swap_merges, "its merges are not in order of ids"),
+        (drop_merge, "its tokens are not the 256 bytes and its merges"),
+        (add_plain_token, "'sails' is added and not special"),
+        (leave_hole, "its ids have holes"),
+    ],
+)
+def test_another_kind_of_tokenizer_is_named(
+    bpe: BPETokenizer, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    values = json.loads(bpe.to_json())
+    change(values)
+    path = tmp_path / TOKENIZER_FILE
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message) as error:
+        load_tokenizer(tmp_path)
+    assert str(error.value).startswith(f"{path}: not a tokenizer of GPT-2's kind: ")
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_vocabulary_files_are_named(bpe: BPETokenizer, tmp_path: Path) -> None:
+    vocab, _ = vocabulary_and_merges(bpe)
+    for vocabulary, merges in (("{", ""), (json.dumps(vocab), ""), (json.dumps(vocab), "q zz\nzz q\n")):
+        (tmp_path / "vocab.json").write_text(vocabulary)
+        (tmp_path / "merges.txt").write_text(merges)
+        with pytest.raises(UserError, match="vocab.json: (damaged|not a tokenizer of GPT-2's kind)"):
+            load_tokenizer(tmp_path)

@@ -45,7 +45,7 @@ def val_text(tokens_folder: Path) -> str:
 
 
 def test_uniform_is_the_logarithm_of_the_vocabulary(tiny_tokens: Path) -> None:
-    result = evaluate_baseline("uniform", tiny.params(), tiny_tokens)
+    result = evaluate_baseline("uniform", tiny.params(), tiny_tokens).val
     manifest = load_manifest(tiny_tokens)
     assert result.loss == pytest.approx(math.log(manifest.vocab_size))
     assert result.perplexity == pytest.approx(manifest.vocab_size)
@@ -64,12 +64,12 @@ def test_unigram_is_a_mixture_of_frequency_and_uniform(tiny_tokens: Path) -> Non
         -np.log(weight * frequency[targets] + (1 - weight) / size).mean()
         for weight in np.linspace(0, 1, 1001)[:-1]
     ]
-    loss = evaluate_baseline("unigram", tiny.params(), tiny_tokens).loss
+    loss = evaluate_baseline("unigram", tiny.params(), tiny_tokens).val.loss
     assert min(mixtures) <= loss < min(mixtures) + 0.01  # the weight is fitted to other text
 
 
 def test_longer_contexts_predict_better(tiny_tokens: Path) -> None:
-    losses = [evaluate_baseline(name, tiny.params(), tiny_tokens).loss for name in NGRAMS]
+    losses = [evaluate_baseline(name, tiny.params(), tiny_tokens).val.loss for name in NGRAMS]
     assert losses == sorted(losses, reverse=True)
     assert losses[0] - losses[-1] > 1
 
@@ -79,14 +79,14 @@ def test_ngrams_are_counted_on_the_first_training_tokens_alone(tiny_tokens: Path
     write_text(tmp_path / "raw" / "a.txt", "x" * 1000 + text)
     folder = tmp_path / "tokens"
     tokenize(tmp_path / "raw", TailSplit(by="tail", fraction=0.1), "char", 257, 10**6, folder)
-    everything = evaluate_baseline("bigram", tiny.params(), folder).loss
-    few = evaluate_baseline("bigram", tiny.params("baselines.train_tokens=1000"), folder).loss
+    everything = evaluate_baseline("bigram", tiny.params(), folder).val.loss
+    few = evaluate_baseline("bigram", tiny.params("baselines.train_tokens=1000"), folder).val.loss
     assert everything < math.log(load_manifest(folder).vocab_size) < few  # it has seen nothing but x
 
 
 def test_xz_is_the_size_of_the_compressed_text(tiny_tokens: Path) -> None:
     text = val_text(tiny_tokens).encode()
-    result = evaluate_baseline("xz", tiny.params(), tiny_tokens)
+    result = evaluate_baseline("xz", tiny.params(), tiny_tokens).val
     bits = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
     assert result.bytes == len(text)
     assert result.bits_per_byte == pytest.approx(bits / len(text))
@@ -103,25 +103,25 @@ def test_results_repeat_and_are_json(name: str, tiny_tokens: Path) -> None:
 def test_a_saved_model_is_evaluated_on_the_whole_split(tiny_tokens: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_tokens)
     model = saved_model(tmp_path / "model", tokenizer)
-    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens)
+    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens).val
     windows = evaluation_windows(open_split(tiny_tokens, "val"), 8, batch_size=5)
     expected = evaluate(model, windows, tokenizer.token_bytes, CPU)
     assert result.loss == pytest.approx(expected.loss, abs=1e-6)
     assert result.bits_per_byte == pytest.approx(expected.bits_per_byte, abs=1e-6)
-    uniform = evaluate_baseline("uniform", tiny.params(), tiny_tokens)
+    uniform = evaluate_baseline("uniform", tiny.params(), tiny_tokens).val
     assert (result.tokens, result.bytes) == (uniform.tokens, uniform.bytes)
 
 
 def test_a_model_with_another_tokenizer_reads_the_same_text(tiny_tokens: Path, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer(end_of_text=False)
     model = saved_model(tmp_path / "model", tokenizer)
-    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens)
+    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(), tiny_tokens).val
     text = val_text(tiny_tokens).encode()
     windows = evaluation_windows(Tokens([np.frombuffer(text, dtype=np.uint8)]), 8, batch_size=5)
     expected = evaluate(model, windows, np.ones(256, dtype=np.int64), CPU)
     assert result.bits_per_byte == pytest.approx(expected.bits_per_byte, abs=1e-6)
     assert (result.tokens, result.bytes) == (len(text) - 1, len(text) - 1)
-    assert result.bytes == evaluate_baseline("uniform", tiny.params(), tiny_tokens).bytes
+    assert result.bytes == evaluate_baseline("uniform", tiny.params(), tiny_tokens).val.bytes
 
 
 def test_a_model_that_cannot_read_the_text_names_the_character(tiny_tokens: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_model_that_cannot_read_the_text_names_the_character(tiny_tokens: Path
 
 
 def test_unknown_baseline_is_named(tiny_tokens: Path) -> None:
-    with pytest.raises(UserError, match="baseline fourgram: neither one of uniform, .*, xz nor") as error:
+    with pytest.raises(UserError, match="model fourgram: no such folder; train a model first") as error:
         evaluate_baseline("fourgram", tiny.params(), tiny_tokens)
     assert "\n" not in str(error.value)
 

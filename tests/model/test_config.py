@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.errors import UserError
 from pipeline.model.build import build_gpt
-from pipeline.model.config import BEYOND_GPT2, BEYOND_GPT2_WEIGHTS, CHANGES_NO_WEIGHT, GPTConfig, Model
+from pipeline.model.config import BEYOND_GPT2, CHANGES_NO_WEIGHT, GPTConfig, Model
 from pipeline.model.recurrence import Recurrence
 from pipeline.params import load_params
 from pipeline.validation import read_yaml
@@ -276,7 +276,7 @@ def test_what_gpt2_has_no_place_for(switches: str, expected: list[str]) -> None:
 
 
 def test_lists_of_switches_name_switches() -> None:
-    assert {*BEYOND_GPT2, *BEYOND_GPT2_WEIGHTS, *CHANGES_NO_WEIGHT} <= set(Model.model_fields)
+    assert {*BEYOND_GPT2, *CHANGES_NO_WEIGHT} <= set(Model.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pipeline.model.block import Block, LayerDropout
 from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.halting import LearnedStopping, StickyDropout, StoppingGate
-from pipeline.model.saved import load_weights, save_weights
+from pipeline.model.saved import Weights, load_weights, save_weights
 from tests import tiny
 from tests.family import RECURRENT, STOPPING, THRESHOLD
 
@@ -174,7 +174,7 @@ def test_warmup_goes_on_after_a_checkpoint(tmp_path: Any) -> None:
         model.after_step()
     save_weights(model.state_dict(), tmp_path)
     resumed = member(**switches).train()
-    load_weights(resumed, tmp_path / "model.safetensors")
+    load_weights(resumed, Weights(tmp_path / "model.safetensors"))
     depths = []
     for each in (model, resumed):
         for _ in range(2):

@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.model.gpt import GPT
-from pipeline.model.saved import load_config, load_model, load_weights, save_config, save_weights
+from pipeline.model.saved import (
+    Weights,
+    load_config,
+    load_model,
+    load_weights,
+    save_config,
+    save_weights,
+)
 from tests import tiny
 
 
@@ -93,7 +100,7 @@ def test_weights_that_do_not_fit_get_one_line(
 ) -> None:
     path = folder / "model.safetensors"
     spoil(path)
-    for load in (lambda: load_model(folder), lambda: load_weights(tiny.model(), path)):
+    for load in (lambda: load_model(folder), lambda: load_weights(tiny.model(), Weights(path))):
         with pytest.raises(UserError) as error:
             load()
         assert message(error).startswith(f"{path}: {expected}")
@@ -106,7 +113,7 @@ def test_weights_that_do_not_fit_change_nothing(folder: Path) -> None:
     with torch.no_grad():
         model.embed.wte.weight.zero_()
     with pytest.raises(UserError):
-        load_weights(model, path)
+        load_weights(model, Weights(path))
     assert not model.embed.wte.weight.any()
 
 

@@ -337,11 +337,11 @@ CONCAT = ["model.recurrent_noise_mode=concat", "model.recurrent_noise_std=0.1"]
         (CONCAT, [], "recurrent_noise_mode = none, but train.init_from = {model} has concat; make it equal"),
         ([], CONCAT, "recurrent_noise_mode = concat, but train.init_from = {model} has none; make it equal"),
         ([], ["model.layer_dropout=0.1"], "layer_dropout = 0.1, but train.init_from = {model} has 0.0; make"),
-        ([], [STOPPING], "learned_stopping = True, but train.init_from = {model} has False; make it equal"),
+        ([], [STOPPING], "learned_stopping = true, but train.init_from = {model} has false"),
         (
             [],
             ["model.recurrent_extra_layernorm=true"],
-            "recurrent_extra_layernorm = True, but train.init_from",
+            "recurrent_extra_layernorm = true, but train.init_from",
         ),
     ],
 )
@@ -364,22 +364,32 @@ def test_a_start_may_be_trained_otherwise_but_is_the_same_model(
     assert str(error.value).startswith("model." + refused.format(model=model))
 
 
+GPT2 = [
+    "model.n_layer=24",
+    "model.n_head=16",
+    "model.n_embd=1024",
+    "model.activation=gelu_new",
+    "train.init_from=gpt2-medium",
+]
+
+
 @pytest.mark.parametrize(
-    ("overrides", "switch"),
+    ("override", "message"),
     [
-        (["model.share_parameters_across_layers=true"], "share_parameters_across_layers = true"),
-        (["model.recurrent_shared_weights=true"], "recurrent_shared_weights = true"),
-        (["model.moe=true", "model.moe_num_experts=2"], "moe = true"),
-        (["model.position=rotary"], "position = rotary"),
-        (["model.tie_word_embeddings=false"], "tie_word_embeddings = false"),
+        ("model.share_parameters_across_layers=true", "share_parameters_across_layers = true"),
+        ("model.recurrent_shared_weights=true", "recurrent_shared_weights = true"),
+        ("model.moe=true", "moe = true"),
+        ("model.position=rotary", "position = rotary"),
+        ("model.tie_word_embeddings=false", "tie_word_embeddings = false"),
+        ("model.bias=false", "bias = false"),
+        ("model.n_layer=12", "n_layer = 12"),
+        ("model.block_size=2048", "block_size = 2048"),
     ],
 )
-def test_gpt2s_weights_fit_no_other_model(runs: Runs, overrides: list[str], switch: str) -> None:
+def test_gpt2s_weights_fit_no_other_model(runs: Runs, override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        runs("train.init_from=gpt2-medium", *overrides)
-    assert str(error.value).startswith(
-        f"model.{switch}: the weights of train.init_from = gpt2-medium have no "
-    )
+        runs(*GPT2, override)
+    assert str(error.value).startswith(f"model.{message}, but train.init_from = gpt2-medium has ")
     assert "\n" not in str(error.value)
 
 
@@ -396,9 +406,14 @@ def test_other_initial_weights_are_another_run(runs: Runs, tmp_path: Path) -> No
     ("overrides", "expected"),
     [
         (["train.init_from=resume"], "train.init_from = resume: no checkpoint in "),
-        (["train.init_from=gpt2"], "train.init_from = gpt2: pretrained GPT-2 weights cannot be loaded yet; "),
-        (["train.init_from=gpt2-xl"], "train.init_from = gpt2-xl: pretrained"),
-        (["train.init_from=nowhere"], "train.init_from = nowhere: no such folder; "),
+        (
+            ["train.init_from=gpt2"],
+            "model.n_layer = 2, but train.init_from = gpt2 has 12 (and other n_head, ",
+        ),
+        (
+            ["train.init_from=nowhere"],
+            "train.init_from: model nowhere: no such folder; train a model first, or ",
+        ),
         (
             ["train.init_from={model}", "model.n_layer=3"],
             "model.n_layer = 3, but train.init_from = {model} has 2; make",
@@ -434,7 +449,7 @@ def test_what_cannot_work_gets_one_line(
 def test_half_a_model_folder_is_no_start(runs: Runs, tmp_path: Path, missing: str) -> None:
     runs("train.max_iters=1").publish_model(tmp_path / "model")
     (tmp_path / "model" / missing).unlink()
-    with pytest.raises(UserError, match=f"no {missing} there; name a saved model's folder"):
+    with pytest.raises(UserError, match=f"{missing}: no such file"):
         runs(f"train.init_from={tmp_path / 'model'}")
 
 

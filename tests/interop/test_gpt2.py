@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
 
 from pipeline.errors import UserError
-from pipeline.files import sha256_file
-from pipeline.interop.huggingface import save_gpt2, to_gpt2
-from pipeline.model.saved import save_config, save_weights
+from pipeline.interop.gpt2 import save_gpt2, to_gpt2
 from tests import tiny
-from tests.conftest import Ended
 from tests.family import RECURRENT, SHARED, VARIANTS
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
@@ -106,74 +102,3 @@ def test_a_deep_loop_copies_and_leaves_the_model_alone() -> None:
     for tensor in tensors.values():
         tensor.zero_()
     assert torch.equal(model(IDS), before)
-
-
-def content(folder: Path) -> dict[Path, str]:
-    return {path: sha256_file(path) for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """The current folder is empty but for results/model."""
-    monkeypatch.chdir(tmp_path)
-
-    def save(**switches: Any) -> Path:
-        path = Path("results/model")
-        path.mkdir(parents=True)
-        save_weights(tiny.model(**switches).state_dict(), path)
-        save_config(tiny.config(**switches), path)
-        (path / "tokenizer.json").write_text("{}")
-        return path
-
-    return save
-
-
-def test_the_command_writes_a_folder_and_replaces_it(
-    folder: Callable[..., Path], stage: Callable[..., Ended]
-) -> None:
-    folder(**RECURRENT)
-    for arguments, layers in ((), 3), (("--recurrent-depth", "12"), 12):
-        ended = stage("export", *arguments)
-        assert (ended.status, ended.err) == (0, "")
-        assert ended.out.startswith(f"results/export: GPT2LMHeadModel with {layers} layers")
-        assert GPT2LMHeadModel.from_pretrained("results/export").config.n_layer == layers
-        assert sorted(path.name for path in Path("results").iterdir()) == ["export", "model"]
-    other = stage("export", "--out", "elsewhere/mine", "--model", "results/model")
-    assert other.status == 0
-    assert sorted(path.name for path in Path("elsewhere/mine").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("switches", "arguments", "expected"),
-    [
-        ({"moe": True}, "", "model.moe = true: Hugging Face's GPT-2 has no place for it"),
-        (
-            {},
-            "--recurrent-depth 4",
-            "recurrent depth 4: this model has no loop, just its 3 layers; leave it out",
-        ),
-        ({}, "--model nowhere", "nowhere/config.json: no such file; train a model first"),
-        (
-            {},
-            "--out results/model",
-            "--out results/model: there is something else already; name a new folder",
-        ),
-        ({}, "--out results/model/config.json", "--out results/model/config.json: there is something else"),
-    ],
-)
-def test_what_cannot_be_exported_gets_one_line_and_costs_nothing(
-    folder: Callable[..., Path],
-    stage: Callable[..., Ended],
-    switches: dict[str, Any],
-    arguments: str,
-    expected: str,
-) -> None:
-    folder(**switches)
-    before = content(Path())
-    ended = stage("export", *arguments.split())
-    assert ended.status == 2
-    assert ended.err.startswith(f"error: {expected}") and ended.err.count("\n") == 1
-    assert content(Path()) == before

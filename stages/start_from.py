@@ -1,0 +1,57 @@
+"""Put a model's shape and tokenizer into params.yaml, and make training start from its weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import UserError
+from pipeline.files import write_text
+from pipeline.interop.models import GPT2_VOCABULARIES, open_model
+from pipeline.model.config import Model
+from pipeline.model.pretrained import PUBLISHED
+from pipeline.params import PARAMS_FILE, load_params
+from pipeline.presets import differences, overlay, show
+from pipeline.validation import read_yaml
+from stages.command import run
+
+
+def main(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub."
+        ),
+    ],
+    block_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="A shorter context than the model's own.", show_default=False),
+    ] = None,
+) -> None:
+    """Set model.*, tokenizer.* and train.init_from for finetuning; model.dropout stays yours."""
+    params, before = load_params(), read_yaml(PARAMS_FILE)
+    # A published model is known before it is downloaded.
+    stored = None if name in PUBLISHED else open_model(name)
+    config = PUBLISHED[name].config if stored is None else stored.config
+    if block_size is not None and block_size > config.block_size:
+        raise UserError(
+            f"--block-size {block_size}: {name} has {config.block_size} positions; ask for as many or fewer"
+        )
+    shape = {key: getattr(config, key) for key in Model.model_fields} | {"dropout": params.model.dropout}
+    values: dict[str, Any] = {
+        "model": shape | ({"block_size": block_size} if block_size else {}),
+        "train": {"init_from": name},
+    }
+    if stored is not None and stored.has_tokenizer:
+        values["tokenizer"] = {"name": "pretrained", "model": name}
+    elif config.vocab_size in GPT2_VOCABULARIES:
+        values["tokenizer"] = {"name": "gpt2", "model": None}
+    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
+    print(f"{PARAMS_FILE}: training starts from {name}")
+    for key, (old, new) in differences(before, read_yaml(PARAMS_FILE)).items():
+        print(f"  {key}: {show(old)} -> {show(new)}")
+
+
+if __name__ == "__main__":
+    run(main)
