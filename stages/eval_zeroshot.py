@@ -1,0 +1,51 @@
+"""Evaluate a model on a task it was not trained for: results/zeroshot/<model>/<task>.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.device import use_device
+from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
+from pipeline.files import write_json
+from pipeline.interop.models import open_model
+from pipeline.params import load_params
+from pipeline.paths import MODEL, ZEROSHOT
+from stages.command import Overrides, run
+
+
+def main(
+    task: Annotated[str, typer.Argument(help="hellaswag, lambada or wikitext2.")],
+    model: Annotated[
+        str, typer.Option(help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub.")
+    ] = str(MODEL),
+    data: Annotated[
+        Path | None, typer.Option(help="A file to read instead of the downloaded one.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to save the figures instead.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model on a zero-shot task."""
+    params = load_params(overrides or [])
+    path = out or ZEROSHOT / file_name(task, model)
+    device, stored = use_device(params.runtime), open_model(model)
+    tokenizer = stored.tokenizer()
+    limit = params.zeroshot.limit if limit is None else limit
+    samples = open_task(task, tokenizer, stored.config.block_size, limit, data)
+    gpt = stored.load(device)
+    figures = evaluate_task(samples, gpt, tokenizer, device, params.zeroshot.batch_size)
+    write_json(path, {"task": task, "model": model, "samples": samples.samples, **figures})
+    shown = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+    print(f"{path}: {shown} on {samples.samples} samples")
+
+
+if __name__ == "__main__":
+    run(main)
