@@ -1,0 +1,223 @@
+"""The README.md of an exported model: what it is, what it was trained on and how well, and how to use it.
+
+The format is the hub's, https://huggingface.co/docs/hub/model-cards: YAML for machines, then Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.shards import MANIFEST_FILE, Manifest, load_manifest
+from pipeline.data.sources import load_spec
+from pipeline.data.tokenizers import Tokenizer
+from pipeline.evaluate.comparison import OURS, as_markdown, read_rows
+from pipeline.model.config import GPTConfig, Model
+
+TAG = "gpt-pipeline"
+
+USE = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "."  # the folder of this file, or the model's name on the hub
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+ids = tokenizer("\\n", return_tensors="pt").input_ids
+ids = model.generate(ids, do_sample=True, max_new_tokens={max_new_tokens})
+print(tokenizer.decode(ids[0]))
+```
+
+Or with gpt-pipeline: `make sample MODEL=<folder or name>`.
+"""
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The dataset of a run, as long as it is still there as the run saw it."""
+
+    name: str
+    description: str
+    manifest: Manifest
+    comparison: str  # a Markdown table of all that was evaluated on its validation text
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is left of the run that made a model."""
+
+    metrics: Mapping[str, Any]  # `val_loss`, `val_bpb` and `perplexity` are of the weights that were kept
+    settings: Mapping[str, Any]  # the `train` section it ran with; empty if that is gone
+    data: TrainedOn | None
+
+
+def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> Training | None:
+    """What is known of the training that `metrics_file` tells of; None without that file.
+
+    The parameters are those that the run itself recorded: params.yaml may have changed since. `evaluated`
+    are the figures of the baselines.
+    """
+    if not metrics_file.exists():
+        return None
+    metrics = _read(metrics_file)
+    if metrics["saved"] == "best":
+        metrics |= {"val_loss": metrics["best_val_loss"], "val_bpb": metrics["best_val_bpb"]}
+        metrics["perplexity"] = math.exp(metrics["val_loss"])
+    run_file = runs / metrics["run"] / "run.json"
+    if not run_file.exists():
+        return Training(metrics, {}, None)
+    run = _read(run_file)
+    return Training(
+        metrics, run["train"], _trained_on(Path(run["data"]), [*evaluated, metrics_file], metrics)
+    )
+
+
+def _trained_on(tokens_folder: Path, figures: Iterable[Path], metrics: Mapping[str, Any]) -> TrainedOn | None:
+    if not (tokens_folder / MANIFEST_FILE).exists():
+        return None
+    manifest = load_manifest(tokens_folder)
+    if manifest.fingerprint != metrics.get("data"):
+        return None
+    dataset = tokens_folder.parent
+    described = (dataset / "dataset.yaml").exists()
+    kept = {name: metrics[name] for name in ("val_loss", "val_bpb", "perplexity")}
+    rows = [
+        replace(row, **kept) if row.name == OURS else row
+        for row in read_rows(figures, manifest.fingerprint, manifest.val.tokens - 1, {})
+    ]
+    return TrainedOn(
+        dataset.name,
+        load_spec(dataset.name, dataset.parent).description if described else "",
+        manifest,
+        as_markdown(sorted(rows, key=lambda row: row.val_bpb)),
+    )
+
+
+def model_card(
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    num_params: int,
+    n_layer: int,
+    training: Training | None = None,
+    picture: str | None = None,
+) -> str:
+    """The text of README.md for a model exported with `n_layer` layers.
+
+    `training` is None for a model of which only the weights are known. `picture` is the file, beside the
+    card, with the validation loss by depth.
+    """
+    data = training.data if training else None
+    parts = [
+        f"---\n{_metadata(training)}\n---",
+        f"# GPT-2 with {num_params:,} parameters{f', trained on {data.name}' if data else ''}",
+        _introduction(config, n_layer),
+        USE.format(max_new_tokens=max(1, min(100, config.block_size - 1))).strip(),
+        _model(config, tokenizer),
+    ]
+    if data:
+        parts.append(_data(data))
+    if training:
+        parts += [_training(training), _results(training, config, n_layer)]
+    if data:
+        parts.append(f"On the same text:\n\n{data.comparison.strip()}")
+    if picture:
+        parts.append(f"![Validation loss by depth]({picture})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(training: Training | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = training.data if training else None
+    results = []
+    if training and data:
+        results = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=data.name,
+                dataset_name=f"{data.description or data.name} (validation split)",
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(value, 4),
+            )
+            for metric, name, value in (
+                ("loss", "nats per token", training.metrics["val_loss"]),
+                ("perplexity", "per token", training.metrics["perplexity"]),
+                ("bits_per_byte", "bits per byte", training.metrics["val_bpb"]),
+            )
+        ]
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", TAG],
+        model_name=TAG if results else None,
+        eval_results=results or None,
+    )
+    text: str = card.to_yaml()
+    return text.strip()
+
+
+def _introduction(config: GPTConfig, n_layer: int) -> str:
+    text = "A language model of GPT-2's architecture, exported by gpt-pipeline; `GPT2LMHeadModel` loads it."
+    if config.loops:
+        text += (
+            f"\nIt was trained with one block that is applied {config.loop_depth} times after training. Here "
+            f"that is unrolled: the model has {n_layer} layers."
+        )
+    return text
+
+
+def _model(config: GPTConfig, tokenizer: Tokenizer) -> str:
+    switches = dict(line.split(" = ", 1) for line in config.changed(*Model.model_fields))
+    return "## Model\n\n" + _table(("parameter", "value"), {**switches, "vocab_size": tokenizer.vocab_size})
+
+
+def _data(data: TrainedOn) -> str:
+    counts = "\n".join(
+        f"| {split} | {counted.documents:,} | {counted.tokens:,} | {counted.utf8_bytes:,} |"
+        for split, counted in (("train", data.manifest.train), ("val", data.manifest.val))
+    )
+    title = f"{data.name}: {data.description}" if data.description else data.name
+    return (
+        f"## Data\n\n{title}.\n\n"
+        f"| split | documents | tokens | bytes of UTF-8 |\n| --- | ---: | ---: | ---: |\n{counts}"
+    )
+
+
+def _training(training: Training) -> str:
+    metrics = training.metrics
+    done = (
+        f"{metrics['steps']:,} steps, {metrics['tokens']:,} tokens, {metrics['seconds']:,.0f} seconds "
+        f"on {metrics['device']}, PyTorch {metrics['torch']}."
+    )
+    table = "\n\n" + _table(("parameter", "value"), training.settings) if training.settings else ""
+    return f"## Training\n\n{done}{table}"
+
+
+def _results(training: Training, config: GPTConfig, n_layer: int) -> str:
+    unrolled = config.prelude + config.loop_depth + config.coda
+    note = f", with {unrolled} layers" if config.loops and n_layer != unrolled else ""
+    figures = {
+        "loss, nats per token": f"{training.metrics['val_loss']:.4f}",
+        "perplexity per token": f"{training.metrics['perplexity']:,.2f}",
+        "bits per byte": f"{training.metrics['val_bpb']:.4f}",
+    }
+    return f"## Results\n\n{_table((f'on the validation text{note}', ''), figures)}"
+
+
+def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [
+        f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |"
+        for name, value in rows.items()
+    ]
+    return "\n".join([f"| {header[0]} | {header[1]} |", "| --- | ---: |", *lines])
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
