@@ -1,0 +1,83 @@
+"""Write a model as the ckpt.pt that nanoGPT's sample.py reads, and its meta.pkl: results/nanogpt/."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.data.nanogpt import META_FILE, write_meta
+from pipeline.data.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
+from pipeline.errors import UserError
+from pipeline.files import replacing_folder
+from pipeline.interop.models import GPT2_VOCABULARIES, open_model
+from pipeline.interop.nanogpt import CHECKPOINT_FILE, is_written, write_checkpoint
+from pipeline.paths import MODEL, RESULTS
+from stages.command import run
+
+EXPORT = RESULTS / "nanogpt"
+
+
+def main(
+    model: Annotated[
+        str, typer.Option(help="Folder of a model, gpt2 (-medium, -large, -xl), or a name on the hub.")
+    ] = str(MODEL),
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")] = EXPORT,
+    recurrent_depth: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Layers that a loop becomes; by default as many as it was trained for.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Turn a model into nanoGPT's, and say how to sample from it there."""
+    if out.exists() and not _is_export(out):
+        raise UserError(f"--out {out}: there is something else already; name a new folder")
+    stored = open_model(model)
+    tokenizer, config = stored.tokenizer(), stored.config
+    _check_tokenizer(tokenizer, model)
+    dataset = out.resolve().name
+    with replacing_folder(out) as folder:
+        n_layer = write_checkpoint(
+            stored.load(), config, tokenizer.vocab_size, dataset, folder / CHECKPOINT_FILE, recurrent_depth
+        )
+        if isinstance(tokenizer, CharTokenizer):
+            write_meta(tokenizer, folder / META_FILE)
+    print(f"{out}: nanoGPT's GPT with {n_layer} layers. In nanoGPT's folder:")
+    if isinstance(tokenizer, CharTokenizer):
+        print(f"  mkdir -p {shlex.quote(f'data/{dataset}')}")
+        print(f"  cp {shlex.quote(str(out.resolve() / META_FILE))} {shlex.quote(f'data/{dataset}/')}")
+    print(f"  python sample.py {shlex.quote(f'--out_dir={out.resolve()}')}     (on a CPU: --device=cpu)")
+    if config.activation == "gelu_new":
+        print(
+            "note: nanoGPT computes GELU exactly where this model approximates it; its logits differ a little"
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether nothing is lost when the folder is replaced."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    return CHECKPOINT_FILE in names <= {CHECKPOINT_FILE, META_FILE} and is_written(folder / CHECKPOINT_FILE)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, model: str) -> None:
+    """Raise UserError unless sample.py can decode the ids."""
+    if isinstance(tokenizer, CharTokenizer):
+        return
+    if tokenizer.vocab_size not in GPT2_VOCABULARIES or tokenizer.vocabulary != gpt2_tokenizer().vocabulary:
+        raise UserError(
+            f"--model {model}: its tokens are neither characters nor GPT-2's, and sample.py decodes nothing "
+            "else; train with tokenizer.name = char or gpt2"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
