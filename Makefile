@@ -19,15 +19,17 @@ define train_preset
 endef
 
 .PHONY: help install demo test check repro presets shakespeare shakespeare-cpu shakespeare-gpt2 train-gpt2 \
-	train-on sample export baselines summary schema format bench-nanogpt bench-model depth-curves clean ready
+	train-on finetune-shakespeare finetune-on start-from sample baselines eval-zeroshot lm-eval export upload \
+	import-nanogpt export-nanogpt summary schema format bench-nanogpt bench-model bench-interop depth-curves \
+	clean ready
 .DELETE_ON_ERROR:
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9<>-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 } \
+		/^[a-z0-9<>-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 } \
 		/^## [^:]+: / { line = substr($$0, 4); split(line, part, ": "); \
-			printf "  %-18s %s\n", part[1], substr(line, length(part[1]) + 3) }' $(firstword $(MAKEFILE_LIST))
+			printf "  %-20s %s\n", part[1], substr(line, length(part[1]) + 3) }' $(firstword $(MAKEFILE_LIST))
 
 ##@ Start here
 demo: ready ## install, train a small GPT on Python's documentation, show what came out
@@ -53,8 +55,19 @@ shakespeare-gpt2: ready ## TinyShakespeare in GPT-2's vocabulary
 train-gpt2: ready ## GPT-2 (124M) on OpenWebText (a GPU, weeks)
 	$(call train_preset,gpt2)
 
-train-on: ready ## your text: make train-on TEXT='notes/*.txt' (.txt, .jsonl, .parquet)
+train-on: ready ## your text: make train-on TEXT='notes/*.txt' (.txt, .jsonl, .parquet, nanoGPT's .bin)
 	@[ -n "$$TEXT" ] || { echo "error: say which text: make train-on TEXT='path or glob'" >&2; exit 2; }
+	@$(PYTHON) -m stages.new_dataset "$$TEXT" $${COLUMN:+--text-column "$$COLUMN"}
+	@$(REPRO)
+	@$(PYTHON) -m stages.summary
+
+finetune-shakespeare: ready ## GPT-2 (124M), finetuned on TinyShakespeare (GPU)
+	$(call train_preset,finetune-shakespeare)
+
+finetune-on: ready ## a model on your text: make finetune-on TEXT='notes/*.txt' MODEL=gpt2 BLOCK_SIZE=256
+	@[ -n "$$TEXT" ] || { echo "error: say which text: make finetune-on TEXT='path or glob'" >&2; exit 2; }
+	@$(PYTHON) -m stages.preset finetune-on $(if $(FORCE),--force)
+	@$(PYTHON) -m stages.start_from "$${MODEL:-gpt2}" $${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"}
 	@$(PYTHON) -m stages.new_dataset "$$TEXT" $${COLUMN:+--text-column "$$COLUMN"}
 	@$(REPRO)
 	@$(PYTHON) -m stages.summary
@@ -67,6 +80,10 @@ presets: ready ## list the presets
 preset-%: ready
 	@$(PYTHON) -m stages.preset $* $(if $(FORCE),--force)
 
+start-from: ready ## put a model's shape and tokenizer into params.yaml: make start-from MODEL=gpt2
+	@[ -n "$$MODEL" ] || { echo "error: say which model: make start-from MODEL=gpt2" >&2; exit 2; }
+	@$(PYTHON) -m stages.start_from "$$MODEL" $${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"}
+
 schema: ready ## write presets/params.schema.json, by which editors check params.yaml
 	@$(PYTHON) -m stages.schema
 
@@ -74,18 +91,50 @@ schema: ready ## write presets/params.schema.json, by which editors check params
 summary: ready ## val loss against the baselines, a sample, and where things are
 	@$(PYTHON) -m stages.summary
 
-sample: ready ## write text: make sample START='ROMEO:'
-	@$(PYTHON) -m stages.sample --out - $${START:+--start "$$START"}
-
-export: ready ## results/model for Hugging Face's transformers, in results/export
-	@$(PYTHON) -m stages.export $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
-		$${RECURRENT_DEPTH:+--recurrent-depth "$$RECURRENT_DEPTH"}
+sample: ready ## write text: make sample START='ROMEO:' MODEL=gpt2 (without MODEL, the trained one)
+	@$(PYTHON) -m stages.sample --out - $${START:+--start "$$START"} $${MODEL:+--model "$$MODEL"}
 
 depth-curves: ready ## train all variants and compare them; make depth-curves VARIANTS=dense,shared for some
 	@$(PYTHON) -m stages.depth_curves $${VARIANTS:+--variants "$$VARIANTS"}
 
-baselines: ready ## evaluate what the model is compared with
-	@$(REPRO) eval_baselines
+baselines: ready ## the model beside n-grams, GPT-2 and others on the same text: baselines.models, .pretrained
+	@$(REPRO) --keep-going eval_baselines stages/dvc.yaml:eval_pretrained; status=$$?; \
+		$(PYTHON) -m stages.compare && [ $$status -eq 0 ] || exit 2
+
+eval-zeroshot: ready ## HellaSwag, LAMBADA, WikiText-2: make eval-zeroshot, or with MODEL=gpt2 TASKS=lambada LIMIT=100
+	@if [ -z "$$MODEL$$TASKS$$LIMIT$$FILE" ]; then \
+		$(REPRO) --keep-going --glob 'stages/dvc.yaml:eval_zeroshot*' || exit 2; \
+	else \
+		for task in $${TASKS:-hellaswag lambada wikitext2}; do \
+			$(PYTHON) -m stages.eval_zeroshot $$task $${MODEL:+--model "$$MODEL"} $${LIMIT:+--limit $$LIMIT} \
+				$${FILE:+--data "$$FILE"} || exit; \
+		done; \
+	fi
+
+lm-eval: ready ## any task of lm-evaluation-harness: make lm-eval TASKS='arc_easy piqa' MODEL=gpt2 LIMIT=100
+	@[ -n "$$TASKS" ] || { echo "error: say which: make lm-eval TASKS='arc_easy piqa'" >&2; exit 2; }
+	@$(PYTHON) -m stages.lm_eval $$TASKS $${MODEL:+--model "$$MODEL"} $${LIMIT:+--limit $$LIMIT}
+
+##@ Share it
+export: ready ## results/model for Hugging Face's transformers, in results/export
+	@$(PYTHON) -m stages.export $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
+		$${RECURRENT_DEPTH:+--recurrent-depth "$$RECURRENT_DEPTH"}
+
+upload: ready ## send results/export to the hub: make upload REPO=user/name
+	@[ -n "$$REPO" ] || { echo "error: say where to: make upload REPO=user/name" >&2; exit 2; }
+	@$(PYTHON) -m stages.upload "$$REPO" $${FOLDER:+--folder "$$FOLDER"} $(if $(PRIVATE),--private)
+
+import-nanogpt: ready ## nanoGPT's model as ours: make import-nanogpt CKPT=ckpt.pt META=meta.pkl OUT=saved/mine
+	@[ -n "$$CKPT" ] || { echo "error: say which: make import-nanogpt CKPT=ckpt.pt META=meta.pkl" >&2; exit 2; }
+	@$(PYTHON) -m stages.import_nanogpt "$$CKPT" $${META:+--meta "$$META"} $${OUT:+--out "$$OUT"}
+
+export-nanogpt: ready ## results/model as nanoGPT's ckpt.pt, in results/nanogpt
+	@$(PYTHON) -m stages.export_nanogpt $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
+		$${RECURRENT_DEPTH:+--recurrent-depth "$$RECURRENT_DEPTH"}
+
+##@ Compare it
+bench-interop: ready ## measure this beside transformers: logits, losses, memory, speed
+	@$(PYTHON) -m stages.bench_interop
 
 bench-nanogpt: ready ## time this beside nanoGPT: make bench-nanogpt NANOGPT=<its clone>
 	@[ -n "$$NANOGPT" ] || { echo "error: say where nanoGPT is: make bench-nanogpt NANOGPT=<clone>" >&2; exit 2; }

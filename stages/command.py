@@ -19,11 +19,25 @@ Overrides = Annotated[
 
 
 def run(main: Callable[..., Any]) -> None:
-    """Run `main` as a command. A UserError is one line on stderr and exit status 2; Ctrl-C is 130."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    """Run `main` as a command."""
+    app = new_app()
     app.command()(main)
+    run_app(app)
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
+    )
+
+
+def run_app(app: typer.Typer, name: str | None = None) -> None:
+    """Run a command line, called `name` in its help.
+
+    A UserError is one line on stderr and exit status 2; Ctrl-C is 130.
+    """
     try:
-        app()
+        app(prog_name=name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
