@@ -25,6 +25,8 @@ COMPARED_PICTURE = RESULTS / "depth-curves.png"
 COMPARED_TABLE = RESULTS / "depth-curves.md"
 ZEROSHOT = RESULTS / "zeroshot"
 SAMPLES = RESULTS / "samples.txt"
+
+RUN_FILE = "run.json"  # in runs/<key>/: what the key stands for
 EXPORT = RESULTS / "export"
 
 

@@ -12,10 +12,10 @@ from pipeline.errors import UserError
 from pipeline.files import replacing_folder, write_json, write_text
 from pipeline.interop.gpt2 import save_gpt2, to_gpt2
 from pipeline.interop.hub import CARD_FILE, EXPORTED, GENERATION_FILE, PICTURE_FILE
-from pipeline.interop.model_card import TAG, model_card, read_training
 from pipeline.interop.models import open_model
 from pipeline.interop.tokenizers import to_transformers
 from pipeline.paths import BASELINES, DEPTH_PICTURE, EXPORT, METRICS, MODEL, PRETRAINED, runs_folder
+from pipeline.report.model_card import TAG, model_card, read_training
 from stages.command import run
 
 

@@ -87,6 +87,16 @@ def test_finetuning_starts_from_the_very_weights(theirs: GPT2LMHeadModel, stage:
     assert stage("sample", "--out", "-").status == 0
 
 
+def test_a_checkpoint_of_a_run_is_a_model_too(tiny_project: Path, stage: Stage) -> None:
+    assert stage("train", *FEW_STEPS).status == 0
+    (checkpoint,) = Path("runs").glob("*/step-000000003")
+    assert stage("eval_baselines", str(checkpoint)).status == 0
+    figures = json.loads(Path(f"results/baselines/{checkpoint}.json").read_text())
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert figures["val_loss"] == pytest.approx(metrics["val_loss"], abs=1e-6)
+    assert stage("sample", "--model", str(checkpoint), "--out", "-").status == 0
+
+
 def test_it_is_evaluated_beside_the_others_and_sampled_from(theirs: GPT2LMHeadModel, stage: Stage) -> None:
     ended = stage("eval_baselines", "saved/gpt2")
     assert ended.status == 0, ended.err

@@ -18,8 +18,16 @@ from pipeline.interop.hub import download_model
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.pretrained import PUBLISHED
-from pipeline.model.saved import WEIGHTS_FILE, Weights, build_with, load_config
-from pipeline.validation import suggest
+from pipeline.model.saved import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Weights,
+    build_with,
+    load_config,
+    read_config,
+)
+from pipeline.paths import RUN_FILE
+from pipeline.validation import suggest, validate
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 OURS = ("results/", "runs/", "data/")  # never somebody's name on the hub
@@ -34,6 +42,7 @@ class StoredModel:
     folder: Path
     config: GPTConfig
     weights: Weights
+    tokenizer_folder: Path
 
     def build(self, config: GPTConfig | None = None) -> GPT:
         """The model in memory, on the CPU; with another `config` than its own, as far as weights allow."""
@@ -46,7 +55,7 @@ class StoredModel:
 
     @property
     def has_tokenizer(self) -> bool:
-        return any((self.folder / name).exists() for name in (TOKENIZER_FILE, "vocab.json"))
+        return any((self.tokenizer_folder / name).exists() for name in (TOKENIZER_FILE, "vocab.json"))
 
     def tokenizer(self, like: Tokenizer | None = None) -> Tokenizer:
         """Its tokenizer. If transformers saved none, `like`, if it has as many ids; or else GPT-2's own.
@@ -54,10 +63,10 @@ class StoredModel:
         Raises UserError if it can be none of them, and for one with more ids than the model knows.
         """
         if self.has_tokenizer or not isinstance(self.weights, GPT2Weights):
-            tokenizer, rows = load_tokenizer(self.folder), self.config.vocab_size
+            tokenizer, rows = load_tokenizer(self.tokenizer_folder), self.config.vocab_size
             if tokenizer.vocab_size > rows:
                 raise UserError(
-                    f"{self.folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model rows for "
+                    f"{self.tokenizer_folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model rows for "
                     f"{rows:,}; put the tokenizer there that it was trained with"
                 )
             return tokenizer
@@ -80,13 +89,19 @@ class StoredModel:
 def open_model(name: str | Path) -> StoredModel:
     """The model in a folder, the published one of that name, or that of `user/name[@revision]` on the hub.
 
-    What is not on this machine is downloaded. Raises UserError for what is no model, or none of GPT-2's kind.
+    A folder may also be a checkpoint in runs/<key>/. What is not on this machine is downloaded. Raises
+    UserError for what is no model, or none of GPT-2's kind.
     """
     folder = find_model(str(name))
+    run = folder.parent / RUN_FILE
+    if not (folder / CONFIG_FILE).exists() and run.exists():
+        about = read_config(run)
+        config = validate(GPTConfig, about["model"], run)
+        return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), Path(about["data"]))
     if is_transformers(folder):
         config = config_from_gpt2(folder)
-        return StoredModel(str(name), folder, config, GPT2Weights(folder, config))
-    return StoredModel(str(name), folder, load_config(folder), Weights(folder / WEIGHTS_FILE))
+        return StoredModel(str(name), folder, config, GPT2Weights(folder, config), folder)
+    return StoredModel(str(name), folder, load_config(folder), Weights(folder / WEIGHTS_FILE), folder)
 
 
 def find_model(name: str) -> Path:

@@ -87,7 +87,10 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
             trainer.load(checkpoint)
             say(f"{checkpoint}: continuing after step {trainer.state.step:,}")
         else:
-            run.begin({"model": config.model_dump(), "train": settings, "data": str(tokens_folder)})
+            start = params.train.init_from  # its name, for people
+            run.begin(
+                {"model": config.model_dump(), "train": settings, "start": start, "data": str(tokens_folder)}
+            )
             say(f"{run.folder}: training {model.num_params():,} parameters on {device}")
         console = Console(params.train.max_iters, trainer.state.step)
         log = CsvLog(run.log, trainer.state.step)

@@ -19,6 +19,7 @@ from typing import Any
 import pipeline
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, sha256_file, write_json
+from pipeline.paths import RUN_FILE
 
 MANIFEST_FILE = "manifest.json"
 
@@ -87,7 +88,7 @@ class Run:
         for path in self.folder.iterdir():
             if path.name != "lock":
                 _remove(path)
-        write_json(self.folder / "run.json", values)
+        write_json(self.folder / RUN_FILE, values)
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose every file is as it was written.

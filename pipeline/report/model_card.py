@@ -17,6 +17,7 @@ from pipeline.data.sources import load_spec
 from pipeline.data.tokenizers import Tokenizer
 from pipeline.evaluate.comparison import OURS, as_markdown, read_rows
 from pipeline.model.config import GPTConfig, Model
+from pipeline.paths import RUN_FILE
 
 TAG = "gpt-pipeline"
 
@@ -69,12 +70,14 @@ def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> 
     if metrics["saved"] == "best":
         metrics |= {"val_loss": metrics["best_val_loss"], "val_bpb": metrics["best_val_bpb"]}
         metrics["perplexity"] = math.exp(metrics["val_loss"])
-    run_file = runs / metrics["run"] / "run.json"
+    run_file = runs / metrics["run"] / RUN_FILE
     if not run_file.exists():
         return Training(metrics, {}, None)
     run = _read(run_file)
     return Training(
-        metrics, run["train"], _trained_on(Path(run["data"]), [*evaluated, metrics_file], metrics)
+        metrics,
+        run["train"] | {"init_from": run["start"]},
+        _trained_on(Path(run["data"]), [*evaluated, metrics_file], metrics),
     )
 
 
