@@ -66,8 +66,8 @@ class StoredModel:
             tokenizer, rows = load_tokenizer(self.tokenizer_folder), self.config.vocab_size
             if tokenizer.vocab_size > rows:
                 raise UserError(
-                    f"{self.tokenizer_folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model rows for "
-                    f"{rows:,}; put the tokenizer there that it was trained with"
+                    f"{self.tokenizer_folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model "
+                    f"rows for {rows:,}; put the tokenizer there that it was trained with"
                 )
             return tokenizer
         if like is not None and like.vocab_size == self.config.vocab_size:
