@@ -211,7 +211,7 @@ class Params(Section):
             if name not in names:
                 raise UserError(f"-S {override}: unknown parameter {name}{suggest(name, names)}")
             try:
-                value = YAML(typ="safe").load(text) if text else ""
+                value = YAML(typ="safe").load(text) if text else None
             except YAMLError:
                 value = text
             is_text = Params.model_fields[section].annotation.model_fields[key].annotation is str  # type: ignore[union-attr]

@@ -70,10 +70,12 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         "train.eval_only=true",
         "baselines.models=[xz]",
         "sample.top_k=null",
+        "train.eval_iters=",
         "sample.start=[unclosed, = ROMEO",
     ]
     params = load_params(overrides, params_file)
     assert (params.train.max_iters, params.train.learning_rate, params.sample.top_k) == (7, 3e-4, None)
+    assert params.train.eval_iters is None
     assert (params.train.grad_clip, params.baselines.models, params.train.eval_only) == (0.0, ["xz"], True)
     assert params.sample.start == "[unclosed, = ROMEO"
 
