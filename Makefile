@@ -134,7 +134,8 @@ export-nanogpt: ready ## results/model as nanoGPT's ckpt.pt, in results/nanogpt
 
 ##@ Compare it
 bench-interop: ready ## measure this beside transformers: logits, losses, memory, speed
-	@$(PYTHON) -m stages.bench_interop
+	@$(PYTHON) -m stages.bench_interop $${HELLASWAG:+--hellaswag "$$HELLASWAG"} \
+		$${WIKITEXT:+--wikitext "$$WIKITEXT"} $(if $(FULL),--full)
 
 bench-nanogpt: ready ## time this beside nanoGPT: make bench-nanogpt NANOGPT=<its clone>
 	@[ -n "$$NANOGPT" ] || { echo "error: say where nanoGPT is: make bench-nanogpt NANOGPT=<clone>" >&2; exit 2; }

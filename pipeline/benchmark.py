@@ -1,8 +1,8 @@
-"""What the benchmarks share: this project beside a clone of nanoGPT, as its README trains on a CPU.
+"""What the benchmarks share, most of it for this project beside nanoGPT, as its README trains on a CPU.
 
-Both programs run as whole processes of this same Python, in temporary copies: neither the clone nor
-params.yaml, runs/ and results/ here are touched by them. This process never imports PyTorch, because Linux
-counts the memory of the process that starts a program into that program's peak.
+There, both programs run as whole processes of this same Python, in temporary copies: neither the clone nor
+params.yaml, runs/ and results/ here are touched by them. The process that starts them never imports PyTorch,
+because Linux counts its memory into their peaks.
 """
 
 from __future__ import annotations
