@@ -104,11 +104,15 @@ baselines: ready ## the model beside n-grams, GPT-2 and others on the same text:
 eval-zeroshot: ready ## HellaSwag, LAMBADA, WikiText-2: make eval-zeroshot, or with MODEL=gpt2 TASKS=lambada LIMIT=100
 	@if [ -z "$$MODEL$$TASKS$$LIMIT$$FILE" ]; then \
 		$(REPRO) --keep-going --glob 'stages/dvc.yaml:eval_zeroshot*' || exit 2; \
+	elif [ -n "$$FILE" ] && [ -z "$$TASKS" ]; then \
+		echo "error: say which task the file is of: make eval-zeroshot FILE=... TASKS=hellaswag" >&2; exit 2; \
 	else \
+		status=0; \
 		for task in $${TASKS:-hellaswag lambada wikitext2}; do \
 			$(PYTHON) -m stages.eval_zeroshot $$task $${MODEL:+--model "$$MODEL"} $${LIMIT:+--limit $$LIMIT} \
-				$${FILE:+--data "$$FILE"} || exit; \
+				$${FILE:+--data "$$FILE"} || status=$$?; \
 		done; \
+		exit $$status; \
 	fi
 
 lm-eval: ready ## any task of lm-evaluation-harness: make lm-eval TASKS='arc_easy piqa' MODEL=gpt2 LIMIT=100

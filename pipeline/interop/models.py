@@ -30,7 +30,7 @@ from pipeline.paths import RUN_FILE
 from pipeline.validation import suggest, validate
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-OURS = ("results/", "runs/", "data/")  # never somebody's name on the hub
+OURS = ("results/", "runs/", "data/", "saved/")  # never somebody's name on the hub
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's, and as nanoGPT pads it
 
 
@@ -112,7 +112,10 @@ def find_model(name: str) -> Path:
         return download_model(PUBLISHED[name].repository, PUBLISHED[name].revision)
     if HUB_ID.fullmatch(name) and not name.startswith(OURS):
         repository, _, revision = name.partition("@")
-        return download_model(repository, revision or "main")
+        try:
+            return download_model(repository, revision or "main")
+        except UserError as error:
+            raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
     known = list(PUBLISHED)
     raise UserError(
         f"model {name}: no such folder; train a model first, or name another one, or {', '.join(known)}, or "

@@ -210,8 +210,18 @@ def test_a_folder_without_a_tokenizer_needs_a_vocabulary_that_is_known(tmp_path:
         open_model(tmp_path).tokenizer()
 
 
-@pytest.mark.parametrize("name", ["nowhere", "results/nothing", "gpt3", "/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["nowhere", "results/nothing", "saved/mine", "gpt3", "/nowhere/at/all"])
 def test_what_is_no_model_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"model {name}: no such folder; train a model first, or") as error:
         open_model(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_says_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving_hub("somebody/model", tmp_path, kind="model") as endpoint:
+        use_hub(endpoint, tmp_path / "home", monkeypatch)
+        with pytest.raises(UserError, match="model models/mine: no such folder, and on the hub: ") as error:
+            open_model("models/mine")
     assert "\n" not in str(error.value)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from tests.train.runs import Runs, rows
+from pipeline.data.tokenizers import load_tokenizer
+from pipeline.errors import UserError
+from pipeline.evaluate.tasks import Lambada
+from pipeline.evaluate.zeroshot import evaluate_task
+from pipeline.files import write_text
+from pipeline.interop.models import open_model
+from tests.train.runs import Runs, rows, weights_of
 
 RECURRENT = ["model.recurrent_shared_weights=true", "model.recurrent_depth=3", "log.log_interval=1"]
 
@@ -47,3 +56,41 @@ def test_the_log_has_what_learned_stopping_comes_to(runs: Runs) -> None:
         assert 0 <= float(row["stopping_entropy"]) < 1.8  # at most the logarithm of 6
     assert any(float(row["stopping_entropy"]) > 0.1 for row in logged)
     assert any(float(row["controller_loss"]) > 0 for row in logged)
+
+
+ZEROSHOT = ["zeroshot.tasks=[lambada]", "log.zeroshot_interval=8"]
+
+
+def test_zero_shot_figures_are_logged_now_and_then_and_change_nothing(
+    runs: Runs, tiny_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = [
+        "the sea sings over the old ship",
+        "a small bird sails",
+        "the red ship sinks and a bird sings",
+    ]
+    data = tmp_path / "lambada.jsonl"
+    write_text(data, "".join(json.dumps({"text": text}) + "\n" for text in passages))
+    monkeypatch.setattr(Lambada, "download", lambda folder: data)
+    fitted = runs(*ZEROSHOT)
+    logged = {int(row["step"]): row["lambada_perplexity"] for row in rows(fitted)}
+    assert [step for step, figure in logged.items() if figure] == [0, 8, 16, 20]
+    model = open_model(fitted.run.newest() or "").load()
+    tokenizer = load_tokenizer(tiny_tokens)
+    device = next(model.parameters()).device
+    figures = evaluate_task(Lambada(data, tokenizer, 8, None), model, tokenizer, device, 16)
+    assert float(logged[20]) == pytest.approx(figures["perplexity"], rel=1e-4)
+    assert rows(fitted)[-1]["lambada_accuracy"] == f"{figures['accuracy']:.6g}"
+    plain = weights_of(runs.elsewhere("plain")())
+    assert all(value.equal(plain[name]) for name, value in weights_of(fitted).items())
+
+
+def test_a_task_that_cannot_be_had_stops_the_run_before_it_starts(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(folder: Path) -> Path:
+        raise UserError("no connection")
+
+    monkeypatch.setattr(Lambada, "download", offline)
+    with pytest.raises(UserError, match="lambada: no connection"):
+        runs(*ZEROSHOT)
