@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step."""
@@ -36,10 +38,16 @@ def write_json(path: Path, values: Any) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `folder` once the block ends without an error."""
+    """An empty folder to fill, which takes the place of `folder` once the block ends without an error.
+
+    Raises UserError if there can be no folder.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
     try:
         yield temporary
     except BaseException:

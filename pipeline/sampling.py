@@ -61,14 +61,17 @@ def generate(
 
     Up to `block_size` positions, past keys and values are reused. Beyond, the window slides by one: each
     token then has a new position, so everything is computed anew, as in nanoGPT. Ids from `vocab_size` on
-    are padding and never drawn. A recurrent model takes `depth` steps.
+    are padding and never drawn. A recurrent model takes `depth` steps. Raises UserError for a model whose
+    first logits are not finite.
     """
     ids = prompt[:, -model.block_size :]
     cache: KVCache | None = KVCache(model.block_size, batch=len(ids))
     unseen = ids
-    for _ in range(max_new_tokens):
-        logits = model.next_logits(unseen, cache, depth)
-        token = sampler(logits[:, :vocab_size])
+    for number in range(max_new_tokens):
+        logits = model.next_logits(unseen, cache, depth)[:, :vocab_size]
+        if number == 0 and not logits.isfinite().all():  # once: a GPU has to be waited for
+            raise UserError("the model's logits are not numbers; its weights are damaged or it diverged")
+        token = sampler(logits)
         yield token
         ids = torch.cat([ids, token[:, None]], dim=1)
         if ids.shape[1] > model.block_size:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.files import replacing_folder, sha256_file, write_json, write_text
 
 
@@ -110,6 +111,14 @@ def test_what_a_killed_process_left_is_not_in_the_next_folder(tmp_path: Path) ->
         (temporary / "a.txt").write_text("new")
     assert names(folder) == ["a.txt"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_where_none_can_be_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "folder"
+    with pytest.raises(UserError) as error, replacing_folder(folder):
+        raise AssertionError
+    assert str(error.value) == f"{folder}: cannot be written (Not a directory); name another folder"
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:

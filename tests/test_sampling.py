@@ -54,6 +54,16 @@ def test_decoding_with_the_cache_equals_decoding_without(length: int, greedy: bo
     assert len(found.unique()) > (1 if greedy else 6), "a model that repeats itself shows nothing"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_damaged_model_gets_one_line(greedy: bool, value: float) -> None:
+    model = tiny.model()
+    model.head.ln_f.get_parameter("weight")[0] = value
+    with pytest.raises(UserError, match="^the model's logits are not numbers; its weights are damaged or it"):
+        decode(model, PROMPT, 1, sampler(greedy=greedy))
+
+
 def test_same_seed_same_text() -> None:
     model = tiny.model()
     prompt = PROMPT.expand(4, -1)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.model.block import Block, LayerDropout
-from pipeline.model.config import GPTConfig
+from pipeline.model.config import Count, Fraction, GPTConfig
 from pipeline.model.gpt import GPT
 from pipeline.model.recurrence import Recurrence
-from pipeline.model.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config
-from pipeline.validation import validate
+from pipeline.model.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config, write_tensors
+from pipeline.validation import Section, validate
 
 Tensors = dict[str, torch.Tensor]
 
@@ -26,60 +25,64 @@ PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # theirs are Conv1D's, (in, out)
 MASKS = (".attn.bias", ".attn.masked_bias")  # old folders have the causal mask among their tensors
 
-# What their config.json has in a model that we have too; `config_from_gpt2` reads the rest.
-ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}
-DEFAULTS: dict[str, Any] = {  # of transformers' GPT2Config, which leaves out what is as it is there
-    "activation_function": "gelu_new",
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "layer_norm_epsilon": 1e-5,
-    "resid_pdrop": 0.1,
-    "tie_word_embeddings": True,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
+ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}  # theirs, and ours
+
+
+class TheirConfig(Section, extra="ignore"):
+    """What of transformers' config.json makes a difference; what is as in GPT2Config is left out there."""
+
+    activation_function: str = "gelu_new"
+    vocab_size: Count = 50257
+    n_positions: Count = 1024
+    n_embd: Count = 768
+    n_layer: Count = 12
+    n_head: Count = 12
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    resid_pdrop: Fraction = 0.1
+    tie_word_embeddings: bool = True
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
 
 
 def is_transformers(folder: Path) -> bool:
     """Whether a folder's config.json is one of transformers', of whatever model."""
     values = read_config(folder / CONFIG_FILE)
-    return isinstance(values, dict) and ("model_type" in values or "architectures" in values)
+    return "model_type" in values or "architectures" in values
 
 
 def config_from_gpt2(folder: Path) -> GPTConfig:
     """The config of transformers' GPT-2 in `folder`. Raises UserError naming what we have no place for."""
     path = folder / CONFIG_FILE
-    values = DEFAULTS | read_config(path)
+    values = read_config(path)
     if values.get("model_type") != "gpt2":
         raise UserError(
             f"{path}: model_type = {values.get('model_type')}; only models of the type gpt2 can be loaded"
         )
+    theirs = validate(TheirConfig, values, path)
     for name, expected in (
-        ("n_inner", (None, 4 * values["n_embd"])),
+        ("n_inner", (None, 4 * theirs.n_embd)),
         ("layer_norm_epsilon", (1e-5,)),
         ("scale_attn_weights", (True,)),
         ("scale_attn_by_inverse_layer_idx", (False,)),
         ("add_cross_attention", (False,)),
         ("activation_function", tuple(ACTIVATIONS)),
     ):
-        if values[name] not in expected:
+        value = getattr(theirs, name)
+        if value not in expected:
             known = " or ".join(str(value) for value in expected)
-            raise UserError(f"{path}: {name} = {values[name]}; only models with {known} can be loaded")
+            raise UserError(f"{path}: {name} = {value}; only models with {known} can be loaded")
     ours = {
-        "n_layer": values["n_layer"],
-        "n_head": values["n_head"],
-        "n_embd": values["n_embd"],
-        "block_size": values["n_positions"],
+        "n_layer": theirs.n_layer,
+        "n_head": theirs.n_head,
+        "n_embd": theirs.n_embd,
+        "block_size": theirs.n_positions,
         "bias": True,
-        "dropout": float(values["resid_pdrop"]),
-        "activation": ACTIVATIONS[values["activation_function"]],
-        "tie_word_embeddings": values["tie_word_embeddings"],
-        "vocab_size": values["vocab_size"],
+        "dropout": theirs.resid_pdrop,
+        "activation": ACTIVATIONS[theirs.activation_function],
+        "tie_word_embeddings": theirs.tie_word_embeddings,
+        "vocab_size": theirs.vocab_size,
     }
     return validate(GPTConfig, ours, path)
 
@@ -90,7 +93,7 @@ class GPT2Weights(Weights):
     def __init__(self, folder: Path, config: GPTConfig) -> None:
         """Read what the folder holds. Raises UserError if it is no safetensors, or damaged."""
         self.path = folder / WEIGHTS_FILE
-        self._paths = list(_weight_files(folder))
+        self._paths = list(weight_files(folder))
         self._files: dict[str, Weights] = {}
         self._theirs: dict[str, str] = {}
         self.shapes = {}
@@ -117,7 +120,8 @@ class GPT2Weights(Weights):
         return self._theirs.get(name) or _their_name(name)
 
 
-def _weight_files(folder: Path) -> Iterable[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, whether they are there or not. Raises UserError if there are none."""
     if not (folder / INDEX_FILE).exists():
         if not (folder / WEIGHTS_FILE).exists():
             raise UserError(
@@ -125,8 +129,10 @@ def _weight_files(folder: Path) -> Iterable[Path]:
                 "`model.save_pretrained(folder)`"
             )
         return [folder / WEIGHTS_FILE]
-    index = read_config(folder / INDEX_FILE)
-    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    places = read_config(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{folder / INDEX_FILE}: no weight_map from tensors to files; copy the file again")
+    return [folder / name for name in sorted(set(places.values()))]
 
 
 def _our_name(theirs: str) -> str:
@@ -167,7 +173,7 @@ def to_gpt2(
 def save_gpt2(values: dict[str, Any], tensors: Tensors, folder: Path) -> None:
     """Write what `to_gpt2` gave as a folder that `GPT2LMHeadModel.from_pretrained` loads."""
     # Some readers want to be told that the tensors are PyTorch's.
-    save_file(dict(sorted(tensors.items())), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(dict(sorted(tensors.items())), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)
 
 

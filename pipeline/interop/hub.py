@@ -6,7 +6,6 @@ HF_TOKEN.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from pipeline.data.hub import first_line, is_of_the_network
 from pipeline.data.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
 from pipeline.errors import UserError
-from pipeline.interop.gpt2 import INDEX_FILE, config_from_gpt2, is_transformers
+from pipeline.interop.gpt2 import INDEX_FILE, config_from_gpt2, is_transformers, weight_files
 from pipeline.interop.tokenizers import TOKENIZER_CONFIG_FILE
 from pipeline.model.saved import CONFIG_FILE, WEIGHTS_FILE
 
@@ -60,8 +59,8 @@ def download_model(repository: str, revision: str) -> Path:
 
     _check_name(repository)
     _show_progress_on_terminals_only()
-    cached = _cached(repository, revision)
-    if cached and COMMIT.fullmatch(revision):
+    cached, whole = _cached(repository, revision)
+    if cached and whole and COMMIT.fullmatch(revision):
         return cached
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=SECONDS)
@@ -120,8 +119,11 @@ def upload(folder: Path, repository: str, private: bool, say: Callable[[str], No
     return str(address)
 
 
-def _cached(repository: str, revision: str) -> Path | None:
-    """The folder of a revision in the cache, if all that a model needs is there."""
+def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:
+    """The folder of a revision in the cache, if its config and weights are there, and whether a tokenizer is.
+
+    A model may have none, so its folder is as whole as it gets; only the hub knows.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -132,13 +134,15 @@ def _cached(repository: str, revision: str) -> Path | None:
             )
         )
     except LocalEntryNotFoundError:
-        return None
-    weights = {WEIGHTS_FILE}
-    if (folder / INDEX_FILE).exists():
-        weights = set(json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values())
-    names = {path.name for path in folder.iterdir() if path.exists()}
-    has_tokenizer = TOKENIZER_FILE in names or names.issuperset(VOCABULARY_FILES)
-    return folder if has_tokenizer and names.issuperset({CONFIG_FILE, *weights}) else None
+        return None, False
+    try:
+        files = [folder / CONFIG_FILE, *weight_files(folder)]
+    except UserError:  # what is damaged or missing is downloaded again
+        return None, False
+    if not all(path.exists() for path in files):
+        return None, False
+    has_tokenizer = (folder / TOKENIZER_FILE).exists()
+    return folder, has_tokenizer or all((folder / name).exists() for name in VOCABULARY_FILES)
 
 
 def _check_files(names: set[str], where: str) -> None:

@@ -108,19 +108,30 @@ def find_model(name: str) -> Path:
     """The folder of a model, downloaded if need be. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
-    if name in PUBLISHED:
-        return download_model(PUBLISHED[name].repository, PUBLISHED[name].revision)
-    if HUB_ID.fullmatch(name) and not name.startswith(OURS):
-        repository, _, revision = name.partition("@")
+    if place := place_on_hub(name):
         try:
-            return download_model(repository, revision or "main")
+            return download_model(*place)
         except UserError as error:
+            if name in PUBLISHED:
+                raise
             raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
     known = list(PUBLISHED)
     raise UserError(
         f"model {name}: no such folder; train a model first, or name another one, or {', '.join(known)}, or "
         f"one of the hub's like user/model{suggest(name, known)}"
     )
+
+
+def place_on_hub(name: str) -> tuple[str, str] | None:
+    """The repository and the revision that a model's name stands for; None if it is no name on the hub."""
+    if Path(name).is_dir():
+        return None
+    if name in PUBLISHED:
+        return PUBLISHED[name].repository, PUBLISHED[name].revision
+    if HUB_ID.fullmatch(name) and not name.startswith(OURS):
+        repository, _, revision = name.partition("@")
+        return repository, revision or "main"
+    return None
 
 
 class _FirstPositions(Weights):
@@ -133,9 +144,8 @@ class _FirstPositions(Weights):
         self._weights = weights
         self._block_size = block_size
         self.shapes = dict(weights.shapes)
-        if self.NAME in self.shapes:
-            positions, width = self.shapes[self.NAME]
-            self.shapes[self.NAME] = (min(positions, block_size), width)
+        if shape := self.shapes.get(self.NAME):
+            self.shapes[self.NAME] = (min(shape[0], block_size), *shape[1:])
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._weights.read(name)

@@ -25,6 +25,8 @@ from pipeline.model.saved import Weights
 from pipeline.validation import validate
 
 CHECKPOINT_FILE = "ckpt.pt"
+# How a file in PyTorch's format begins that is no zip; until 1.6 there was no other.
+OLD_FORMAT = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 WRITTEN = {"model", "model_args", "config"}  # all that sample.py reads; training writes more
 
 # The switches in model_args: nanoGPT's, and the fork's by the one that has to be on for them to count.
@@ -83,6 +85,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(tensors, dict) or not isinstance(args, dict):
         raise UserError(f"{path}: no model and model_args in it; name a {CHECKPOINT_FILE} of nanoGPT's")
     for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path}: {name!r} in model is no tensor's name; name a {CHECKPOINT_FILE} of nanoGPT's"
+            )
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: {name} in model is no tensor but a {type(tensor).__name__}")
     tensors = {
@@ -133,7 +139,8 @@ def _load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it cannot read is an error
             # Mapped: of the optimizer's state, two thirds of the file, nothing is read.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            mapped = not _is_old(path)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         reason = error.strerror or "no such file"  # PyTorch's own error for that has no text
         raise UserError(f"{path}: {reason}; name a {CHECKPOINT_FILE} of nanoGPT's") from None
@@ -145,6 +152,12 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception:  # what a damaged file raises is PyTorch's business
         raise UserError(f"{path}: damaged, or not written by torch.save; copy it again") from None
     return found if isinstance(found, dict) else {}
+
+
+def _is_old(path: Path) -> bool:
+    """Whether PyTorch wrote it in its older format, which cannot be mapped into memory."""
+    with path.open("rb") as file:
+        return file.read(len(OLD_FORMAT)) == OLD_FORMAT
 
 
 def _asked_for(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class Weights:
             raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
         except SafetensorError as error:
             raise UserError(f"{path}: damaged: {error}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{path}: cannot be read ({reason}); put the model's weights there") from None
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in memory of its own: aligned as in training, it multiplies to the same bits."""
@@ -65,9 +69,19 @@ class _NoInitialization(TorchFunctionMode):
 
 def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
     """Write tensors to `model.safetensors`: the same tensors always give the same bytes."""
-    save_file(
+    write_tensors(
         {name: state[name].detach().contiguous().cpu() for name in sorted(state)}, folder / WEIGHTS_FILE
     )
+
+
+def write_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that may be read by whom new files are; safetensors' own are private."""
+    save_file(tensors, path, metadata)
+    mask = os.umask(0)  # which can only be asked for by setting it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def save_config(config: GPTConfig, folder: Path) -> None:
@@ -104,14 +118,19 @@ def load_config(folder: Path) -> GPTConfig:
     return validate(GPTConfig, read_config(path), path)
 
 
-def read_config(path: Path) -> Any:
+def read_config(path: Path) -> dict[str, Any]:
     """What a config.json says. Raises UserError if there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name another folder") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a model's config; name another folder")
+    return values
 
 
 def build_with(config: GPTConfig, weights: Weights) -> GPT:

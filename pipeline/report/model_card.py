@@ -12,14 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.data.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.sources import load_spec
 from pipeline.data.tokenizers import Tokenizer
 from pipeline.evaluate.comparison import OURS, as_markdown, read_rows
+from pipeline.interop.models import place_on_hub
+from pipeline.model.build import build_gpt
 from pipeline.model.config import GPTConfig, Model
+from pipeline.params import BASELINES
 from pipeline.paths import RUN_FILE
 
 TAG = "gpt-pipeline"
+NO_FOLDERS = ("scratch", OURS, *BASELINES)  # what else may be in the place of a model's name
+OF_DECAY = ("warmup_iters", "lr_decay_iters", "min_lr")
 
 USE = """\
 ## Use
@@ -44,7 +51,7 @@ class TrainedOn:
     """The dataset of a run, as long as it is still there as the run saw it."""
 
     name: str
-    description: str
+    description: str  # empty if it is of the user's own files, whose names are nobody else's business
     manifest: Manifest
     comparison: str  # a Markdown table of all that was evaluated on its validation text
 
@@ -55,6 +62,7 @@ class Training:
 
     metrics: Mapping[str, Any]  # `val_loss`, `val_bpb` and `perplexity` are of the weights that were kept
     settings: Mapping[str, Any]  # the `train` section it ran with; empty if that is gone
+    base_model: str | None  # the repository on the hub that it started from
     data: TrainedOn | None
 
 
@@ -72,11 +80,15 @@ def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> 
         metrics["perplexity"] = math.exp(metrics["val_loss"])
     run_file = runs / metrics["run"] / RUN_FILE
     if not run_file.exists():
-        return Training(metrics, {}, None)
+        return Training(metrics, {}, None, None)
     run = _read(run_file)
+    settings, start = run["train"], run["start"]
+    unused = () if settings["decay_lr"] else OF_DECAY
+    place = place_on_hub(start)
     return Training(
         metrics,
-        run["train"] | {"init_from": run["start"]},
+        {name: settings[name] for name in settings if name not in unused} | {"init_from": _shown(start)},
+        place[0] if place else None,
         _trained_on(Path(run["data"]), [*evaluated, metrics_file], metrics),
     )
 
@@ -88,38 +100,51 @@ def _trained_on(tokens_folder: Path, figures: Iterable[Path], metrics: Mapping[s
     if manifest.fingerprint != metrics.get("data"):
         return None
     dataset = tokens_folder.parent
-    described = (dataset / "dataset.yaml").exists()
     kept = {name: metrics[name] for name in ("val_loss", "val_bpb", "perplexity")}
     rows = [
-        replace(row, **kept) if row.name == OURS else row
+        replace(row, name=_shown(row.name), **(kept if row.name == OURS else {}))
         for row in read_rows(figures, manifest.fingerprint, manifest.val.tokens - 1, {})
     ]
     return TrainedOn(
         dataset.name,
-        load_spec(dataset.name, dataset.parent).description if described else "",
+        _description(dataset),
         manifest,
         as_markdown(sorted(rows, key=lambda row: row.val_bpb)),
     )
 
 
+def _description(dataset: Path) -> str:
+    if not (dataset / "dataset.yaml").exists():
+        return ""
+    spec = load_spec(dataset.name, dataset.parent)
+    return "" if spec.source.kind in ("files", "nanogpt") else spec.description
+
+
+def _shown(model: str) -> str:
+    """What others are told of a model's name: no folder of the user's."""
+    return model if model in NO_FOLDERS or place_on_hub(model) else "a local model"
+
+
 def model_card(
     config: GPTConfig,
     tokenizer: Tokenizer,
-    num_params: int,
+    exported_params: int,
     n_layer: int,
     training: Training | None = None,
     picture: str | None = None,
 ) -> str:
-    """The text of README.md for a model exported with `n_layer` layers.
+    """The text of README.md for a model exported with `n_layer` layers and `exported_params` parameters.
 
     `training` is None for a model of which only the weights are known. `picture` is the file, beside the
     card, with the validation loss by depth.
     """
     data = training.data if training else None
+    with torch.device("meta"):
+        num_params = build_gpt(config).num_params()
     parts = [
         f"---\n{_metadata(training)}\n---",
-        f"# GPT-2 with {num_params:,} parameters{f', trained on {data.name}' if data else ''}",
-        _introduction(config, n_layer),
+        _title(num_params, training),
+        _introduction(config, tokenizer, num_params, exported_params, n_layer),
         USE.format(max_new_tokens=max(1, min(100, config.block_size - 1))).strip(),
         _model(config, tokenizer),
     ]
@@ -159,6 +184,7 @@ def _metadata(training: Training | None) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", TAG],
+        base_model=training.base_model if training else None,
         model_name=TAG if results else None,
         eval_results=results or None,
     )
@@ -166,13 +192,29 @@ def _metadata(training: Training | None) -> str:
     return text.strip()
 
 
-def _introduction(config: GPTConfig, n_layer: int) -> str:
+def _title(num_params: int, training: Training | None) -> str:
+    base_model, data = (training.base_model, training.data) if training else (None, None)
+    origin = f", finetuned from {base_model}" if base_model else ", trained" if data else ""
+    return f"# GPT-2 with {num_params:,} parameters{origin}{f' on {data.name}' if data else ''}"
+
+
+def _introduction(
+    config: GPTConfig, tokenizer: Tokenizer, num_params: int, exported_params: int, n_layer: int
+) -> str:
     text = "A language model of GPT-2's architecture, exported by gpt-pipeline; `GPT2LMHeadModel` loads it."
     if config.loops:
         text += (
             f"\nIt was trained with one block that is applied {config.loop_depth} times after training. Here "
             f"that is unrolled: the model has {n_layer} layers."
         )
+    if exported_params != num_params:
+        reasons = {
+            "its block is copied to every layer that it becomes": config.loops,
+            "the biases that it lacks are zeros": not config.bias,
+            "rows that pad its vocabulary are left out": tokenizer.vocab_size < config.vocab_size,
+        }
+        why = ", ".join(reason for reason, holds in reasons.items() if holds)
+        text += f"\nThe model has {num_params:,} parameters, this export {exported_params:,}: {why}."
     return text
 
 
@@ -183,14 +225,11 @@ def _model(config: GPTConfig, tokenizer: Tokenizer) -> str:
 
 def _data(data: TrainedOn) -> str:
     counts = "\n".join(
-        f"| {split} | {counted.documents:,} | {counted.tokens:,} | {counted.utf8_bytes:,} |"
+        f"| {split} | {counted.tokens:,} | {counted.utf8_bytes:,} |"
         for split, counted in (("train", data.manifest.train), ("val", data.manifest.val))
     )
     title = f"{data.name}: {data.description}" if data.description else data.name
-    return (
-        f"## Data\n\n{title}.\n\n"
-        f"| split | documents | tokens | bytes of UTF-8 |\n| --- | ---: | ---: | ---: |\n{counts}"
-    )
+    return f"## Data\n\n{title}.\n\n| split | tokens | bytes of UTF-8 |\n| --- | ---: | ---: |\n{counts}"
 
 
 def _training(training: Training) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from pipeline.data.sources import DatasetSpec, write_spec
@@ -22,6 +23,7 @@ from pipeline.model.saved import save_config, save_weights
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import RECURRENT
+from tests.hub_server import COMMIT, serving_hub, use_hub
 
 Stage = Callable[..., Ended]
 
@@ -148,10 +150,11 @@ def test_the_card_tells_of_the_run(tiny_project: Path, stage: Stage) -> None:
     manifest = json.loads(Path("data/tiny/char/manifest.json").read_text())
     bigram = json.loads(Path("results/baselines/bigram.json").read_text())
     for part in (
-        "trained on tiny\n",
         "tiny: Ships and birds.",
-        f"| train | {manifest['train']['documents']:,} | {manifest['train']['tokens']:,} |",
-        f"| val | {manifest['val']['documents']:,} | {manifest['val']['tokens']:,} |",
+        f"GPT-2 with {metrics['params']:,} parameters, trained on tiny\n",
+        f"| train | {manifest['train']['tokens']:,} | {manifest['train']['utf8_bytes']:,} |",
+        f"| val | {manifest['val']['tokens']:,} | {manifest['val']['utf8_bytes']:,} |",
+        "| min_lr | 0.001 |",
         "| n_layer | 2 |",
         "| learning_rate | 0.03 |",  # of the run, not of params.yaml
         f"3 steps, {metrics['tokens']:,} tokens",
@@ -164,6 +167,7 @@ def test_the_card_tells_of_the_run(tiny_project: Path, stage: Stage) -> None:
         "make sample MODEL=",
     ):
         assert part in card
+    assert "this export" not in card  # which has as many parameters
     (result, *_) = ModelCard.load("results/export/README.md").data.eval_results
     assert (result.dataset_type, result.metric_value) == ("tiny", round(metrics["val_loss"], 4))
     assert stage("export").status == 0
@@ -173,6 +177,64 @@ def test_the_card_tells_of_the_run(tiny_project: Path, stage: Stage) -> None:
     assert stage("export").status == 0
     card = Path("results/export/README.md").read_text()
     assert f"{metrics['val_loss']:.4f}" in card and "Ships" not in card
+
+
+def test_the_card_counts_the_models_own_parameters(tiny_project: Path, stage: Stage) -> None:
+    switches = ("-S", "model.bias=false", "-S", "train.decay_lr=false")
+    assert stage("train", "-S", "train.max_iters=1", *switches).status == 0
+    params = json.loads(Path("results/metrics.json").read_text())["params"]
+    assert stage("export").status == 0
+    in_file = sum(tensor.numel() for tensor in load_file("results/export/model.safetensors").values())
+    assert params < in_file
+    card = Path("results/export/README.md").read_text()
+    assert f"# GPT-2 with {params:,} parameters, " in card
+    assert f"parameters, this export {in_file:,}: the biases that it lacks are zeros." in card
+    assert "learning_rate" in card
+    assert not any(name in card for name in ("warmup_iters", "lr_decay_iters", "min_lr"))
+
+
+@pytest.mark.parametrize("kind", ["files", "nanogpt"])
+def test_the_card_tells_nobody_of_the_users_folders(tiny_project: Path, stage: Stage, kind: str) -> None:
+    file = {"path": "/home/me/secret.txt", "sha256": 64 * "0"}
+    values = {
+        "description": "made by `make train-on` from /home/me/secret.txt",
+        "source": {"kind": kind, **({"paths": [file]} if kind == "files" else {"train": file, "val": file})},
+        "split": {"by": "tail", "fraction": 0.2} if kind == "files" else {"by": "source"},
+    }
+    write_spec(DatasetSpec.model_validate(values), Path("data/tiny/dataset.yaml"))
+    assert stage("train", "-S", "train.max_iters=1").status == 0
+    Path("results/model").rename("secret")
+    assert stage("eval_baselines", "secret").status == 0
+    init_from = f"train.init_from={tiny_project / 'secret'}"
+    assert stage("train", "-S", "train.max_iters=1", "-S", init_from).status == 0
+    assert stage("export").status == 0
+    card = Path("results/export/README.md").read_text()
+    assert "parameters, trained on tiny\n" in card and "## Data\n\ntiny.\n" in card
+    assert "| init_from | a local model |" in card and "| a local model " in card
+    assert "secret" not in card and str(tiny_project) not in card
+    assert ModelCard.load("results/export/README.md").data.base_model is None
+
+
+def test_the_card_names_the_model_on_the_hub_that_was_finetuned(
+    tiny_project: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stage("train", "-S", "train.max_iters=1").status == 0
+    assert stage("export").status == 0
+    name = f"somebody/model@{COMMIT}"
+    with serving_hub("somebody/model", Path("results/export"), kind="model") as endpoint:
+        use_hub(endpoint, tiny_project / "home", monkeypatch)
+        assert stage("train", "-S", "train.max_iters=1", "-S", f"train.init_from={name}").status == 0
+    assert stage("export").status == 0
+    card = Path("results/export/README.md").read_text()
+    assert "parameters, finetuned from somebody/model on tiny\n" in card
+    assert f"| init_from | {name} |" in card
+    assert ModelCard.load("results/export/README.md").data.base_model == "somebody/model"
+
+    run = json.loads(Path("results/metrics.json").read_text())["run"]
+    about = json.loads(Path("runs", run, "run.json").read_text())
+    write_json(Path("runs", run, "run.json"), about | {"start": "gpt2"})
+    assert stage("export").status == 0
+    assert ModelCard.load("results/export/README.md").data.base_model == "openai-community/gpt2"
 
 
 def test_the_card_has_the_figures_of_the_weights_that_were_kept(tiny_project: Path, stage: Stage) -> None:
@@ -240,6 +302,11 @@ def test_an_export_serves_wherever_a_model_does(tiny_project: Path, stage: Stage
             {},
             "--out results/model",
             "--out results/model: there is something else already; name a new folder",
+        ),
+        (
+            {},
+            "--out results/model/config.json/x",
+            "results/model/config.json/x: cannot be written (Not a directory); name another folder",
         ),
         ({}, "--out results/model/config.json", "--out results/model/config.json: there is something else"),
         (

@@ -80,6 +80,17 @@ def test_what_is_in_the_cache_needs_no_network(
         download_model("someone/gpt", revision)
 
 
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+def test_a_model_without_a_tokenizer_is_whole_in_the_cache_too(
+    hub: str, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (export / name).unlink()
+    folder = download_model("someone/gpt", revision)
+    use_hub(NOWHERE, tmp_path / "home", monkeypatch)
+    assert download_model("someone/gpt", revision) == folder
+
+
 def test_without_network_it_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub(NOWHERE, tmp_path, monkeypatch)
     start = time.monotonic()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.interop.models import open_model
 from pipeline.model.pretrained import PUBLISHED
 from pipeline.model.saved import save_config, save_weights
@@ -163,6 +164,19 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
     return spoil
 
 
+def reshape_positions(shape: tuple[int, ...]) -> Callable[[Path], None]:
+    return edit_weights(lambda tensors: tensors.update({"transformer.wpe.weight": torch.ones(shape)}))
+
+
+def write_index(content: Any) -> Callable[[Path], None]:
+    return lambda folder: write_json(folder / "model.safetensors.index.json", content)
+
+
+def replace_by_folder(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
 def rename_to_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -179,6 +193,24 @@ def rename_to_pickle(folder: Path) -> None:
         (edit(layer_norm_epsilon=1e-6), "config.json: layer_norm_epsilon = 1e-06; only"),
         (edit(scale_attn_by_inverse_layer_idx=True), "config.json: scale_attn_by_inverse_layer_idx = True"),
         (edit(n_head=3), "config.json: n_embd = 16 is not divisible by n_head = 3"),
+        (edit(resid_pdrop=None), "config.json: resid_pdrop = None: should be a valid number"),
+        (edit(resid_pdrop="a"), "config.json: resid_pdrop = 'a': should be a valid number"),
+        (edit(n_embd=None), "config.json: n_embd = None: should be a valid integer"),
+        (edit(n_positions=0), "config.json: n_positions = 0: should be greater than or equal to 1"),
+        (edit(activation_function=["gelu"]), "config.json: activation_function = ['gelu']: should be a"),
+        (edit(tie_word_embeddings=None), "config.json: tie_word_embeddings = None: should be a valid bool"),
+        (lambda folder: write_json(folder / "config.json", [1]), "config.json: not a model's config; name"),
+        (write_index({}), "model.safetensors.index.json: no weight_map from tensors to files"),
+        (write_index({"weight_map": {"a": 1}}), "model.safetensors.index.json: no weight_map"),
+        (write_index([]), "model.safetensors.index.json: not a model's config"),
+        (replace_by_folder, "model.safetensors: cannot be read ("),
+        *(
+            (
+                reshape_positions(shape),
+                "model.safetensors: has other shapes for transformer.wpe.weight; it belongs to another model",
+            )
+            for shape in ((), (16,), (16, 16, 2))
+        ),
         (edit(n_layer=3), "model.safetensors: lacks transformer.h.2.attn.c_attn.bias, "),
         (edit(n_positions=32), "model.safetensors: has other shapes for transformer.wpe.weight"),
         (

@@ -324,14 +324,12 @@ def test_what_a_refused_checkpoint_asks_for_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "ckpt.pt")
 
 
-@pytest.mark.parametrize("what", ["pickle", "legacy", "text", "empty", "half", "missing", "folder"])
+@pytest.mark.parametrize("what", ["pickle", "text", "empty", "half", "missing", "folder"])
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, what: str) -> None:
     path = saved(tmp_path / "ckpt.pt", theirs(tiny.model()))
     content = path.read_bytes()
     path.unlink()
-    if what == "legacy":
-        torch.save({"x": Touch(tmp_path / "executed")}, path, _use_new_zipfile_serialization=False)
-    elif what == "folder":
+    if what == "folder":
         path.mkdir()
     elif what != "missing":
         pickled = pickle.dumps({"model": {}, "model_args": Touch(tmp_path / "executed")})
@@ -342,12 +340,35 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, what: str) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_pytorchs_older_format_is_read(tmp_path: Path) -> None:
+    gpt = tiny.model()
+    path = saved(tmp_path / "ckpt.pt", theirs(gpt))
+    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    with torch.no_grad():
+        assert torch.equal(read_logits(path), gpt(IDS))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"ckpt.pt: damaged, or not written by torch.save; copy it again"):
+        read_checkpoint(path)
+
+
+def test_nothing_in_pytorchs_older_format_is_executed(tmp_path: Path) -> None:
+    path, touch = tmp_path / "ckpt.pt", Touch(tmp_path / "executed")
+    torch.save({"model": {}, "model_args": touch}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"ckpt.pt: refused, .*nothing was executed") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "executed").exists()  # so it would have been
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [
         ([1, 2], "no model and model_args"),
         ({"model": {}}, "no model and model_args"),
         ({"model": {"a": 1}, "model_args": ARGS}, "a in model is no tensor but a int"),
+        ({"model": {1: torch.ones(1)}, "model_args": ARGS}, "1 in model is no tensor's name"),
         ({"model": {}, "model_args": {}}, "n_layer is missing"),
         ({"model": {}, "model_args": ARGS}, "lacks lm_head.weight"),
     ],

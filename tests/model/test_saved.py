@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,15 @@ def test_the_tied_matrix_is_saved_once_and_nothing_is_pickled(folder: Path) -> N
     assert json.loads(header[8 : 8 + size]).keys() == state.keys()
 
 
+def test_others_may_read_the_weights(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = save(tiny.model(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+
+
 def change(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         state = {name: value.clone() for name, value in load_file(path).items()}
@@ -106,6 +117,15 @@ def test_weights_that_do_not_fit_get_one_line(
         assert message(error).startswith(f"{path}: {expected}")
 
 
+def test_a_folder_in_the_place_of_a_file_gets_one_line(folder: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(UserError) as error:
+            load_model(folder)
+        assert message(error).startswith(f"{folder / name}: cannot be read (")
+
+
 def test_weights_that_do_not_fit_change_nothing(folder: Path) -> None:
     path = folder / "model.safetensors"
     change(lambda state: state.pop("head.ln_f.bias"))(path)
@@ -123,6 +143,7 @@ def test_weights_that_do_not_fit_change_nothing(folder: Path) -> None:
         (None, "no such file; train a model first, or name another folder"),
         (b"{", "not JSON: "),
         (b"\xff\xfe", "not JSON: "),
+        (b"[1]", "not a model's config; name another folder"),
         (b"{}", "n_layer is missing (and 6 more)"),
         (
             json.dumps(tiny.config().model_dump() | {"vocab_sise": 11}).encode(),
