@@ -66,9 +66,8 @@ finetune-shakespeare: ready ## GPT-2 (124M), finetuned on TinyShakespeare (GPU)
 
 finetune-on: ready ## a model on your text: make finetune-on TEXT='notes/*.txt' MODEL=gpt2 BLOCK_SIZE=256
 	@[ -n "$$TEXT" ] || { echo "error: say which text: make finetune-on TEXT='path or glob'" >&2; exit 2; }
-	@$(PYTHON) -m stages.preset finetune-on $(if $(FORCE),--force)
-	@$(PYTHON) -m stages.start_from "$${MODEL:-gpt2}" $${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"}
-	@$(PYTHON) -m stages.new_dataset "$$TEXT" $${COLUMN:+--text-column "$$COLUMN"}
+	@$(PYTHON) -m stages.finetune_on "$$TEXT" $${MODEL:+--model "$$MODEL"} \
+		$${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"} $${COLUMN:+--text-column "$$COLUMN"} $(if $(FORCE),--force)
 	@$(REPRO)
 	@$(PYTHON) -m stages.summary
 

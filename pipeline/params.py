@@ -6,6 +6,7 @@ what comes out, so no stage depends on them and changing them retrains nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,11 +127,11 @@ class Baselines(Section):
 
 
 class Depth(Section):
-    eval_iters: Annotated[int, Field(ge=1)] | None = Field(
-        description="batches per point of the curve; null is the whole validation split"
-    )
     stopping_thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         description="where a model with learned stopping is measured besides, as (mean depth, loss)"
+    )
+    eval_iters: Annotated[int, Field(ge=1)] | None = Field(
+        description="batches per point of the curve; null is the whole validation split"
     )
 
 
@@ -187,6 +188,14 @@ class Params(Section):
     zeroshot: Zeroshot
     sample: Sample
     log: Log
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the sections that training depends on."""
+        values = self.model_dump(include={"data", "tokenizer", "model", "train"})
+        if self.train.init_from == "resume":  # what it resumes
+            values["train"]["init_from"] = "scratch"
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def check_sections(self) -> None:
         """Raise UserError for what fits each section alone and cannot work together."""

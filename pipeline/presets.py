@@ -55,13 +55,21 @@ def compose(name: str, folder: Path = FOLDER) -> str:
 
 
 def apply(
-    name: str, force: bool = False, folder: Path = FOLDER, params_file: Path = PARAMS_FILE
+    name: str,
+    force: bool = False,
+    folder: Path = FOLDER,
+    params_file: Path = PARAMS_FILE,
+    values: Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
-    """Replace params.yaml by a preset. Returns {dotted name: (value before, value now)} of what changed.
+    """Replace params.yaml by a preset, with `{section: {key: value}}` in place of some of its values.
 
-    Raises UserError when params.yaml holds values of no preset, unless forced.
+    Returns {dotted name: (value before, value now)} of what changed. Raises UserError when params.yaml holds
+    values of no preset, unless forced, and for values that do not fit.
     """
     text = compose(name, folder)
+    if values:
+        text = overlay(text, values)
+        validate(Params, _parse(text), params_file)
     if not params_file.exists():
         write_text(params_file, text)
         return {}

@@ -9,7 +9,9 @@ from stages import (
     export,
     export_nanogpt,
     import_nanogpt,
+    lm_eval,
     sample,
+    start_from,
     tokenize,
     train,
     upload,
@@ -30,9 +32,11 @@ def prepare(overrides: Overrides = None) -> None:
     tokenize.main(overrides)
 
 
+app.command("start-from")(start_from.main)
 app.command("train")(train.main)
 app.command("sample")(sample.main)
 app.command("eval")(eval_zeroshot.main)
+app.command("lm-eval")(lm_eval.main)
 app.command("baseline")(eval_baselines.main)
 app.command("export")(export.main)
 app.command("upload")(upload.main)

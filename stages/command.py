@@ -17,6 +17,18 @@ Overrides = Annotated[
     ),
 ]
 
+ModelName = Annotated[
+    str, typer.Option("--model", help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub.")
+]
+RecurrentDepth = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Layers that a loop becomes; by default as many as it was trained for.",
+        show_default=False,
+    ),
+]
+
 
 def run(main: Callable[..., Any]) -> None:
     """Run `main` as a command."""

@@ -13,14 +13,12 @@ from pipeline.files import write_json
 from pipeline.interop.models import open_model
 from pipeline.params import load_params
 from pipeline.paths import MODEL, ZEROSHOT
-from stages.command import Overrides, run
+from stages.command import ModelName, Overrides, run
 
 
 def main(
     task: Annotated[str, typer.Argument(help="hellaswag, lambada or wikitext2.")],
-    model: Annotated[
-        str, typer.Option(help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub.")
-    ] = str(MODEL),
+    model: ModelName = str(MODEL),
     data: Annotated[
         Path | None, typer.Option(help="A file to read instead of the downloaded one.", show_default=False)
     ] = None,

@@ -16,22 +16,13 @@ from pipeline.interop.models import open_model
 from pipeline.interop.tokenizers import to_transformers
 from pipeline.paths import BASELINES, DEPTH_PICTURE, EXPORT, METRICS, MODEL, PRETRAINED, runs_folder
 from pipeline.report.model_card import TAG, model_card, read_training
-from stages.command import run
+from stages.command import ModelName, RecurrentDepth, run
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="Folder of a model, gpt2 (-medium, -large, -xl), or a name on the hub.")
-    ] = str(MODEL),
+    model: ModelName = str(MODEL),
     out: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")] = EXPORT,
-    recurrent_depth: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Layers that a loop becomes; by default as many as it was trained for.",
-            show_default=False,
-        ),
-    ] = None,
+    recurrent_depth: RecurrentDepth = None,
 ) -> None:
     """Turn a model into transformers' GPT2LMHeadModel, with its tokenizer and a model card."""
     if out.exists() and not _is_export(out):

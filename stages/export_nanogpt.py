@@ -15,24 +15,15 @@ from pipeline.files import replacing_folder
 from pipeline.interop.models import GPT2_VOCABULARIES, open_model
 from pipeline.interop.nanogpt import CHECKPOINT_FILE, is_written, write_checkpoint
 from pipeline.paths import MODEL, RESULTS
-from stages.command import run
+from stages.command import ModelName, RecurrentDepth, run
 
 EXPORT = RESULTS / "nanogpt"
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="Folder of a model, gpt2 (-medium, -large, -xl), or a name on the hub.")
-    ] = str(MODEL),
+    model: ModelName = str(MODEL),
     out: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")] = EXPORT,
-    recurrent_depth: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Layers that a loop becomes; by default as many as it was trained for.",
-            show_default=False,
-        ),
-    ] = None,
+    recurrent_depth: RecurrentDepth = None,
 ) -> None:
     """Turn a model into nanoGPT's, and say how to sample from it there."""
     if out.exists() and not _is_export(out):

@@ -13,14 +13,12 @@ from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.params import load_params
 from pipeline.paths import MODEL
-from stages.command import Overrides, run
+from stages.command import ModelName, Overrides, run
 
 
 def main(
     tasks: Annotated[list[str], typer.Argument(help="The harness's tasks, such as arc_easy.")],
-    model: Annotated[
-        str, typer.Option(help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub.")
-    ] = str(MODEL),
+    model: ModelName = str(MODEL),
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),

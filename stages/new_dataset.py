@@ -9,6 +9,7 @@ import typer
 
 from pipeline.data.nanogpt import holds_ids
 from pipeline.data.sources import (
+    DatasetSpec,
     FilesSource,
     NanoGPTSource,
     dataset_name,
@@ -42,6 +43,22 @@ def main(
     Ids come with their tokenizer, so tokenizer.name is set too.
     """
     load_params()  # a broken params.yaml stops here, before anything is written
+    path, spec, values = describe(text, text_column)
+    write_spec(spec, path)
+    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
+    print(f"{path}: {spec.description}, validation split by {spec.split.by}")
+    changed = ", ".join(
+        f"{section}.{key} is now {value}" for section, keys in values.items() for key, value in keys.items()
+    )
+    print(f"{PARAMS_FILE}: {changed}\nnext: dvc repro")
+    print(f"(experiments in a copy, `dvc exp run --temp`, need it in git: git add {path})")
+
+
+def describe(text: str, text_column: str) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
+    """Where the dataset.yaml of TEXT goes, what is in it, and the parameters that choose it.
+
+    Raises UserError for text that cannot be read, or whose place is taken.
+    """
     folder = Path(text).expanduser()
     if holds_ids(folder):
         # nanoGPT's folders are called as ours are, and hold other splits of the same text.
@@ -54,14 +71,7 @@ def main(
     values = {"data": {"dataset": name}}
     if isinstance(spec.source, NanoGPTSource):
         values["tokenizer"] = {"name": spec.source.tokenizer_name}
-    write_spec(spec, path)
-    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
-    print(f"{path}: {spec.description}, validation split by {spec.split.by}")
-    changed = ", ".join(
-        f"{section}.{key} is now {value}" for section, keys in values.items() for key, value in keys.items()
-    )
-    print(f"{PARAMS_FILE}: {changed}\nnext: dvc repro")
-    print(f"(experiments in a copy, `dvc exp run --temp`, need it in git: git add {path})")
+    return path, spec, values
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pipeline.interop.models import open_model
 from pipeline.params import load_params
 from pipeline.paths import MODEL, SAMPLES
 from pipeline.sampling import TextStream, TokenSampler, encode_prompt, generate
-from stages.command import Overrides, run
+from stages.command import ModelName, Overrides, run
 
 RULE = "---------------"
 
@@ -26,10 +26,15 @@ def main(
     start: Annotated[
         str | None, typer.Option(help="The prompt, or FILE:path; overrides sample.start.", show_default=False)
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub.")
-    ] = str(MODEL),
-    out: Annotated[str, typer.Option(help="Where to save the samples; - shows them only.")] = str(SAMPLES),
+    model: ModelName = str(MODEL),
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Where to save the samples; - shows them only, as for any model but {MODEL}, whose are "
+            f"saved in {SAMPLES}.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Decode sample.num_samples texts as one batch; the first is shown as it is written."""
     params = load_params(overrides or [])
@@ -65,6 +70,8 @@ def main(
     texts = [text + ending for text, ending in zip(texts, endings, strict=True)]
     for text in texts[1:]:
         _show(f"{text}\n{RULE}\n")
+    if out is None:  # the samples of the pipeline are those of its own model
+        out = str(SAMPLES) if Path(model) == MODEL else "-"
     if out != "-":
         write_text(Path(out), "".join(f"{text}\n{RULE}\n" for text in texts))
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)

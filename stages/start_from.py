@@ -31,6 +31,20 @@ def main(
 ) -> None:
     """Set model.*, tokenizer.* and train.init_from for finetuning; model.dropout stays yours."""
     params, before = load_params(), read_yaml(PARAMS_FILE)
+    values = start_values(name, block_size, params.model.dropout)
+    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
+    print(f"{PARAMS_FILE}: training starts from {name}")
+    for key, (old, new) in differences(before, read_yaml(PARAMS_FILE)).items():
+        print(f"  {key}: {show(old)} -> {show(new)}")
+    if "tokenizer" not in values:
+        print(f"note: {name} has no tokenizer, so tokenizer.name has to be the one it was trained with")
+
+
+def start_values(name: str, block_size: int | None, dropout: float) -> dict[str, Any]:
+    """The sections `model`, `train` and `tokenizer` to start from a model with. Raises UserError.
+
+    Without `tokenizer`, if the model has none and its vocabulary is not GPT-2's.
+    """
     # A published model is known before it is downloaded.
     stored = None if name in PUBLISHED else open_model(name)
     config = PUBLISHED[name].config if stored is None else stored.config
@@ -38,7 +52,7 @@ def main(
         raise UserError(
             f"--block-size {block_size}: {name} has {config.block_size} positions; ask for as many or fewer"
         )
-    shape = {key: getattr(config, key) for key in Model.model_fields} | {"dropout": params.model.dropout}
+    shape = {key: getattr(config, key) for key in Model.model_fields} | {"dropout": dropout}
     values: dict[str, Any] = {
         "model": shape | ({"block_size": block_size} if block_size else {}),
         "train": {"init_from": name},
@@ -47,10 +61,7 @@ def main(
         values["tokenizer"] = {"name": "pretrained", "model": name}
     elif config.vocab_size in GPT2_VOCABULARIES:
         values["tokenizer"] = {"name": "gpt2", "model": None}
-    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
-    print(f"{PARAMS_FILE}: training starts from {name}")
-    for key, (old, new) in differences(before, read_yaml(PARAMS_FILE)).items():
-        print(f"  {key}: {show(old)} -> {show(new)}")
+    return values
 
 
 if __name__ == "__main__":

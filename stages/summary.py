@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 from pipeline.errors import UserError
@@ -13,7 +14,7 @@ from stages.command import run
 NEXT = """\
 Try next
   make sample START="The "                one more sample, from your own words
-  dvc exp run -S model.n_layer=2          change one parameter and see what it does (needs git)
+  dvc exp run -S {change:<25} change one parameter and see what it does (needs git)
   dvc exp show                            ... compared with every other experiment
   make train-on TEXT='my/texts/*.txt'     train on your own text
   make                                    everything else
@@ -37,6 +38,12 @@ def main() -> None:
     print(f"\n{'Validation loss of ' + params.data.dataset:<{width}}  nats per token  bits per byte")
     for name, loss, bpb in sorted(rows, key=lambda row: row[2]):
         print(f"{name:<{width}}  {loss:>14.4f}  {bpb:>13.4f}")
+    if params.train.init_from not in ("scratch", "resume"):
+        with LOG.open(encoding="utf-8", newline="") as file:
+            before = next(csv.DictReader(file))["val_loss"]
+        print(
+            f"It started from {params.train.init_from}, at {float(before):.4f} (on train.eval_iters batches)."
+        )
     if metrics["best_step"] != metrics["steps"]:
         print(f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}.")
     if SAMPLES.exists():
@@ -53,7 +60,8 @@ def main() -> None:
     ):
         if path.exists():
             print(f"  {path!s:<22} {what}")
-    print("\n" + NEXT)
+    change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
+    print("\n" + NEXT.format(change=change))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ VERBS = {
     "train": ["--set-param"],
     "sample": ["--start", "--model", "--out", "--set-param"],
     "eval": ["{task}", "--model", "--limit", "--data", "--set-param"],
+    "lm-eval": ["{tasks}", "--model", "--limit", "--out"],
+    "start-from": ["{MODEL}", "--block-size"],
     "baseline": ["{name}", "--out", "--set-param"],
     "export": ["--model", "--out", "--recurrent-depth"],
     "upload": ["--folder", "--private"],

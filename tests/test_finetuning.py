@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 from pipeline.data.tokenizers import load_tokenizer
+from pipeline.evaluate.comparison import OURS
 from pipeline.files import write_text
 from pipeline.params import load_params
 from pipeline.presets import apply
@@ -105,13 +107,61 @@ def test_it_is_evaluated_beside_the_others_and_sampled_from(theirs: GPT2LMHeadMo
     assert {"val_loss", "train_loss", "perplexity", "val_bpb"} <= figures.keys()
     write_text(Path("data/tiny/dataset.yaml"), (tiny.ROOT / "data/pydocs/dataset.yaml").read_text())
     stage("eval_baselines", "unigram", "--out", "results/pretrained")
+    text = Path("params.yaml").read_text()
+    write_text(
+        Path("params.yaml"),
+        text.replace("  - xz\n", "  - saved/gpt2\n").replace("  - gpt2\n", "  - unigram\n"),
+    )
     compared = stage("compare")
     assert compared.status == 0, compared.err
-    assert "saved/gpt2" in compared.out and "unigram" in compared.out
+    assert "saved/gpt2" in compared.out and "unigram" in compared.out and "gpt2-xl" not in compared.out
+    saved(Path("saved/gpt2"), vocab_size=theirs.config.vocab_size, n_layer=3)
+    stale = stage("compare")
+    assert "saved/gpt2" not in stale.out
+    assert stale.err.startswith("note: saved/gpt2 has other weights than when it was evaluated: left out")
     tokenizer = Path("data/tiny/char/tokenizer.json").read_text()
     write_text(Path("saved/gpt2/tokenizer.json"), tokenizer)
     sampled = stage("sample", "--model", "saved/gpt2", "--out", "-", "--start", "the ")
     assert sampled.status == 0 and sampled.out.startswith("the ")
+
+
+def test_only_the_model_of_these_parameters_is_compared(tiny_project: Path, stage: Stage) -> None:
+    write_text(Path("data/tiny/dataset.yaml"), (tiny.ROOT / "data/pydocs/dataset.yaml").read_text())
+    assert stage("train", *FEW_STEPS).status == 0
+    fresh = stage("compare", *FEW_STEPS)
+    assert OURS in fresh.out and fresh.err == ""
+    stale = stage("compare")
+    assert OURS not in stale.out
+    assert stale.err.startswith("note: results/model is of other parameters than those in params.yaml")
+
+
+def test_samples_of_another_model_are_shown_only(theirs: GPT2LMHeadModel, stage: Stage) -> None:
+    shutil.copy("data/tiny/char/tokenizer.json", "saved/gpt2")
+    assert stage("sample", "--model", "saved/gpt2", "--start", "the ").out.startswith("the ")
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("nowhere.txt --model saved/gpt2", "TEXT=nowhere.txt: no such file"),
+        ("mine.txt --model saved/gpt3", "model saved/gpt3: no such folder"),
+        ("mine.txt --model saved/gpt2 --block-size 99", "--block-size 99: saved/gpt2 has 16 positions"),
+        ("mine.txt --model saved/gpt2", "MODEL=saved/gpt2: it has no tokenizer, and"),
+    ],
+)
+def test_finetune_on_changes_all_or_nothing(
+    theirs: GPT2LMHeadModel, stage: Stage, arguments: str, expected: str
+) -> None:
+    write_text(Path("mine.txt"), tiny.text(300))
+    apply("default", force=True, folder=tiny.ROOT / "presets")
+    before = Path("params.yaml").read_text()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.presets.FOLDER", tiny.ROOT / "presets")
+        ended = stage("finetune_on", *arguments.split())
+        assert ended.status == 2 and ended.err.startswith(f"error: {expected}")
+        assert Path("params.yaml").read_text() == before
+        assert not Path("data/mine").exists()
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,13 @@ def test_command_lists_applies_and_refuses(tmp_path: Path) -> None:
     refused = stage("gpt3", folder=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: unknown preset gpt3") and refused.stderr.count("\n") == 1
+
+
+def test_dvc_changes_the_value_and_nothing_else(tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` calls
+
+    path = tmp_path / "params.yaml"
+    default = presets.compose("default", FOLDER)
+    path.write_text(default)
+    apply_overrides(str(path), ["train.max_iters=61"])
+    assert path.read_text() == default.replace("max_iters: 1400 ", "max_iters: 61   ")

@@ -28,12 +28,14 @@ class BaselineResult:
     val: Evaluation
     train: Evaluation | None = None  # a compressor that starts cold has none
     params: int | None = None
+    weights: str | None = None  # sha256
 
     def as_json(self) -> dict[str, Any]:
         return {
             **self.val.as_json(),
             "train_loss": self.train and self.train.loss,
             "params": self.params,
+            "weights": self.weights,
         }
 
 
@@ -106,7 +108,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
             disable=None,
         )
         results[split] = evaluate(model, windows, tokenizer.token_bytes, device)
-    return BaselineResult(results["val"], results["train"], model.num_params())
+    return BaselineResult(results["val"], results["train"], model.num_params(), stored.sha256)
 
 
 def _retokenized(ids: np.ndarray, own: Tokenizer, other: Tokenizer) -> np.ndarray:

@@ -28,6 +28,7 @@ class Row:
     val_bpb: float  # bits per byte compare whatever the tokens
     same_tokens: bool  # as the trained model's
     published: float | None  # the validation loss that others report
+    weights: str | None = None  # sha256, of a model that was not trained here
 
 
 def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[str, float]) -> list[Row]:
@@ -67,6 +68,7 @@ def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]
         val_bpb=figures["val_bpb"],
         same_tokens=counted in (tokens, tokens + 1),  # a compressor counts the first one too
         published=published.get(name),
+        weights=figures.get("weights"),
     )
 
 

@@ -104,7 +104,8 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
         finally:
             log.close()
             console.close()
-        run.finish(_metrics(trainer, tokens, val, params, key, manifest.fingerprint))
+        metrics = _metrics(trainer, tokens, val, params, key, manifest.fingerprint)
+        run.finish(metrics | {"start": initial.sha256 if initial else None})
     return fitted
 
 
@@ -177,7 +178,7 @@ def _metrics(
     state, train = trainer.state, params.train
     final = trainer.evaluate(val, None)
     as_many = max(1, final.tokens // (train.batch_size * params.model.block_size))
-    on_train = trainer.evaluate(tokens, train.eval_iters or as_many)
+    on_train = trainer.evaluate(tokens, as_many)
     best = _best(trainer, val, final)
     steps = state.step * trainer.tokens_per_step
     drawn = Counter(depth for depth in trainer.drawn_depths(0, state.step) if depth is not None)
@@ -201,6 +202,7 @@ def _metrics(
         "torch": torch.__version__,
         "run": key,
         "data": data,
+        "settings": params.fingerprint,
         **({"recurrent_depth_histogram": {str(n): drawn[n] for n in sorted(drawn)}} if drawn else {}),
     }
 

@@ -1,0 +1,57 @@
+"""Set params.yaml to finetune a model on the user's own text: the preset, the model and the data at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline import presets
+from pipeline.data.sources import write_spec
+from pipeline.errors import UserError
+from pipeline.params import PARAMS_FILE
+from stages.command import ModelName, run
+from stages.new_dataset import describe
+from stages.start_from import start_values
+
+PRESET = "finetune-on"
+
+
+def main(
+    text: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT",
+            help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
+        ),
+    ],
+    model: ModelName = "gpt2",
+    block_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="A shorter context than the model's own.", show_default=False),
+    ] = None,
+    text_column: Annotated[
+        str, typer.Option(help="Where .jsonl and .parquet files hold their text.")
+    ] = "text",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite values edited by hand.")] = False,
+) -> None:
+    """Put the preset finetune-on, a model to start from and your text into params.yaml, or change nothing."""
+    path, spec, data = describe(text, text_column)
+    values = start_values(model, block_size, dropout=0.0) | {"data": data["data"]}
+    if "tokenizer" in data:  # ids come with theirs
+        values["tokenizer"] = {**data["tokenizer"], "model": None}
+    if "tokenizer" not in values:
+        raise UserError(
+            f"MODEL={model}: it has no tokenizer, and its vocabulary is not GPT-2's; put its tokenizer.json "
+            "into its folder"
+        )
+    changed = presets.apply(PRESET, force, values=values)
+    write_spec(spec, path)
+    print(f"{path}: {spec.description}, validation split by {spec.split.by}")
+    print(f"{PARAMS_FILE} finetunes {model} on {data['data']['dataset']}")
+    for key, (before, after) in changed.items():
+        print(f"  {key}: {presets.show(before)} -> {presets.show(after)}")
+
+
+if __name__ == "__main__":
+    run(main)
