@@ -14,7 +14,7 @@ from stages.command import run
 NEXT = """\
 Try next
   make sample START="The "                one more sample, from your own words
-  dvc exp run -S {change:<25} change one parameter and see what it does (needs git)
+  dvc exp run -S {change:<24} change one parameter and see what it does (needs git)
   dvc exp show                            ... compared with every other experiment
   make train-on TEXT='my/texts/*.txt'     train on your own text
   make                                    everything else
