@@ -40,7 +40,8 @@ def main(
     samples = open_task(task, tokenizer, stored.config.block_size, limit, data)
     gpt = stored.load(device)
     figures = evaluate_task(samples, gpt, tokenizer, device, params.zeroshot.batch_size)
-    write_json(path, {"task": task, "model": model, "samples": samples.samples, **figures})
+    about = {"task": task, "model": model, "weights": stored.sha256, "samples": samples.samples}
+    write_json(path, {**about, **figures})
     shown = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
     print(f"{path}: {shown} on {samples.samples} samples")
 

@@ -94,12 +94,14 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}
     device = use_device(params.runtime)
     model = stored.load(device)
+    # As many tokens at once as in training: GPT-2's windows and vocabulary are larger than most.
+    rows = max(1, params.train.batch_size * params.model.block_size // model.block_size)
     results = {}
     for split, tokens in texts.items():
         ids = tokens.read(0, min(len(tokens), len(val)))
         if (tokenizer.vocabulary, tokenizer.end_of_text) != (own.vocabulary, own.end_of_text):
             ids = _retokenized(ids, own, tokenizer)
-        which = (Tokens([ids]), model.block_size, params.train.batch_size)
+        which = (Tokens([ids]), model.block_size, rows)
         windows = tqdm(
             evaluation_windows(*which),
             desc=f"{name} on {split}",

@@ -19,7 +19,7 @@ from pipeline.evaluate import zeroshot
 from pipeline.evaluate.scoring import Group, Score, encode_pair, score
 from pipeline.evaluate.tasks import HellaSwag, Lambada, WikiText2
 from pipeline.evaluate.zeroshot import TASKS, evaluate_task, file_name, open_task
-from pipeline.files import write_text
+from pipeline.files import sha256_file, write_text
 from pipeline.model.gpt import GPT
 from tests import zeroshot as small
 from tests.conftest import Ended
@@ -282,7 +282,8 @@ def test_the_stage(tiny_project: Path, files: dict[str, Path], stage: Stage) -> 
     task = open_task("lambada", tokenizer, small.BLOCK_SIZE, 4, files["lambada"])
     expected = evaluate_task(task, small.model(tokenizer), tokenizer, CPU, 16)
     found = json.loads(Path("results/zeroshot/results/model/lambada.json").read_text())
-    assert found == {"task": "lambada", "model": "results/model", "samples": 4} | {
+    weights = sha256_file(Path("results/model/model.safetensors"))
+    assert found == {"task": "lambada", "model": "results/model", "weights": weights, "samples": 4} | {
         name: pytest.approx(figure, rel=1e-5) for name, figure in expected.items()
     }
     ended = stage("eval_zeroshot", "wikitext2", "--data", str(files["wikitext2"]), "--out", "own.json")
