@@ -161,7 +161,7 @@ format: ready ## format the code and fix what lint can fix
 	@$(PYTHON) -m ruff check --fix-only .
 	@$(PYTHON) -m ruff format .
 
-clean: ## remove results/; `make repro` brings back from the cache what was made before
+clean: ## remove results/; `make repro` brings back what the pipeline made, but no exports or tables
 	@rm -rf results dvc_plots
 
 # --- installation -----------------------------------------------------------------------------------------
