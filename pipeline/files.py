@@ -36,6 +36,13 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_room_beside(folder: Path) -> None:
+    """Raise UserError if something of the user's is where `replacing_folder` works, and would be lost."""
+    for path in (folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")):
+        if path.exists():
+            raise UserError(f"{path} is in the way of writing {folder}; move it, or remove it")
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` once the block ends without an error.

@@ -147,6 +147,12 @@ class Zeroshot(Section):
     )
     batch_size: int = Field(ge=1, description="texts read at once")
 
+    @model_validator(mode="after")
+    def _are_others(self) -> Zeroshot:
+        if "results/model" in self.models:
+            raise ValueError("models = results/model: the trained model is evaluated anyway; leave it out")
+        return self
+
 
 class Sample(Section):
     start: Annotated[str, Field(min_length=1)] = Field(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
@@ -50,7 +51,13 @@ def compose(name: str, folder: Path = FOLDER) -> str:
     if name != DEFAULT:
         text = text.replace(description(DEFAULT, folder), description(name, folder), 1)
         text = overlay(text, _read_round_trip(path))
-    validate(Params, _parse(text), path)
+    try:
+        values = _parse(text)
+    except YAMLError:  # an empty list cannot take the place of one in lines
+        raise UserError(
+            f"{path}: an empty list does not fit where a list is; set it in {PARAMS_FILE}"
+        ) from None
+    validate(Params, values, path)
     return text
 
 
@@ -129,7 +136,8 @@ def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Pat
 
 def _by_hand(preset: str, edits: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     by_commands = SET_BY_FINETUNE_ON if preset == "finetune-on" else SET_BY_TRAIN_ON
-    return {key: change for key, change in edits.items() if not key.startswith(by_commands)}
+    by_hand = (key for key in edits if key == "model.dropout" or not key.startswith(by_commands))
+    return {key: edits[key] for key in by_hand}
 
 
 def _path(name: str, folder: Path) -> Path:

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import UserError
-from pipeline.files import replacing_folder, write_json, write_text
+from pipeline.evaluate.comparison import evaluated
+from pipeline.files import check_room_beside, replacing_folder, write_json, write_text
 from pipeline.interop.gpt2 import save_gpt2, to_gpt2
 from pipeline.interop.hub import CARD_FILE, EXPORTED, GENERATION_FILE, PICTURE_FILE
 from pipeline.interop.models import open_model
 from pipeline.interop.tokenizers import to_transformers
-from pipeline.paths import BASELINES, DEPTH_PICTURE, EXPORT, METRICS, MODEL, PRETRAINED, runs_folder
+from pipeline.params import load_params
+from pipeline.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, runs_folder
 from pipeline.report.model_card import TAG, model_card, read_training
 from stages.command import ModelName, RecurrentDepth, run
 
@@ -27,6 +29,7 @@ def main(
     """Turn a model into transformers' GPT2LMHeadModel, with its tokenizer and a model card."""
     if out.exists() and not _is_export(out):
         raise UserError(f"--out {out}: there is something else already; name a new folder")
+    check_room_beside(out)
     stored = open_model(model)
     tokenizer, config = stored.tokenizer(), stored.config
     values, tensors = to_gpt2(
@@ -35,8 +38,8 @@ def main(
     ends = {name: values[name] for name in ("bos_token_id", "eos_token_id")}
     training, picture = None, None
     if Path(model).resolve() == MODEL.resolve():  # of no other one is it known how it was trained
-        evaluated = sorted(path for part in (BASELINES, PRETRAINED) for path in part.rglob("*.json"))
-        training = read_training(METRICS, runs_folder(), evaluated)
+        known = evaluated(load_params()) if METRICS.exists() else []
+        training = read_training(METRICS, runs_folder(), known)
         picture = DEPTH_PICTURE if DEPTH_PICTURE.exists() else None
     num_params = sum(tensor.numel() for tensor in tensors.values())
     card = model_card(

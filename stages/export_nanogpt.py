@@ -11,7 +11,7 @@ import typer
 from pipeline.data.nanogpt import META_FILE, write_meta
 from pipeline.data.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 from pipeline.errors import UserError
-from pipeline.files import replacing_folder
+from pipeline.files import check_room_beside, replacing_folder
 from pipeline.interop.models import GPT2_VOCABULARIES, open_model
 from pipeline.interop.nanogpt import CHECKPOINT_FILE, is_written, write_checkpoint
 from pipeline.paths import MODEL, RESULTS
@@ -28,6 +28,7 @@ def main(
     """Turn a model into nanoGPT's, and say how to sample from it there."""
     if out.exists() and not _is_export(out):
         raise UserError(f"--out {out}: there is something else already; name a new folder")
+    check_room_beside(out)
     stored = open_model(model)
     tokenizer, config = stored.tokenizer(), stored.config
     _check_tokenizer(tokenizer, model)

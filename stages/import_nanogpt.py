@@ -10,7 +10,7 @@ import typer
 from pipeline.data.nanogpt import read_meta
 from pipeline.data.tokenizers import Tokenizer, gpt2_tokenizer
 from pipeline.errors import UserError
-from pipeline.files import replacing_folder
+from pipeline.files import check_room_beside, replacing_folder
 from pipeline.interop.models import GPT2_VOCABULARIES
 from pipeline.interop.nanogpt import read_checkpoint
 from pipeline.model.build import padded_vocab_size
@@ -33,6 +33,7 @@ def main(
     """Write model.safetensors, config.json and tokenizer.json. Nothing in the two pickles is executed."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: is there already; name a new folder, or remove it")
+    check_room_beside(out)
     found = read_checkpoint(checkpoint)
     model = build_with(found.config, found.weights)
     tokenizer = _tokenizer(checkpoint, found.config.vocab_size, meta)

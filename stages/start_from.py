@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,7 @@ def start_values(name: str, block_size: int | None, dropout: float) -> dict[str,
     Without `tokenizer`, if the model has none and its vocabulary is not GPT-2's.
     """
     # A published model is known before it is downloaded.
-    stored = None if name in PUBLISHED else open_model(name)
+    stored = None if name in PUBLISHED and not Path(name).is_dir() else open_model(name)
     config = PUBLISHED[name].config if stored is None else stored.config
     if block_size is not None and block_size > config.block_size:
         raise UserError(

@@ -38,7 +38,8 @@ def main() -> None:
     print(f"\n{'Validation loss of ' + params.data.dataset:<{width}}  nats per token  bits per byte")
     for name, loss, bpb in sorted(rows, key=lambda row: row[2]):
         print(f"{name:<{width}}  {loss:>14.4f}  {bpb:>13.4f}")
-    if params.train.init_from not in ("scratch", "resume"):
+    finetuned = params.train.init_from not in ("scratch", "resume")
+    if finetuned and metrics.get("settings") == params.fingerprint and LOG.exists():
         with LOG.open(encoding="utf-8", newline="") as file:
             before = next(csv.DictReader(file))["val_loss"]
         print(

@@ -99,6 +99,25 @@ def test_a_checkpoint_of_a_run_is_a_model_too(tiny_project: Path, stage: Stage) 
     assert stage("sample", "--model", str(checkpoint), "--out", "-").status == 0
 
 
+def test_a_checkpoint_whose_tokenizer_was_replaced_is_refused(tiny_project: Path, stage: Stage) -> None:
+    assert stage("train", *FEW_STEPS).status == 0
+    tokenizer = Path("data/tiny/char/tokenizer.json")
+    write_text(tokenizer, tokenizer.read_text().replace("v", "w"))
+    (checkpoint,) = Path("runs").glob("*/best")
+    ended = stage("sample", "--model", str(checkpoint), "--out", "-")
+    assert ended.status == 2
+    assert f"{tokenizer} is no longer the one it was trained with" in ended.err
+
+
+@pytest.mark.parametrize("name", ["export", "export_nanogpt"])
+def test_what_lies_beside_an_export_is_not_lost(tiny_project: Path, stage: Stage, name: str) -> None:
+    assert stage("train", *FEW_STEPS).status == 0
+    write_text(Path("saved/mine.old/precious.txt"), "kept")
+    ended = stage(name, "--out", "saved/mine")
+    assert ended.status == 2 and "saved/mine.old is in the way of writing saved/mine" in ended.err
+    assert Path("saved/mine.old/precious.txt").read_text() == "kept"
+
+
 def test_it_is_evaluated_beside_the_others_and_sampled_from(theirs: GPT2LMHeadModel, stage: Stage) -> None:
     ended = stage("eval_baselines", "saved/gpt2")
     assert ended.status == 0, ended.err

@@ -260,3 +260,10 @@ def test_dvc_changes_the_value_and_nothing_else(tmp_path: Path) -> None:
     path.write_text(default)
     apply_overrides(str(path), ["train.max_iters=61"])
     assert path.read_text() == default.replace("max_iters: 1400 ", "max_iters: 61   ")
+
+
+def test_an_empty_list_in_a_preset_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").write_text((FOLDER / "default.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text("# mine\nbaselines:\n  pretrained: []\n")
+    with pytest.raises(UserError, match=r"mine.yaml: an empty list does not fit where a list is; set it in"):
+        presets.compose("mine", tmp_path)

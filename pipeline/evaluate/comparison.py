@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
+from pipeline.evaluate.baselines import file_name
 from pipeline.files import write_json, write_text
+from pipeline.params import Params
+from pipeline.paths import BASELINES, PRETRAINED
 from pipeline.pictures import save_picture
 from pipeline.tables import markdown_table
 
@@ -44,6 +48,25 @@ def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[
             row = _row(figures, tokens, published)
             rows[row.name] = row
     return list(rows.values())
+
+
+def evaluated(params: Params) -> list[Path]:
+    """The files of those models and baselines that the parameters list, as far as they are there."""
+    files = [BASELINES / file_name(name) for name in params.baselines.models]
+    files += [PRETRAINED / file_name(name) for name in params.baselines.pretrained]
+    return [path for path in files if path.exists()]
+
+
+def is_stale(row: Row) -> bool:
+    """Whether the model's folder has other weights than those evaluated, or none: DVC cannot see that."""
+    if row.weights is None or not Path(row.name).is_dir():
+        return False
+    from pipeline.interop.models import open_model
+
+    try:
+        return open_model(row.name).sha256 != row.weights
+    except UserError:
+        return True
 
 
 def _of_the_saved_model(figures: dict[str, Any]) -> dict[str, Any]:

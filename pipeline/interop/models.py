@@ -96,8 +96,13 @@ def open_model(name: str | Path) -> StoredModel:
     run = folder.parent / RUN_FILE
     if not (folder / CONFIG_FILE).exists() and run.exists():
         about = read_config(run)
-        config = validate(GPTConfig, about["model"], run)
-        return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), Path(about["data"]))
+        config, data = validate(GPTConfig, about["model"], run), Path(about["data"])
+        tokenizer = data / TOKENIZER_FILE
+        if not tokenizer.exists() or sha256_file(tokenizer) != about.get("tokenizer"):
+            raise UserError(
+                f"{folder}: {tokenizer} is no longer the one it was trained with; make those tokens again"
+            )
+        return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), data)
     if is_transformers(folder):
         config = config_from_gpt2(folder)
         return StoredModel(str(name), folder, config, GPT2Weights(folder, config), folder)

@@ -17,10 +17,10 @@ import torch
 from pipeline.data.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.sources import load_spec
 from pipeline.data.tokenizers import Tokenizer
-from pipeline.evaluate.comparison import OURS, as_markdown, read_rows
-from pipeline.interop.models import place_on_hub
+from pipeline.evaluate.comparison import OURS, as_markdown, is_stale, read_rows
 from pipeline.model.build import build_gpt
 from pipeline.model.config import GPTConfig, Model
+from pipeline.model.pretrained import PUBLISHED
 from pipeline.params import BASELINES
 from pipeline.paths import RUN_FILE
 
@@ -82,13 +82,14 @@ def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> 
     if not run_file.exists():
         return Training(metrics, {}, None, None)
     run = _read(run_file)
-    settings, start = run["train"], run["start"]
+    settings = run["train"]
+    start = run.get("start", {"name": "unknown", "repository": None})
+    name = start["name"] if start["repository"] or start["name"] in NO_FOLDERS else "a local model"
     unused = () if settings["decay_lr"] else OF_DECAY
-    place = place_on_hub(start)
     return Training(
         metrics,
-        {name: settings[name] for name in settings if name not in unused} | {"init_from": _shown(start)},
-        place[0] if place else None,
+        {key: settings[key] for key in settings if key not in unused} | {"init_from": name},
+        start["repository"],
         _trained_on(Path(run["data"]), [*evaluated, metrics_file], metrics),
     )
 
@@ -104,6 +105,7 @@ def _trained_on(tokens_folder: Path, figures: Iterable[Path], metrics: Mapping[s
     rows = [
         replace(row, name=_shown(row.name), **(kept if row.name == OURS else {}))
         for row in read_rows(figures, manifest.fingerprint, manifest.val.tokens - 1, {})
+        if not is_stale(row)
     ]
     return TrainedOn(
         dataset.name,
@@ -121,8 +123,9 @@ def _description(dataset: Path) -> str:
 
 
 def _shown(model: str) -> str:
-    """What others are told of a model's name: no folder of the user's."""
-    return model if model in NO_FOLDERS or place_on_hub(model) else "a local model"
+    """What others are told of a model's name: nothing that may be a folder of the user's."""
+    public = model in NO_FOLDERS or (model in PUBLISHED and not Path(model).exists())
+    return model if public else "another model"
 
 
 def model_card(

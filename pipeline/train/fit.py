@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.files import replacing_folder
-from pipeline.interop.models import StoredModel, open_model
+from pipeline.interop.models import StoredModel, open_model, place_on_hub
 from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
@@ -87,9 +87,15 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
             trainer.load(checkpoint)
             say(f"{checkpoint}: continuing after step {trainer.state.step:,}")
         else:
-            start = params.train.init_from  # its name, for people
+            place = place_on_hub(params.train.init_from)
             run.begin(
-                {"model": config.model_dump(), "train": settings, "start": start, "data": str(tokens_folder)}
+                {
+                    "model": config.model_dump(),
+                    "train": settings,
+                    "start": {"name": params.train.init_from, "repository": place and place[0]},
+                    "data": str(tokens_folder),
+                    "tokenizer": manifest.tokenizer_sha256,
+                }
             )
             say(f"{run.folder}: training {model.num_params():,} parameters on {device}")
         console = Console(params.train.max_iters, trainer.state.step)
