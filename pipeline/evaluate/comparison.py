@@ -43,7 +43,7 @@ def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[
     """
     rows = {}
     for path in files:
-        figures = _of_the_saved_model(json.loads(path.read_text(encoding="utf-8")))
+        figures = of_the_saved_model(json.loads(path.read_text(encoding="utf-8")))
         if figures.get("data") == data:
             row = _row(figures, tokens, published)
             rows[row.name] = row
@@ -69,7 +69,7 @@ def is_stale(row: Row) -> bool:
         return True
 
 
-def _of_the_saved_model(figures: dict[str, Any]) -> dict[str, Any]:
+def of_the_saved_model(figures: dict[str, Any]) -> dict[str, Any]:
     """Metrics of training have the last model's figures first; the best one's are those of what was kept."""
     if figures.get("saved") != "best":
         return figures

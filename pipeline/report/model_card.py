@@ -6,7 +6,6 @@ The format is the hub's, https://huggingface.co/docs/hub/model-cards: YAML for m
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from pipeline.data.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.data.sources import load_spec
 from pipeline.data.tokenizers import Tokenizer
-from pipeline.evaluate.comparison import OURS, as_markdown, is_stale, read_rows
+from pipeline.evaluate.comparison import OURS, as_markdown, is_stale, of_the_saved_model, read_rows
 from pipeline.model.build import build_gpt
 from pipeline.model.config import GPTConfig, Model
 from pipeline.model.pretrained import PUBLISHED
@@ -74,10 +73,7 @@ def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> 
     """
     if not metrics_file.exists():
         return None
-    metrics = _read(metrics_file)
-    if metrics["saved"] == "best":
-        metrics |= {"val_loss": metrics["best_val_loss"], "val_bpb": metrics["best_val_bpb"]}
-        metrics["perplexity"] = math.exp(metrics["val_loss"])
+    metrics = of_the_saved_model(_read(metrics_file))
     run_file = runs / metrics["run"] / RUN_FILE
     if not run_file.exists():
         return Training(metrics, {}, None, None)
@@ -101,9 +97,8 @@ def _trained_on(tokens_folder: Path, figures: Iterable[Path], metrics: Mapping[s
     if manifest.fingerprint != metrics.get("data"):
         return None
     dataset = tokens_folder.parent
-    kept = {name: metrics[name] for name in ("val_loss", "val_bpb", "perplexity")}
     rows = [
-        replace(row, name=_shown(row.name), **(kept if row.name == OURS else {}))
+        replace(row, name=_shown(row.name))
         for row in read_rows(figures, manifest.fingerprint, manifest.val.tokens - 1, {})
         if not is_stale(row)
     ]
