@@ -122,8 +122,9 @@ def show(value: Any) -> str:
 
 
 def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Path) -> None:
-    edits_by_preset = {name: differences(_parse(compose(name, folder)), values) for name in names(folder)}
-    edits_by_preset = {name: _by_hand(name, edits) for name, edits in edits_by_preset.items()}
+    edits_by_preset = {
+        name: _by_hand(name, differences(_parse(compose(name, folder)), values)) for name in names(folder)
+    }
     nearest = min(edits_by_preset, key=lambda name: len(edits_by_preset[name]))
     edits = [f"{key} = {show(now)}" for key, (_, now) in edits_by_preset[nearest].items()]
     if edits:

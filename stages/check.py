@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 from pipeline.data.sources import load_spec
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.paths import METRICS, MODEL, ZEROSHOT
 from stages.command import Overrides, run
 
@@ -17,34 +18,39 @@ def main(overrides: Overrides = None) -> None:
     params = load_params(overrides or [])
     params.check_sections()
     load_spec(params.data.dataset)
-    start = params.train.init_from
-    if start not in ("scratch", "resume"):
-        from pipeline.interop.models import open_model
-        from pipeline.model.pretrained import check_start
-
-        stored = open_model(start)
-        check_start(params.model, stored.config, start)
-        metrics = json.loads(METRICS.read_text(encoding="utf-8")) if METRICS.exists() else {}
-        if metrics.get("settings") == params.fingerprint and metrics["start"] != stored.sha256:
-            first = "dvc repro --force --single-item "
-            tokenize = f"{first}tokenize && " if params.tokenizer.name == "pretrained" else ""
-            _note(
-                f"{start} has other weights than when {MODEL} was trained; for these: {tokenize}{first}train"
-            )
+    if params.train.init_from not in ("scratch", "resume"):
+        _check_start(params)
     for name in filter(os.path.isdir, params.zeroshot.models):
-        for task in params.zeroshot.tasks:
-            path = ZEROSHOT / name.lstrip("/") / f"{task}.json"
-            if path.exists() and json.loads(path.read_text(encoding="utf-8"))["weights"] != _weights(name):
-                _note(
-                    f"{name} has other weights than when {path} was made; for these: dvc repro --force "
-                    f"--single-item stages/dvc.yaml:eval_zeroshot_others@{name}-{task}"
-                )
+        _compare_weights(name, params.zeroshot.tasks)
 
 
-def _weights(name: str) -> str:
+def _check_start(params: Params) -> None:
+    from pipeline.interop.models import open_model
+    from pipeline.model.pretrained import check_start
+
+    start = params.train.init_from
+    stored = open_model(start)
+    check_start(params.model, stored.config, start)
+    metrics = json.loads(METRICS.read_text(encoding="utf-8")) if METRICS.exists() else {}
+    if metrics.get("settings") == params.fingerprint and metrics["start"] != stored.sha256:
+        first = "dvc repro --force --single-item "
+        tokenize = f"{first}tokenize && " if params.tokenizer.name == "pretrained" else ""
+        _note(f"{start} has other weights than when {MODEL} was trained; for these: {tokenize}{first}train")
+
+
+def _compare_weights(name: str, tasks: Sequence[str]) -> None:
+    """Say which zero-shot figures are of weights that a model's folder no longer has."""
+    from pipeline.evaluate.zeroshot import file_name
     from pipeline.interop.models import open_model
 
-    return open_model(name).sha256
+    paths = {task: ZEROSHOT / file_name(task, name) for task in tasks}
+    for task, path in paths.items():
+        figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if figures and figures["weights"] != open_model(name).sha256:
+            _note(
+                f"{name} has other weights than when {path} was made; for these: dvc repro --force "
+                f"--single-item stages/dvc.yaml:eval_zeroshot_others@{name}-{task}"
+            )
 
 
 def _note(text: str) -> None:  # DVC knows a model by its name alone

@@ -11,28 +11,17 @@ from pipeline.data.sources import write_spec
 from pipeline.errors import UserError
 from pipeline.params import PARAMS_FILE
 from stages.command import ModelName, run
-from stages.new_dataset import describe
-from stages.start_from import start_values
+from stages.new_dataset import Text, TextColumn, describe
+from stages.start_from import BlockSize, start_values
 
 PRESET = "finetune-on"
 
 
 def main(
-    text: Annotated[
-        str,
-        typer.Argument(
-            metavar="TEXT",
-            help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
-        ),
-    ],
+    text: Text,
     model: ModelName = "gpt2",
-    block_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="A shorter context than the model's own.", show_default=False),
-    ] = None,
-    text_column: Annotated[
-        str, typer.Option(help="Where .jsonl and .parquet files hold their text.")
-    ] = "text",
+    block_size: BlockSize = None,
+    text_column: TextColumn = "text",
     force: Annotated[bool, typer.Option("--force", help="Overwrite values edited by hand.")] = False,
 ) -> None:
     """Put the preset finetune-on, a model to start from and your text into params.yaml, or change nothing."""

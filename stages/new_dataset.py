@@ -25,18 +25,19 @@ from pipeline.paths import DATA
 from pipeline.presets import overlay
 from stages.command import run
 
+Text = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEXT",
+        help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
+    ),
+]
+TextColumn = Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold their text.")]
+
 
 def main(
-    text: Annotated[
-        str,
-        typer.Argument(
-            metavar="TEXT",
-            help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
-        ),
-    ],
-    text_column: Annotated[
-        str, typer.Option(help="Where .jsonl and .parquet files hold their text.")
-    ] = "text",
+    text: Text,
+    text_column: TextColumn = "text",
 ) -> None:
     """Describe your own text in data/<name>/dataset.yaml, and set data.dataset to it.
 

@@ -17,6 +17,10 @@ from pipeline.presets import differences, overlay, show
 from pipeline.validation import read_yaml
 from stages.command import run
 
+BlockSize = Annotated[
+    int | None, typer.Option(min=1, help="A shorter context than the model's own.", show_default=False)
+]
+
 
 def main(
     name: Annotated[
@@ -25,10 +29,7 @@ def main(
             metavar="MODEL", help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub."
         ),
     ],
-    block_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="A shorter context than the model's own.", show_default=False),
-    ] = None,
+    block_size: BlockSize = None,
 ) -> None:
     """Set model.*, tokenizer.* and train.init_from for finetuning; model.dropout stays yours."""
     params, before = load_params(), read_yaml(PARAMS_FILE)

@@ -49,6 +49,10 @@ class Tokenizer(ABC):
         """UTF-8 bytes per id, int64 (vocab_size,): what turns nats per token into bits per byte."""
         return np.array([len(token) for token in self.vocabulary], dtype=np.int64)
 
+    def has_the_ids_of(self, other: Tokenizer) -> bool:
+        """Whether each id stands for the same in both."""
+        return (self.vocabulary, self.end_of_text) == (other.vocabulary, other.end_of_text)
+
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Ids of plain text, uint32. Raises UserError for a character outside the vocabulary."""

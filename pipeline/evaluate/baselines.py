@@ -99,7 +99,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     results = {}
     for split, tokens in texts.items():
         ids = tokens.read(0, min(len(tokens), len(val)))
-        if (tokenizer.vocabulary, tokenizer.end_of_text) != (own.vocabulary, own.end_of_text):
+        if not tokenizer.has_the_ids_of(own):
             ids = _retokenized(ids, own, tokenizer)
         which = (Tokens([ids]), model.block_size, rows)
         windows = tqdm(

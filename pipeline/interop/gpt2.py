@@ -93,7 +93,7 @@ class GPT2Weights(Weights):
     def __init__(self, folder: Path, config: GPTConfig) -> None:
         """Read what the folder holds. Raises UserError if it is no safetensors, or damaged."""
         self.path = folder / WEIGHTS_FILE
-        self._paths = list(weight_files(folder))
+        self._paths = weight_files(folder)
         self._files: dict[str, Weights] = {}
         self._theirs: dict[str, str] = {}
         self.shapes = {}

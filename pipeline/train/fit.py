@@ -110,8 +110,8 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
         finally:
             log.close()
             console.close()
-        metrics = _metrics(trainer, tokens, val, params, key, manifest.fingerprint)
-        run.finish(metrics | {"start": initial.sha256 if initial else None})
+        about = {"data": manifest.fingerprint, "start": initial.sha256 if initial else None}
+        run.finish(_metrics(trainer, tokens, val, params, key) | about)
     return fitted
 
 
@@ -152,7 +152,7 @@ def _initial_model(params: Params, tokenizer: Tokenizer, tokens_folder: Path) ->
     except UserError as error:
         message = str(error)
         raise UserError(message if "train.init_from" in message else f"train.init_from: {message}") from None
-    if (own.vocabulary, own.end_of_text) != (tokenizer.vocabulary, tokenizer.end_of_text):
+    if not own.has_the_ids_of(tokenizer):
         raise UserError(
             f"train.init_from = {init_from}: its tokenizer is not that of {tokens_folder}; use its own: "
             f"tokenizer.name = pretrained, tokenizer.model = {init_from}"
@@ -177,9 +177,7 @@ def _zeroshot_probe(
     return probe
 
 
-def _metrics(
-    trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key: str, data: str
-) -> dict[str, Any]:
+def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key: str) -> dict[str, Any]:
     """The final figures. The last and the best model are both measured on the whole validation split."""
     state, train = trainer.state, params.train
     final = trainer.evaluate(val, None)
@@ -207,7 +205,6 @@ def _metrics(
         "compile": params.runtime.compile,
         "torch": torch.__version__,
         "run": key,
-        "data": data,
         "settings": params.fingerprint,
         **({"recurrent_depth_histogram": {str(n): drawn[n] for n in sorted(drawn)}} if drawn else {}),
     }
