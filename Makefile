@@ -13,9 +13,9 @@ INSTALLED := $(VENV)/.installed
 PLOTS     := .dvc/offline-plots.html
 
 define train_preset
-@$(PYTHON) -m stages.preset $(1) $(if $(FORCE),--force)
+@$(PYTHON) -m pipeline.cli.preset $(1) $(if $(FORCE),--force)
 @$(REPRO)
-@$(PYTHON) -m stages.summary
+@$(PYTHON) -m pipeline.cli.summary
 endef
 
 .PHONY: help install demo test check repro presets shakespeare shakespeare-cpu shakespeare-gpt2 train-gpt2 \
@@ -33,9 +33,9 @@ help:
 
 ##@ Start here
 demo: ready ## install, train a small GPT on Python's documentation, show what came out
-	@[ -e params.yaml ] || $(PYTHON) -m stages.preset default
+	@[ -e params.yaml ] || $(PYTHON) -m pipeline.cli.preset default
 	@$(REPRO)
-	@$(PYTHON) -m stages.summary
+	@$(PYTHON) -m pipeline.cli.summary
 
 install: ready ## create .venv with the pinned dependencies
 
@@ -57,48 +57,48 @@ train-gpt2: ready ## GPT-2 (124M) on OpenWebText (a GPU, weeks)
 
 train-on: ready ## your text: make train-on TEXT='notes/*.txt' (.txt, .jsonl, .parquet, nanoGPT's .bin)
 	@[ -n "$$TEXT" ] || { echo "error: say which text: make train-on TEXT='path or glob'" >&2; exit 2; }
-	@$(PYTHON) -m stages.new_dataset "$$TEXT" $${COLUMN:+--text-column "$$COLUMN"}
+	@$(PYTHON) -m pipeline.cli.new_dataset "$$TEXT" $${COLUMN:+--text-column "$$COLUMN"}
 	@$(REPRO)
-	@$(PYTHON) -m stages.summary
+	@$(PYTHON) -m pipeline.cli.summary
 
 finetune-shakespeare: ready ## GPT-2 (124M), finetuned on TinyShakespeare (GPU)
 	$(call train_preset,finetune-shakespeare)
 
 finetune-on: ready ## a model on your text: make finetune-on TEXT='notes/*.txt' MODEL=gpt2 BLOCK_SIZE=256
 	@[ -n "$$TEXT" ] || { echo "error: say which text: make finetune-on TEXT='path or glob'" >&2; exit 2; }
-	@$(PYTHON) -m stages.finetune_on "$$TEXT" $${MODEL:+--model "$$MODEL"} \
+	@$(PYTHON) -m pipeline.cli.finetune_on "$$TEXT" $${MODEL:+--model "$$MODEL"} \
 		$${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"} $${COLUMN:+--text-column "$$COLUMN"} $(if $(FORCE),--force)
 	@$(REPRO)
-	@$(PYTHON) -m stages.summary
+	@$(PYTHON) -m pipeline.cli.summary
 
 ##@ Parameters
 presets: ready ## list the presets
-	@$(PYTHON) -m stages.preset
+	@$(PYTHON) -m pipeline.cli.preset
 
 ## preset-<name>: put a preset into params.yaml (FORCE=1 overwrites edits)
 preset-%: ready
-	@$(PYTHON) -m stages.preset $* $(if $(FORCE),--force)
+	@$(PYTHON) -m pipeline.cli.preset $* $(if $(FORCE),--force)
 
 start-from: ready ## put a model's shape and tokenizer into params.yaml: make start-from MODEL=gpt2
 	@[ -n "$$MODEL" ] || { echo "error: say which model: make start-from MODEL=gpt2" >&2; exit 2; }
-	@$(PYTHON) -m stages.start_from "$$MODEL" $${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"}
+	@$(PYTHON) -m pipeline.cli.start_from "$$MODEL" $${BLOCK_SIZE:+--block-size "$$BLOCK_SIZE"}
 
 schema: ready ## write presets/params.schema.json, by which editors check params.yaml
-	@$(PYTHON) -m stages.schema
+	@$(PYTHON) -m pipeline.cli.schema
 
 ##@ Look at the result
 summary: ready ## val loss against the baselines, a sample, and where things are
-	@$(PYTHON) -m stages.summary
+	@$(PYTHON) -m pipeline.cli.summary
 
 sample: ready ## write text: make sample START='ROMEO:' MODEL=gpt2 (without MODEL, the trained one)
 	@$(PYTHON) -m stages.sample --out - $${START:+--start "$$START"} $${MODEL:+--model "$$MODEL"}
 
 depth-curves: ready ## train all variants and compare them; make depth-curves VARIANTS=dense,shared for some
-	@$(PYTHON) -m stages.depth_curves $${VARIANTS:+--variants "$$VARIANTS"}
+	@$(PYTHON) -m bench.depth_curves $${VARIANTS:+--variants "$$VARIANTS"}
 
 baselines: ready ## the model beside n-grams, GPT-2 and others on the same text: baselines.models, .pretrained
 	@$(REPRO) --keep-going eval_baselines stages/dvc.yaml:eval_pretrained; status=$$?; \
-		$(PYTHON) -m stages.compare && [ $$status -eq 0 ] || exit 2
+		$(PYTHON) -m pipeline.cli.compare && [ $$status -eq 0 ] || exit 2
 
 eval-zeroshot: ready ## HellaSwag, LAMBADA, WikiText-2: make eval-zeroshot, or with MODEL=gpt2 TASKS=lambada LIMIT=100
 	@if [ -z "$$MODEL$$TASKS$$LIMIT$$FILE" ]; then \
@@ -116,37 +116,37 @@ eval-zeroshot: ready ## HellaSwag, LAMBADA, WikiText-2: make eval-zeroshot, or w
 
 lm-eval: ready ## any task of lm-evaluation-harness: make lm-eval TASKS='arc_easy piqa' MODEL=gpt2 LIMIT=100
 	@[ -n "$$TASKS" ] || { echo "error: say which: make lm-eval TASKS='arc_easy piqa'" >&2; exit 2; }
-	@$(PYTHON) -m stages.lm_eval $$TASKS $${MODEL:+--model "$$MODEL"} $${LIMIT:+--limit $$LIMIT}
+	@$(PYTHON) -m pipeline.cli.lm_eval $$TASKS $${MODEL:+--model "$$MODEL"} $${LIMIT:+--limit $$LIMIT}
 
 ##@ Share it
 export: ready ## results/model for Hugging Face's transformers, in results/export
-	@$(PYTHON) -m stages.export $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
+	@$(PYTHON) -m pipeline.cli.export $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
 		$${RECURRENT_DEPTH:+--recurrent-depth "$$RECURRENT_DEPTH"}
 
 upload: ready ## send results/export to the hub: make upload REPO=user/name
 	@[ -n "$$REPO" ] || { echo "error: say where to: make upload REPO=user/name" >&2; exit 2; }
-	@$(PYTHON) -m stages.upload "$$REPO" $${FOLDER:+--folder "$$FOLDER"} $(if $(PRIVATE),--private)
+	@$(PYTHON) -m pipeline.cli.upload "$$REPO" $${FOLDER:+--folder "$$FOLDER"} $(if $(PRIVATE),--private)
 
 import-nanogpt: ready ## nanoGPT's model as ours: make import-nanogpt CKPT=ckpt.pt META=meta.pkl OUT=saved/mine
 	@[ -n "$$CKPT" ] || { echo "error: say which: make import-nanogpt CKPT=ckpt.pt META=meta.pkl" >&2; exit 2; }
-	@$(PYTHON) -m stages.import_nanogpt "$$CKPT" $${META:+--meta "$$META"} $${OUT:+--out "$$OUT"}
+	@$(PYTHON) -m pipeline.cli.import_nanogpt "$$CKPT" $${META:+--meta "$$META"} $${OUT:+--out "$$OUT"}
 
 export-nanogpt: ready ## results/model as nanoGPT's ckpt.pt, in results/nanogpt
-	@$(PYTHON) -m stages.export_nanogpt $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
+	@$(PYTHON) -m pipeline.cli.export_nanogpt $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"} \
 		$${RECURRENT_DEPTH:+--recurrent-depth "$$RECURRENT_DEPTH"}
 
 ##@ Compare it
 bench-interop: ready ## measure this beside transformers: logits, losses, memory, speed
-	@$(PYTHON) -m stages.bench_interop $${HELLASWAG:+--hellaswag "$$HELLASWAG"} \
+	@$(PYTHON) -m bench.interop $${HELLASWAG:+--hellaswag "$$HELLASWAG"} \
 		$${WIKITEXT:+--wikitext "$$WIKITEXT"} $(if $(FULL),--full)
 
 bench-nanogpt: ready ## time this beside nanoGPT: make bench-nanogpt NANOGPT=<its clone>
 	@[ -n "$$NANOGPT" ] || { echo "error: say where nanoGPT is: make bench-nanogpt NANOGPT=<clone>" >&2; exit 2; }
-	@$(PYTHON) -m stages.bench_nanogpt "$$NANOGPT"
+	@$(PYTHON) -m bench.nanogpt "$$NANOGPT"
 
 bench-model: ready ## time the model family beside the fork of nanoGPT: make bench-model FORK=<its clone>
 	@[ -n "$$FORK" ] || { echo "error: say where the fork is: make bench-model FORK=<clone>" >&2; exit 2; }
-	@$(PYTHON) -m stages.bench_model "$$FORK"
+	@$(PYTHON) -m bench.fork "$$FORK"
 
 ##@ Work on the code
 test: ready ## run the tests
@@ -186,6 +186,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # Set for this copy only: without the page, DVC's own one still draws, online.
-$(PLOTS): pipeline/offline_plots.py $(INSTALLED)
-	@$(PYTHON) -m pipeline.offline_plots $@
+$(PLOTS): pipeline/report/plots_page.py $(INSTALLED)
+	@$(PYTHON) -m pipeline.report.plots_page $@
 	@$(DVC) config --local plots.html_template $(notdir $@)

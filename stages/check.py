@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.data.sources import load_spec
-from pipeline.params import Params, load_params
-from pipeline.paths import METRICS, MODEL, ZEROSHOT
-from stages.command import Overrides, run
+from pipeline.config.command_line import Overrides, run
+from pipeline.config.params import Params, load_params
+from pipeline.config.paths import METRICS, MODEL, ZEROSHOT
+from pipeline.corpus.sources import load_spec
 
 
 def main(overrides: Overrides = None) -> None:
@@ -25,8 +25,8 @@ def main(overrides: Overrides = None) -> None:
 
 
 def _check_start(params: Params) -> None:
-    from pipeline.interop.models import open_model
-    from pipeline.model.pretrained import check_start
+    from pipeline.config.published import check_start
+    from pipeline.weights.stored_model import open_model
 
     start = params.train.init_from
     stored = open_model(start)
@@ -41,7 +41,7 @@ def _check_start(params: Params) -> None:
 def _compare_weights(name: str, tasks: Sequence[str]) -> None:
     """Say which zero-shot figures are of weights that a model's folder no longer has."""
     from pipeline.evaluate.zeroshot import file_name
-    from pipeline.interop.models import open_model
+    from pipeline.weights.stored_model import open_model
 
     paths = {task: ZEROSHOT / file_name(task, name) for task in tasks}
     for task, path in paths.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.data.sources import load_spec, write_raw
-from pipeline.params import load_params
-from pipeline.paths import raw_folder
-from stages.command import Overrides, run
+from pipeline.config.command_line import Overrides, run
+from pipeline.config.params import load_params
+from pipeline.config.paths import raw_folder
+from pipeline.corpus.sources import load_spec, write_raw
 
 
 def main(overrides: Overrides = None) -> None:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.data.shards import load_manifest
+from pipeline.config.command_line import Overrides, run
+from pipeline.config.params import load_params
+from pipeline.config.paths import BASELINES, tokens_folder
 from pipeline.evaluate.baselines import evaluate_baseline, file_name
-from pipeline.files import write_json
-from pipeline.params import load_params
-from pipeline.paths import BASELINES, tokens_folder
-from stages.command import Overrides, run
+from pipeline.storage.files import write_json
+from pipeline.tokens.shards import load_manifest
 
 
 def main(

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.device import use_device
+from pipeline.config.command_line import ModelName, Overrides, run
+from pipeline.config.params import load_params
+from pipeline.config.paths import MODEL, ZEROSHOT
 from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
-from pipeline.files import write_json
-from pipeline.interop.models import open_model
-from pipeline.params import load_params
-from pipeline.paths import MODEL, ZEROSHOT
-from stages.command import ModelName, Overrides, run
+from pipeline.runtime.device import use_device
+from pipeline.storage.files import write_json
+from pipeline.weights.stored_model import open_model
 
 
 def main(

@@ -9,14 +9,14 @@ from typing import Annotated
 import torch
 import typer
 
-from pipeline.device import use_device
-from pipeline.errors import UserError
-from pipeline.files import write_text
-from pipeline.interop.models import open_model
-from pipeline.params import load_params
-from pipeline.paths import MODEL, SAMPLES
-from pipeline.sampling import TextStream, TokenSampler, encode_prompt, generate
-from stages.command import ModelName, Overrides, run
+from pipeline.config.command_line import ModelName, Overrides, run
+from pipeline.config.errors import UserError
+from pipeline.config.params import load_params
+from pipeline.config.paths import MODEL, SAMPLES
+from pipeline.runtime.device import use_device
+from pipeline.serve.sampling import TextStream, TokenSampler, encode_prompt, generate
+from pipeline.storage.files import write_text
+from pipeline.weights.stored_model import open_model
 
 RULE = "---------------"
 

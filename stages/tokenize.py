@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.data.sources import load_spec
-from pipeline.data.tokenize import tokenize
-from pipeline.errors import UserError
-from pipeline.interop.models import open_model
-from pipeline.params import load_params
-from pipeline.paths import raw_folder, tokens_folder
-from stages.command import Overrides, run
+from pipeline.config.command_line import Overrides, run
+from pipeline.config.errors import UserError
+from pipeline.config.params import load_params
+from pipeline.config.paths import raw_folder, tokens_folder
+from pipeline.corpus.sources import load_spec
+from pipeline.tokens.tokenize import tokenize
+from pipeline.weights.stored_model import open_model
 
 
 def main(overrides: Overrides = None) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 
-from pipeline.data.shards import load_manifest
-from pipeline.data.tokenizers import load_tokenizer
-from pipeline.files import write_json
-from pipeline.params import load_params
-from pipeline.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
-from pipeline.sampling import encode_prompt
+from pipeline.config.command_line import Overrides, run
+from pipeline.config.params import load_params
+from pipeline.config.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
+from pipeline.serve.sampling import encode_prompt
+from pipeline.storage.files import write_json
+from pipeline.tokens.shards import load_manifest
+from pipeline.tokens.tokenizers import load_tokenizer
 from pipeline.train.fit import fit
 from pipeline.train.loop import Interrupted
-from stages.command import Overrides, run
 
 
 def main(overrides: Overrides = None) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.data.sources import TailSplit
-from pipeline.data.tokenize import tokenize
-from pipeline.files import write_text
-from pipeline.presets import overlay
-from stages.command import run
+from pipeline.config.command_line import run
+from pipeline.config.presets import overlay
+from pipeline.corpus.sources import TailSplit
+from pipeline.storage.files import write_text
+from pipeline.tokens.tokenize import tokenize
 from tests import tiny
 from tests.train.runs import Runs
 
@@ -56,16 +58,23 @@ def tiny_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokens: P
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Run a stage in this process as `python -m stages.<name> ARGUMENTS` would."""
+    """Run a stage or command in this process as `python -m stages.<name> ARGUMENTS` would."""
 
     def call(name: str, *arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", [f"stages.{name}", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(importlib.import_module(f"stages.{name}").main)
+            run(_module(name).main)
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+def _module(name: str) -> Any:
+    for package in ("stages", "pipeline.cli", "bench"):
+        if importlib.util.find_spec(f"{package}.{name}"):
+            return importlib.import_module(f"{package}.{name}")
+    raise LookupError(name)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from pipeline.config.model import GPTConfig
+from pipeline.config.params import Params, load_params
 from pipeline.model.build import build_gpt
-from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
 

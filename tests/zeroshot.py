@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.tokenizers import BPETokenizer, Tokenizer, train_bpe
-from pipeline.files import write_text
 from pipeline.model.gpt import GPT
-from pipeline.model.saved import save_config, save_weights
+from pipeline.storage.files import write_text
+from pipeline.tokens.tokenizers import BPETokenizer, Tokenizer, train_bpe
+from pipeline.weights.saved import save_config, save_weights
 from tests import tiny
 
 BLOCK_SIZE = 48  # too short for some of the samples

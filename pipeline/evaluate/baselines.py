@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.data.shards import open_split
-from pipeline.data.tokenizers import Tokenizer, load_tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.params import Params
 from pipeline.evaluate.compression import xz_bits
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.ngram import NGram
-from pipeline.params import Params
+from pipeline.tokens.shards import open_split
+from pipeline.tokens.tokenizers import Tokenizer, load_tokenizer
 
 NGRAM_ORDERS = {"uniform": 0, "unigram": 1, "bigram": 2, "trigram": 3}
 
@@ -82,11 +82,11 @@ def _xz(tokens_folder: Path) -> BaselineResult:
 
 def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """A model with another tokenizer reads the same text in its own tokens: compare bits per byte then."""
-    from pipeline.data.batches import count_batches, evaluation_windows
-    from pipeline.data.shards import Tokens
-    from pipeline.device import use_device
     from pipeline.evaluate.loss import evaluate
-    from pipeline.interop.models import open_model
+    from pipeline.runtime.device import use_device
+    from pipeline.tokens.batches import count_batches, evaluation_windows
+    from pipeline.tokens.shards import Tokens
+    from pipeline.weights.stored_model import open_model
 
     stored, own = open_model(name), load_tokenizer(tokens_folder)
     tokenizer = stored.tokenizer(like=own)

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.params import Params
+from pipeline.config.paths import BASELINES, PRETRAINED
 from pipeline.evaluate.baselines import file_name
-from pipeline.files import write_json, write_text
-from pipeline.params import Params
-from pipeline.paths import BASELINES, PRETRAINED
-from pipeline.pictures import save_picture
-from pipeline.tables import markdown_table
+from pipeline.report.pictures import save_picture
+from pipeline.report.tables import markdown_table
+from pipeline.storage.files import write_json, write_text
 
 OURS = "this model"
 
@@ -61,7 +61,7 @@ def is_stale(row: Row) -> bool:
     """Whether the model's folder has other weights than those evaluated, or none: DVC cannot see that."""
     if row.weights is None or not Path(row.name).is_dir():
         return False
-    from pipeline.interop.models import open_model
+    from pipeline.weights.stored_model import open_model
 
     try:
         return open_model(row.name).sha256 != row.weights

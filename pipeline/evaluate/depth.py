@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.data.batches import check_fits, count_batches, evaluation_windows
-from pipeline.data.shards import open_split
-from pipeline.data.tokenizers import load_tokenizer
+from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping
-from pipeline.files import write_text
 from pipeline.model.gpt import GPT
-from pipeline.params import Params
-from pipeline.pictures import save_picture
+from pipeline.report.pictures import save_picture
+from pipeline.storage.files import write_text
+from pipeline.tokens.batches import check_fits, count_batches, evaluation_windows
+from pipeline.tokens.shards import open_split
+from pipeline.tokens.tokenizers import load_tokenizer
 
 FIGURES = ("val_loss", "perplexity", "val_bpb")  # nats per token, exp of that, bits per byte
 

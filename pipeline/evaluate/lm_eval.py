@@ -14,10 +14,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluate.scoring import Group, Score, encode_pair, end_of_text, score
-from pipeline.interop.models import open_model
-from pipeline.sampling import TextStream, TokenSampler, generate
+from pipeline.serve.sampling import TextStream, TokenSampler, generate
+from pipeline.weights.stored_model import open_model
 
 NAME = "gpt-pipeline"
 MAX_NEW_TOKENS = 256  # unless a task says otherwise; lm-evaluation-harness has the same default

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.data.batches import Batch
-from pipeline.device import to_device
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.model.gpt import GPT, cross_entropy
+from pipeline.runtime.device import to_device
+from pipeline.tokens.batches import Batch
 
 NEVER = 1.0  # the threshold of learned stopping that no token exceeds
 

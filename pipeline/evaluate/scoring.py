@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from pipeline.data.tokenizers import Tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
+from pipeline.tokens.tokenizers import Tokenizer
 
 POSITIONS_PER_PROJECTION = 256  # bounds the logits in memory: 50 MB with GPT-2's vocabulary
 MOST_PADDING = 0.2  # of the longest sequence in a batch

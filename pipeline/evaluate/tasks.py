@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.data.fetch import fetch
-from pipeline.data.tokenizers import Tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.corpus.fetch import fetch
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.scoring import Group, Score, encode_pair, sliding_windows
-from pipeline.files import sha256_file, write_text
+from pipeline.storage.files import sha256_file, write_text
+from pipeline.tokens.tokenizers import Tokenizer
 
 
 class Task(ABC):
@@ -163,7 +163,7 @@ class WikiText2(Task):
     def _rows_of_the_hub(cls) -> list[str]:
         from pyarrow import parquet
 
-        from pipeline.data.hub import write_documents
+        from pipeline.corpus.hub_datasets import write_documents
 
         with tempfile.TemporaryDirectory() as folder:
             write_documents(cls.REPOSITORY, cls.CONFIG, "test", cls.REVISION, "text", Path(folder))

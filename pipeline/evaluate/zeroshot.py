@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.data.tokenizers import Tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.validation import suggest
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.tasks import HellaSwag, Lambada, Task, WikiText2
 from pipeline.model.gpt import GPT
-from pipeline.validation import suggest
+from pipeline.tokens.tokenizers import Tokenizer
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (HellaSwag, Lambada, WikiText2)}
 SECONDS_BETWEEN_LINES = 10.0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from torch import nn
 
+from pipeline.config.model import GPTConfig
 from pipeline.model.attention import CausalSelfAttention, ValueMix
 from pipeline.model.block import Block, LayerDropout
-from pipeline.model.config import GPTConfig
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.feedforward import FeedForward
 from pipeline.model.gpt import GPT, Embedding, Head, Softcap, TiedProjection

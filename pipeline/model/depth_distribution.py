@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.data.batches import mix
+from pipeline.tokens.batches import mix
 
 _STREAM = np.uint64(0xD1B54A32D192ED03)  # keeps these draws apart from others of the same seed and step
 

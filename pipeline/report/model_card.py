@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from pipeline.data.shards import MANIFEST_FILE, Manifest, load_manifest
-from pipeline.data.sources import load_spec
-from pipeline.data.tokenizers import Tokenizer
+from pipeline.config.model import GPTConfig, Model
+from pipeline.config.params import BASELINES
+from pipeline.config.paths import RUN_FILE
+from pipeline.config.published import PUBLISHED
+from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.comparison import OURS, as_markdown, is_stale, of_the_saved_model, read_rows
 from pipeline.model.build import build_gpt
-from pipeline.model.config import GPTConfig, Model
-from pipeline.model.pretrained import PUBLISHED
-from pipeline.params import BASELINES
-from pipeline.paths import RUN_FILE
+from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
+from pipeline.tokens.tokenizers import Tokenizer
 
 TAG = "gpt-pipeline"
 NO_FOLDERS = ("scratch", OURS, *BASELINES)  # what else may be in the place of a model's name

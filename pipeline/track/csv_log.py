@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from pipeline.files import write_text
+from pipeline.storage.files import write_text
 from pipeline.track import COLUMNS, Row
 
 

@@ -12,25 +12,25 @@ from typing import Any
 
 import torch
 
-from pipeline.data.batches import check_fits
-from pipeline.data.shards import Tokens, load_manifest, open_split
-from pipeline.data.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from pipeline.device import use_device
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
+from pipeline.config.params import Params
+from pipeline.config.published import check_start
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
-from pipeline.files import replacing_folder
-from pipeline.interop.models import StoredModel, open_model, place_on_hub
 from pipeline.model.build import build_gpt, padded_vocab_size
-from pipeline.model.config import GPTConfig
 from pipeline.model.gpt import GPT
-from pipeline.model.pretrained import check_start
-from pipeline.model.saved import WEIGHTS_FILE, Weights, load_weights, save_config
-from pipeline.params import Params
+from pipeline.runtime.device import use_device
+from pipeline.storage.files import replacing_folder
+from pipeline.tokens.batches import check_fits
+from pipeline.tokens.shards import Tokens, load_manifest, open_split
+from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from pipeline.track.console import Console
 from pipeline.track.csv_log import CsvLog
 from pipeline.train.loop import STATE_FILE, Interrupted, Trainer
 from pipeline.train.runs import Run, run_key
+from pipeline.weights.saved import WEIGHTS_FILE, Weights, load_weights, save_config
+from pipeline.weights.stored_model import StoredModel, open_model, place_on_hub
 
 
 def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:

@@ -16,21 +16,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import clip_grad_norm_
 
-from pipeline.data.batches import TrainingBatches, evaluation_windows, mix
-from pipeline.data.shards import Tokens
-from pipeline.device import autocast, peak_flops, seed, to_device
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.params import Train
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate
-from pipeline.files import write_json
-from pipeline.model.compiled import compile_loss
 from pipeline.model.gpt import GPT, Loss
-from pipeline.model.saved import WEIGHTS_FILE, Weights, load_weights, save_weights
-from pipeline.params import Train
+from pipeline.optim.adamw import AdamW
+from pipeline.optim.schedule import learning_rate
+from pipeline.runtime.compiled import compile_loss
+from pipeline.runtime.device import autocast, peak_flops, seed, to_device
+from pipeline.storage.files import write_json
+from pipeline.tokens.batches import TrainingBatches, evaluation_windows, mix
+from pipeline.tokens.shards import Tokens
 from pipeline.track import Tracker
-from pipeline.train.optim import AdamW
 from pipeline.train.runs import Run
-from pipeline.train.schedule import learning_rate
+from pipeline.weights.saved import WEIGHTS_FILE, Weights, load_weights, save_weights
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"

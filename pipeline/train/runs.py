@@ -17,25 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.errors import UserError
-from pipeline.files import replacing_folder, sha256_file, write_json
-from pipeline.paths import RUN_FILE
+from pipeline.config.errors import UserError
+from pipeline.config.paths import RUN_FILE
+from pipeline.storage.files import replacing_folder, sha256_file, write_json
 
 MANIFEST_FILE = "manifest.json"
 
 # The code that a result depends on: another version of it is another run.
 SOURCES = (
     "model",
+    "optim",
     "train",
-    "device.py",
-    "data/batches.py",
-    "data/shards.py",
-    "data/tokenizer_json.py",
-    "data/tokenizers.py",
+    "runtime",
+    "tokens/batches.py",
+    "tokens/shards.py",
+    "tokens/tokenizer_json.py",
+    "tokens/tokenizers.py",
     "evaluate/evaluation.py",
     "evaluate/loss.py",
-    "interop/gpt2.py",
-    "interop/models.py",
+    "weights/gpt2.py",
+    "weights/saved.py",
+    "weights/stored_model.py",
 )
 
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import evaluation_windows
-from pipeline.data.shards import Tokens, load_manifest, open_split
-from pipeline.data.sources import TailSplit
-from pipeline.data.tokenize import tokenize
-from pipeline.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.paths import BASELINES
+from pipeline.config.validation import read_yaml
+from pipeline.corpus.sources import TailSplit
 from pipeline.evaluate.baselines import evaluate_baseline, file_name
 from pipeline.evaluate.loss import evaluate
-from pipeline.files import write_text
 from pipeline.model.gpt import GPT
-from pipeline.model.saved import save_config, save_weights
-from pipeline.paths import BASELINES
-from pipeline.validation import read_yaml
+from pipeline.storage.files import write_text
+from pipeline.tokens.batches import evaluation_windows
+from pipeline.tokens.shards import Tokens, load_manifest, open_split
+from pipeline.tokens.tokenize import tokenize
+from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from pipeline.weights.saved import save_config, save_weights
 from tests import tiny
 
 CPU = torch.device("cpu")

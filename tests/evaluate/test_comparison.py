@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 
 from pipeline.evaluate.comparison import OURS, as_markdown, read_rows, write_comparison
-from pipeline.files import write_json
+from pipeline.storage.files import write_json
 
 FIGURES = {"val_loss": 3.0, "val_bpb": 1.5, "perplexity": 20.1, "train_loss": 2.9}
 

@@ -14,9 +14,6 @@ import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from pipeline.data.batches import evaluation_windows
-from pipeline.data.shards import open_split
-from pipeline.data.tokenizers import load_tokenizer
 from pipeline.evaluate.depth import (
     Baseline,
     DepthCurve,
@@ -28,6 +25,9 @@ from pipeline.evaluate.depth import (
 )
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint, evaluate
+from pipeline.tokens.batches import evaluation_windows
+from pipeline.tokens.shards import open_split
+from pipeline.tokens.tokenizers import load_tokenizer
 from tests import tiny
 from tests.family import RECURRENT, STOPPING, THRESHOLD
 

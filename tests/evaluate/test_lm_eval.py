@@ -12,10 +12,10 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
-from pipeline.interop.models import open_model
+from pipeline.tokens.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from pipeline.weights.stored_model import open_model
 from tests import zeroshot
 from tests.conftest import Ended
 from tests.model.test_gpt import hugging_face_twin

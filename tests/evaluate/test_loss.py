@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.batches import Batch, evaluation_windows
-from pipeline.data.shards import Tokens
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import NEVER, evaluate, evaluate_by_depth, evaluate_stopping, stopping_at
 from pipeline.model.gpt import GPT
 from pipeline.model.halting import LearnedStopping
+from pipeline.tokens.batches import Batch, evaluation_windows
+from pipeline.tokens.shards import Tokens
 from tests import tiny
 from tests.family import RECURRENT, STOPPING
 

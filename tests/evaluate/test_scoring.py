@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.data.tokenizers import ByteTokenizer, CharTokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluate import scoring
 from pipeline.evaluate.scoring import Group, encode_pair, score, sliding_windows
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
+from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer
 from tests import tiny, zeroshot
 from tests.family import VARIANTS
 from tests.model.test_gpt import hugging_face_twin

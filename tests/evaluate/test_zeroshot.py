@@ -13,14 +13,14 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from pipeline.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluate import zeroshot
 from pipeline.evaluate.scoring import Group, Score, encode_pair, score
 from pipeline.evaluate.tasks import HellaSwag, Lambada, WikiText2
 from pipeline.evaluate.zeroshot import TASKS, evaluate_task, file_name, open_task
-from pipeline.files import sha256_file, write_text
 from pipeline.model.gpt import GPT
+from pipeline.storage.files import sha256_file, write_text
+from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from tests import zeroshot as small
 from tests.conftest import Ended
 from tests.model.test_gpt import hugging_face_twin
@@ -245,7 +245,7 @@ def test_wikitext2_is_rebuilt_from_the_hubs_rows(
         asked.append(arguments[:-1])
         parquet.write_table(pyarrow.table({"text": rows}), arguments[-1] / "part-00000.parquet")
 
-    monkeypatch.setattr("pipeline.data.hub.write_documents", from_the_hub)
+    monkeypatch.setattr("pipeline.corpus.hub_datasets.write_documents", from_the_hub)
     for _ in range(2):  # the second time from the disk
         path = WikiText2.download(tmp_path)
         assert path.read_bytes() == raw.read_bytes()
@@ -264,7 +264,7 @@ def test_without_a_hub_wikitext2_says_where_its_file_goes(
     def unreachable(*_: Any) -> None:
         raise UserError("cannot reach the hub; try again with network")
 
-    monkeypatch.setattr("pipeline.data.hub.write_documents", unreachable)
+    monkeypatch.setattr("pipeline.corpus.hub_datasets.write_documents", unreachable)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(
         UserError, match=r"^wikitext2: cannot reach .*, or put .*wiki.test.raw at /.*test.raw$"

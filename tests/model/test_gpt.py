@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.cache import KVCache
-from pipeline.model.config import GPTConfig
 from pipeline.model.context import Context
 from pipeline.model.gpt import GPT, Embedding, cross_entropy
 from tests import tiny

@@ -16,7 +16,7 @@ from pipeline.model.block import Block, LayerDropout
 from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.halting import LearnedStopping, StickyDropout, StoppingGate
-from pipeline.model.saved import Weights, load_weights, save_weights
+from pipeline.weights.saved import Weights, load_weights, save_weights
 from tests import tiny
 from tests.family import RECURRENT, STOPPING, THRESHOLD
 

@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import UserError
-from pipeline.files import sha256_file
+from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
-from pipeline.model.config import GPTConfig
-from pipeline.model.saved import load_model
+from pipeline.optim.schedule import learning_rate
+from pipeline.storage.files import sha256_file
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted, Trainer
-from pipeline.train.schedule import learning_rate
+from pipeline.weights.saved import load_model
 from tests import tiny
 from tests.train.dying import DiesAfter, Killed
 from tests.train.runs import (

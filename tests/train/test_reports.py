@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.tokenizers import load_tokenizer
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluate.tasks import Lambada
 from pipeline.evaluate.zeroshot import evaluate_task
-from pipeline.files import write_text
-from pipeline.interop.models import open_model
+from pipeline.storage.files import write_text
+from pipeline.tokens.tokenizers import load_tokenizer
+from pipeline.weights.stored_model import open_model
 from tests.train.runs import Runs, rows, weights_of
 
 RECURRENT = ["model.recurrent_shared_weights=true", "model.recurrent_depth=3", "log.log_interval=1"]

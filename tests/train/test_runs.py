@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.train.runs import Run, is_whole, run_key, save_folder
 from tests.train.dying import DiesAfter, Killed
 

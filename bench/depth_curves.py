@@ -1,0 +1,121 @@
+"""Lay the depth curves of several variants over each other: results/depth-curves.{png,csv,md}."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from bench.variants import VARIANTS
+from bench.variants import overrides as switches
+from pipeline.config.command_line import Overrides, run
+from pipeline.config.errors import UserError
+from pipeline.config.params import Params, load_params
+from pipeline.config.paths import COMPARED, COMPARED_PICTURE, COMPARED_TABLE, runs_folder, tokens_folder
+from pipeline.evaluate.depth import DepthCurve, draw, measure, write_tables
+from pipeline.report.tables import markdown_table
+from pipeline.runtime.device import use_device
+from pipeline.storage.files import write_text
+from pipeline.tokens.shards import load_manifest
+from pipeline.train.fit import FittedRun, fit
+from pipeline.train.loop import Interrupted
+from pipeline.weights.saved import load_model
+
+Compared = tuple[DepthCurve, dict[str, Any]]  # a variant's curve and the metrics of its training
+
+
+def main(
+    variants: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Which variants; all, unless given.")
+    ] = ",".join(VARIANTS),
+    overrides: Overrides = None,
+) -> None:
+    """Train the variants of params.yaml that are not trained yet, and compare them by depth."""
+    params = load_params(overrides or [])
+    family = {name: variant(name, params) for name in variants.replace(",", " ").split()}
+    if not family:
+        raise UserError(f"--variants names none (there are {', '.join(VARIANTS)})")
+    if params.train.init_from != "scratch":
+        raise UserError(
+            f"train.init_from = {params.train.init_from}: no weights fit all variants; "
+            "use init_from = scratch (which continues interrupted runs too)"
+        )
+    load_manifest(tokens_folder(params))
+    device = use_device(params.runtime)
+    compared = []
+    for number, (name, its_params) in enumerate(family.items(), start=1):
+        say(f"{number} of {len(family)}: {name}")
+        try:
+            fitted = fit(its_params, tokens_folder(params), runs_folder(), say)
+        except Interrupted:
+            sys.exit(130)
+        compared.append((curve_of(name, fitted, its_params, device), fitted.metrics))
+    compared.sort(key=lambda pair: pair[0].final.loss)
+    curves = [curve for curve, _ in compared]
+    write_tables(COMPARED, curves)
+    title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {params.train.max_iters:,} steps"
+    draw(COMPARED_PICTURE, curves, [], title)
+    table = markdown(compared)
+    write_text(COMPARED_TABLE, f"{table}\n")
+    print(
+        f"{table}\n\n{COMPARED_TABLE}: these tables\n{COMPARED}: the curves\n{COMPARED_PICTURE}: the picture"
+    )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def variant(name: str, params: Params) -> Params:
+    """Parameters with a variant's switches. Raises UserError if it is unknown or they rule it out."""
+    changes = switches(name)
+    try:
+        return params.with_overrides(changes)
+    except UserError as error:
+        raise UserError(f"variant {name}: {error}; change params.yaml or name other --variants") from None
+
+
+def curve_of(name: str, fitted: FittedRun, params: Params, device: torch.device) -> DepthCurve:
+    """The depth curve of the model that a finished run keeps."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        fitted.publish_model(folder)
+        model = load_model(folder, device)
+    return measure(name, model, params, tokens_folder(params), device)
+
+
+def markdown(compared: Sequence[Compared]) -> str:
+    """The variants, and for learned stopping its thresholds, as tables that read well on a terminal too."""
+    cells = [("variant", "parameters", "depth", "val loss", "bits per byte", "seconds", "tokens/s")]
+    for curve, metrics in compared:
+        own = curve.own_stopping
+        cells.append(
+            (
+                curve.name,
+                f"{metrics['params']:,}",
+                f"{curve.trained_depth}" if own is None else f"{own.mean_depth:.2f} of {curve.trained_depth}",
+                f"{curve.final.loss:.4f}",
+                f"{curve.final.bits_per_byte:.4f}",
+                f"{metrics['seconds']:,.0f}",
+                f"{metrics['tokens_per_second']:,.0f}",
+            )
+        )
+    tables = [markdown_table(cells, "<>>>>>>")]
+    for curve in (curve for curve, _ in compared if curve.stopping):
+        rows = [(curve.name, "mean depth", "val loss")]
+        for point in curve.stopping:
+            how, depth = f"stops above {point.threshold:g}", f"{point.mean_depth:.2f}"
+            rows.append((how, depth, f"{point.evaluation.loss:.4f}"))
+        full = curve.points[curve.trained_depth].loss
+        rows.append(("never stops", f"{curve.trained_depth:.2f}", f"{full:.4f}"))
+        tables.append(markdown_table(rows, "<>>"))
+    return "\n\n".join(tables)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""Make a ckpt.pt of nanoGPT's a model of ours: a folder to sample from, evaluate and finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.config.command_line import run
+from pipeline.config.errors import UserError
+from pipeline.corpus.nanogpt_ids import read_meta
+from pipeline.model.build import padded_vocab_size
+from pipeline.storage.files import check_room_beside, replacing_folder
+from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
+from pipeline.weights.nanogpt_checkpoint import read_checkpoint
+from pipeline.weights.saved import build_with, save_config, save_weights
+from pipeline.weights.stored_model import GPT2_VOCABULARIES
+
+IMPORTED = Path("saved/nanogpt")
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The ckpt.pt of a training run.")],
+    meta: Annotated[
+        Path | None,
+        typer.Option(
+            help="The meta.pkl of its data; without one it is GPT-2's vocabulary.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write, which must be new.")] = IMPORTED,
+) -> None:
+    """Write model.safetensors, config.json and tokenizer.json. Nothing in the two pickles is executed."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: is there already; name a new folder, or remove it")
+    check_room_beside(out)
+    found = read_checkpoint(checkpoint)
+    model = build_with(found.config, found.weights)
+    tokenizer = _tokenizer(checkpoint, found.config.vocab_size, meta)
+    with replacing_folder(out) as folder:
+        save_weights(model.state_dict(), folder)
+        save_config(found.config, folder)
+        tokenizer.save(folder)
+    print(f"{out}: {model.num_params() / 1e6:.2f}M parameters, {tokenizer.vocab_size:,} in the vocabulary")
+    if found.config.recurrent_noise_mode != "none":
+        print("note: here noise is for training only; the fork adds it when it evaluates and samples, too")
+    print(f"next: make sample MODEL={out}, or make start-from MODEL={out} to finetune it")
+
+
+def _tokenizer(checkpoint: Path, rows: int, meta: Path | None) -> Tokenizer:
+    """What the model's ids stand for, `rows` of them with padding."""
+    if meta is not None:
+        tokenizer = read_meta(meta)
+        if rows not in (tokenizer.vocab_size, padded_vocab_size(tokenizer.vocab_size)):
+            raise UserError(
+                f"--meta {meta}: a vocabulary of {tokenizer.vocab_size}, but {checkpoint} has {rows}; name "
+                "the meta.pkl of the data it was trained on"
+            )
+        return tokenizer
+    if rows not in GPT2_VOCABULARIES:
+        raise UserError(
+            f"{checkpoint}: a vocabulary of {rows} is not GPT-2's; name the meta.pkl of the data it was "
+            "trained on: --meta, or META= of make"
+        )
+    return gpt2_tokenizer()
+
+
+if __name__ == "__main__":
+    run(main)

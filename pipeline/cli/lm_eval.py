@@ -1,0 +1,78 @@
+"""Evaluate a model with lm-evaluation-harness, on any of its tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.config.command_line import ModelName, Overrides, run
+from pipeline.config.errors import UserError
+from pipeline.config.params import load_params
+from pipeline.config.paths import MODEL
+from pipeline.corpus.hub_datasets import first_line, is_of_the_network
+from pipeline.runtime.device import use_device
+from pipeline.storage.files import write_json
+
+
+def main(
+    tasks: Annotated[list[str], typer.Argument(help="The harness's tasks, such as arc_easy.")],
+    model: ModelName = str(MODEL),
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),
+    ] = None,
+    tasks_folder: Annotated[
+        Path | None,
+        typer.Option(help="A folder of tasks in YAML, instead of the harness's own.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to save the figures, as JSON.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model on tasks of lm-evaluation-harness, an optional extra."""
+    params = load_params(overrides or [])
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import make_table
+    except ImportError:
+        raise UserError("lm-eval is not installed; run `pip install -e '.[lm-eval]'`") from None
+    from pipeline.evaluate.lm_eval import NAME
+
+    manager = TaskManager(
+        include_path=None if tasks_folder is None else str(tasks_folder),
+        include_defaults=tasks_folder is None,
+    )
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown:
+        where = (
+            "`lm-eval ls tasks` lists the harness's" if tasks_folder is None else f"look in {tasks_folder}"
+        )
+        raise UserError(f"task {unknown[0]}: there is none; {where}")
+    try:
+        results = simple_evaluate(
+            model=NAME,
+            model_args={"pretrained": model},
+            device=str(use_device(params.runtime)),
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=params.zeroshot.limit if limit is None else limit,
+            batch_size=params.zeroshot.batch_size,
+            log_samples=False,
+        )
+    except Exception as error:
+        if is_of_the_network(error):
+            message = f"{' '.join(tasks)}: cannot reach the hub ({first_line(error)}); try again with network"
+            raise UserError(message) from None
+        raise
+    print(make_table(results))
+    if out is not None:
+        write_json(out, results["results"])
+        print(f"{out}: these figures")
+
+
+if __name__ == "__main__":
+    run(main)

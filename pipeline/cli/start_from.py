@@ -1,0 +1,70 @@
+"""Put a model's shape and tokenizer into params.yaml, and make training start from its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.config.command_line import run
+from pipeline.config.errors import UserError
+from pipeline.config.model import Model
+from pipeline.config.params import PARAMS_FILE, load_params
+from pipeline.config.presets import differences, overlay, show
+from pipeline.config.published import PUBLISHED
+from pipeline.config.validation import read_yaml
+from pipeline.storage.files import write_text
+from pipeline.weights.stored_model import GPT2_VOCABULARIES, open_model
+
+BlockSize = Annotated[
+    int | None, typer.Option(min=1, help="A shorter context than the model's own.", show_default=False)
+]
+
+
+def main(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub."
+        ),
+    ],
+    block_size: BlockSize = None,
+) -> None:
+    """Set model.*, tokenizer.* and train.init_from for finetuning; model.dropout stays yours."""
+    params, before = load_params(), read_yaml(PARAMS_FILE)
+    values = start_values(name, block_size, params.model.dropout)
+    write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
+    print(f"{PARAMS_FILE}: training starts from {name}")
+    for key, (old, new) in differences(before, read_yaml(PARAMS_FILE)).items():
+        print(f"  {key}: {show(old)} -> {show(new)}")
+    if "tokenizer" not in values:
+        print(f"note: {name} has no tokenizer, so tokenizer.name has to be the one it was trained with")
+
+
+def start_values(name: str, block_size: int | None, dropout: float) -> dict[str, Any]:
+    """The sections `model`, `train` and `tokenizer` to start from a model with. Raises UserError.
+
+    Without `tokenizer`, if the model has none and its vocabulary is not GPT-2's.
+    """
+    # A published model is known before it is downloaded.
+    stored = None if name in PUBLISHED and not Path(name).is_dir() else open_model(name)
+    config = PUBLISHED[name].config if stored is None else stored.config
+    if block_size is not None and block_size > config.block_size:
+        raise UserError(
+            f"--block-size {block_size}: {name} has {config.block_size} positions; ask for as many or fewer"
+        )
+    shape = {key: getattr(config, key) for key in Model.model_fields} | {"dropout": dropout}
+    values: dict[str, Any] = {
+        "model": shape | ({"block_size": block_size} if block_size else {}),
+        "train": {"init_from": name},
+    }
+    if stored is not None and stored.has_tokenizer:
+        values["tokenizer"] = {"name": "pretrained", "model": name}
+    elif config.vocab_size in GPT2_VOCABULARIES:
+        values["tokenizer"] = {"name": "gpt2", "model": None}
+    return values
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Parameters: typed sections, their rules, presets, and the files that are generated from them."""

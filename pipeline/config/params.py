@@ -1,0 +1,245 @@
+"""params.yaml as typed, frozen sections. Each key is documented once, here.
+
+Names are nanoGPT's where nanoGPT has the parameter. `runtime` and `log` say how and where to run, never
+what comes out, so no stage depends on them and changing them retrains nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.config.errors import UserError
+from pipeline.config.model import Model
+from pipeline.config.published import PUBLISHED, check_start
+from pipeline.config.validation import Section, known_names, read_yaml, suggest, validate
+
+PARAMS_FILE = Path("params.yaml")
+SCHEMA_FILE = Path("presets/params.schema.json")
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Data(Section):
+    dataset: Name = Field(description="a folder data/<dataset>/ with a dataset.yaml")
+    shard_tokens: int = Field(gt=0, description="tokens in one shard file")
+
+
+class Tokenizer(Section):
+    name: Literal["char", "byte", "gpt2", "bpe", "pretrained"] = Field(
+        description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE; pretrained is "
+        "another model's"
+    )
+    vocab_size: int = Field(ge=257, le=1 << 20, description="size of the vocabulary that bpe learns")
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        description="of pretrained: the model whose tokenizer it is, a folder or a name on the hub"
+    )
+
+    @model_validator(mode="after")
+    def _is_whose(self) -> Tokenizer:
+        if self.name == "pretrained" and self.model is None:
+            raise ValueError("name = pretrained needs tokenizer.model: the model whose tokenizer to use")
+        return self
+
+
+class Train(Section):
+    init_from: Annotated[str, Field(min_length=1)] = Field(
+        description="scratch, resume (continue this very run, or fail), gpt2 (-medium, -large, -xl), a "
+        "model's folder or its name on the hub (user/model@revision)"
+    )
+    seed: int = Field(ge=0, lt=2**63, description="of the initial weights, the batch order and dropout")
+    batch_size: int = Field(ge=1, description="sequences in a micro-batch")
+    gradient_accumulation_steps: int = Field(ge=1, description="micro-batches whose gradients make one step")
+    max_iters: int = Field(ge=0, description="optimizer steps")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        description="precision of the matrix products; float16 scales its gradients"
+    )
+    learning_rate: float = Field(ge=0, description="the peak, reached after warmup_iters")
+    weight_decay: float = Field(ge=0, description="on matrices and embeddings, not on biases and norms")
+    beta1: Fraction = Field(description="AdamW: decay of the gradient's running mean")
+    beta2: Fraction = Field(description="AdamW: decay of the gradient's running square")
+    grad_clip: float = Field(ge=0, description="largest gradient norm; 0 turns clipping off")
+    decay_lr: bool = Field(description="warm up, then decay along a cosine; false keeps learning_rate")
+    warmup_iters: int = Field(ge=0, description="steps of linear warmup")
+    lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
+    min_lr: float = Field(ge=0, description="where the cosine ends; usually learning_rate / 10")
+    eval_interval: int = Field(ge=1, description="steps between evaluations (and checkpoints)")
+    eval_iters: Annotated[int, Field(ge=1)] | None = Field(
+        description="batches in an evaluation while training; null is the whole split, as at the end"
+    )
+    eval_only: bool = Field(description="evaluate the initial model and stop")
+    always_save_checkpoint: bool = Field(description="keep the last model; false keeps the best on val")
+
+    @model_validator(mode="after")
+    def _schedule_is_ordered(self) -> Train:
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise ValueError(
+                f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}; "
+                "lower min_lr or set decay_lr: false"
+            )
+        if self.decay_lr and self.warmup_iters > self.lr_decay_iters:
+            raise ValueError(
+                f"warmup_iters = {self.warmup_iters} is above lr_decay_iters = {self.lr_decay_iters}; "
+                "warm up for fewer steps"
+            )
+        return self
+
+
+class Runtime(Section):
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
+        description="cpu, cuda, cuda:1, mps, or auto for the best there is"
+    )
+    compile: bool = Field(description="torch.compile: a minute to start, then faster, above all on a GPU")
+    threads: Annotated[int, Field(ge=1)] | None = Field(description="CPU threads; null lets PyTorch choose")
+    checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(
+        description="steps between checkpoints; null is train.eval_interval"
+    )
+
+
+BASELINES = ("uniform", "unigram", "bigram", "trigram", "xz")
+
+
+class Baselines(Section):
+    models: Annotated[list[str], Field(min_length=1)] = Field(
+        description="uniform, unigram, bigram, trigram, xz, gpt2 (-medium, -large, -xl), a model's folder "
+        "(saved/mine) or its name on the hub (user/model)"
+    )
+    pretrained: list[str] = Field(
+        description="models that only `make baselines` compares with, because they are large downloads"
+    )
+    train_tokens: int = Field(ge=2, description="n-grams are counted on the first so many training tokens")
+
+    @model_validator(mode="after")
+    def _are_known(self) -> Baselines:
+        for name in self.models + self.pretrained:
+            known = [*BASELINES, *PUBLISHED]
+            if "/" not in name and name not in known:
+                raise ValueError(f"models = {name!r}: none of {', '.join(known)}{suggest(name, known)}")
+        return self
+
+
+class Depth(Section):
+    stopping_thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        description="where a model with learned stopping is measured besides, as (mean depth, loss)"
+    )
+    eval_iters: Annotated[int, Field(ge=1)] | None = Field(
+        description="batches per point of the curve; null is the whole validation split"
+    )
+
+
+class Zeroshot(Section):
+    tasks: Annotated[list[Literal["hellaswag", "lambada", "wikitext2"]], Field(min_length=1)] = Field(
+        description="hellaswag, lambada, wikitext2"
+    )
+    models: list[str] = Field(
+        description="models that `make eval-zeroshot` evaluates besides the trained one"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        description="samples of each task, the first ones; null is all of them"
+    )
+    batch_size: int = Field(ge=1, description="texts read at once")
+
+    @model_validator(mode="after")
+    def _are_others(self) -> Zeroshot:
+        if "results/model" in self.models:
+            raise ValueError("models = results/model: the trained model is evaluated anyway; leave it out")
+        return self
+
+
+class Sample(Section):
+    start: Annotated[str, Field(min_length=1)] = Field(
+        description="the prompt, or FILE:path to read it from a file"
+    )
+    num_samples: int = Field(ge=1, description="decoded together, as one batch")
+    max_new_tokens: int = Field(ge=1, description="tokens in each sample")
+    temperature: float = Field(gt=0, description="below 1 is more predictable, above 1 more random")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        description="keep the k likeliest tokens; null keeps all"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="keep the likeliest tokens that make up this probability; null keeps all"
+    )
+    greedy: bool = Field(description="always the likeliest token, no randomness")
+    seed: int = Field(ge=0, lt=2**63, description="same seed, same text")
+    recurrent_depth: Annotated[int, Field(ge=1)] | None = Field(
+        description="applications of a recurrent model's block; null is as many as it was trained for"
+    )
+
+
+class Log(Section):
+    log_interval: int = Field(ge=1, description="steps between rows of log.csv and plain progress lines")
+    zeroshot_interval: Annotated[int, Field(ge=1)] | None = Field(
+        description="steps between zero-shot evaluations in the log; null is never"
+    )
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: Data
+    tokenizer: Tokenizer
+    model: Model
+    train: Train
+    runtime: Runtime
+    baselines: Baselines
+    depth: Depth
+    zeroshot: Zeroshot
+    sample: Sample
+    log: Log
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the sections that training depends on."""
+        values = self.model_dump(include={"data", "tokenizer", "model", "train"})
+        if self.train.init_from == "resume":  # what it resumes
+            values["train"]["init_from"] = "scratch"
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def check_sections(self) -> None:
+        """Raise UserError for what fits each section alone and cannot work together."""
+        init_from, depth = self.train.init_from, self.sample.recurrent_depth
+        if init_from in PUBLISHED and not Path(init_from).exists():  # known before it is downloaded
+            check_start(self.model, PUBLISHED[init_from].config, init_from)
+        if depth is not None and not self.model.loops:
+            raise UserError(
+                f"sample.recurrent_depth = {depth}: the model has no loop; leave it blank, or set "
+                "model.recurrent_shared_weights = true"
+            )
+
+    def with_overrides(self, overrides: Sequence[str]) -> Params:
+        """These parameters with `section.key=value` applied, as `dvc exp run -S` would. Raises UserError."""
+        values = self.model_dump()
+        for override in overrides:
+            name, equals, text = override.partition("=")
+            names = list(known_names(Params))
+            section, _, key = name.partition(".")
+            if not equals or not key:
+                raise UserError(f"-S {override}: expected section.key=value, such as train.max_iters=100")
+            if name not in names:
+                raise UserError(f"-S {override}: unknown parameter {name}{suggest(name, names)}")
+            try:
+                value = YAML(typ="safe").load(text) if text else None
+            except YAMLError:
+                value = text
+            is_text = Params.model_fields[section].annotation.model_fields[key].annotation is str  # type: ignore[union-attr]
+            values[section][key] = text if is_text and not isinstance(value, str) else value
+        return validate(Params, values, f"-S {' '.join(overrides)}" if overrides else PARAMS_FILE)
+
+
+def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:
+    """The parameters in a YAML file, with `section.key=value` overrides. Raises UserError."""
+    return validate(Params, read_yaml(path), path).with_overrides(overrides)
+
+
+def json_schema() -> str:
+    """JSON schema of params.yaml, for editors to complete and check it by."""
+    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | Params.model_json_schema(), indent=2, sort_keys=True) + "\n"

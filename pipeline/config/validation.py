@@ -1,0 +1,81 @@
+"""Typed, frozen sections for YAML files, and one-line errors for what does not fit them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.config.errors import UserError
+
+
+class Section(BaseModel):
+    """A mapping in a YAML file: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML 1.2 file. Raises UserError if there is none."""
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML: {where}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def validate(section: type[SectionType], values: Any, source: str | Path) -> SectionType:
+    """`values` as a `section`. Raises UserError naming `source`, the first wrong field and a remedy."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        # An unknown name comes first: it is often a misspelt one that is then missing too.
+        first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(f"{source}: {_explain(first, section)}{more}") from None
+
+
+def known_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted name a file of this section may hold."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_names(field.annotation, f"{prefix}{name}.")
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """`; did you mean ...?` for the known name nearest to `name`, or nothing."""
+    leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in known}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
+        leaves[leaf]
+        for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.6)
+    ]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(error: Any, section: type[Section]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"unknown parameter {name}{suggest(name, list(known_names(section)))}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "value_error":  # raised by a validator of ours: its message says it all
+        return ": ".join(part for part in (name, str(error["ctx"]["error"])) if part)
+    message = error["msg"].removeprefix("Input ")
+    return f"{name} = {value!r}: {message}"

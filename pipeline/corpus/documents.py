@@ -1,0 +1,210 @@
+"""Read a corpus: the documents in a folder of .txt, .jsonl and .parquet files, in bounded memory.
+
+A .txt file is one document; a line of a .jsonl file and a row of a .parquet file is one, its text in the
+field `text`. Text is kept exactly, but for a byte order mark at the start of a file, which is dropped.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.errors import UserError
+from pipeline.storage.files import sha256_file
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+EXTENSIONS = (".txt", ".jsonl", ".parquet")
+PIECE_CHARS = 1 << 24
+COLUMN_REMEDY = "correct the file, or name the column: make train-on TEXT=... COLUMN=..."
+BOM = codecs.BOM_UTF8
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a document: `document` counts from 0 over the corpus, `last` marks the document's end."""
+
+    document: int
+    text: str
+    last: bool
+
+
+def read_pieces(raw: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Piece]:
+    """Every document, files in the order of their names, in pieces of at most `piece_chars` characters.
+
+    A longer document is cut after a newline, or anywhere if it has none there; joining the pieces gives
+    it back. Raises UserError for a corpus without text, and for text that cannot be read (see read_file).
+    """
+    document, empty = 0, True
+    for path in corpus_files(raw):
+        for text, last in read_file(path, piece_chars=piece_chars):
+            yield Piece(document, text, last)
+            document += last
+            empty = empty and not text
+    if empty:
+        raise UserError(f"{raw}: all documents are empty; put text into them")
+
+
+def read_file(
+    path: Path, text_column: str = "text", piece_chars: int = PIECE_CHARS
+) -> Iterator[tuple[str, bool]]:
+    """A file's documents as (text, whether the document ends here), cut as in read_pieces.
+
+    Raises UserError naming the file and the byte offset of what is not UTF-8, the line of bad JSON, or the
+    line or row without a text; and for an empty .txt.
+    """
+    extension = path.suffix.lower()
+    if extension == ".txt":
+        yield from _cut(_read_txt(path, piece_chars), piece_chars)
+    else:
+        read = _read_jsonl if extension == ".jsonl" else _read_parquet
+        for text in read(path, text_column):
+            yield from _cut([text], piece_chars)
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
+    """Write a .jsonl file that read_file reads: one record on each line, the text in `text`."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def count_documents(raw: Path) -> int:
+    """Documents in the corpus, without reading their text."""
+    return sum(_count(path) for path in corpus_files(raw))
+
+
+def count_characters(raw: Path) -> int:
+    """Characters in the corpus. Reads and so checks all of it."""
+    return sum(len(piece.text) for piece in read_pieces(raw))
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """SHA-256 over the name and SHA-256 of each file."""
+    lines = [f"{path.name} {sha256_file(path)}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def corpus_files(raw: Path) -> list[Path]:
+    """The files that hold the documents, sorted by name. Raises UserError if there are none."""
+    paths = sorted(path for path in raw.glob("*") if path.suffix in EXTENSIONS)
+    if not paths:
+        raise UserError(f"{raw}: no {', '.join(EXTENSIONS)} files; run `dvc repro download` first")
+    return paths
+
+
+def _cut(chunks: Iterable[str], piece_chars: int) -> Iterator[tuple[str, bool]]:
+    """One document, given in chunks of any size, in pieces."""
+    pending = ""
+    for chunk in chunks:
+        pending += chunk
+        while len(pending) > piece_chars:  # what is left is never empty, so the last piece is known to be it
+            end = pending.rfind("\n", 0, piece_chars) + 1 or piece_chars
+            yield pending[:end], False
+            pending = pending[end:]
+    yield pending, True
+
+
+def _read_txt(path: Path, chunk_bytes: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        offset = _skip_bom(file.read(len(BOM)))
+        file.seek(offset)
+        empty = True
+        while True:
+            chunk = file.read(chunk_bytes)
+            waiting = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut in two
+            try:
+                yield decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset - waiting + error.start) from None
+            if not chunk:
+                break
+            empty = False
+            offset += len(chunk)
+    if empty:
+        raise UserError(f"{path}: empty file; put text into it or remove it")
+
+
+def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path} line {number}"
+            skipped = _skip_bom(line) if number == 1 else 0
+            try:
+                content = line[skipped:].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset + skipped + error.start) from None
+            offset += len(line)
+            if not content.strip():
+                continue
+            try:
+                record = json.loads(content)
+            except ValueError as error:
+                raise UserError(f"{where}: not valid JSON ({error}); one object on each line") from None
+            text = record.get(text_column) if isinstance(record, dict) else None
+            yield _checked(text, where, text_column)
+
+
+def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
+    with _open_parquet(path) as table:
+        if text_column not in table.schema_arrow.names:
+            columns = ", ".join(table.schema_arrow.names)
+            raise UserError(f"{path}: no column {text_column!r} among {columns}; {COLUMN_REMEDY}")
+        row = 0
+        for batch in table.iter_batches(batch_size=1024, columns=[text_column]):
+            for value in batch.column(0):
+                row += 1
+                try:
+                    text = value.as_py()
+                except UnicodeDecodeError:
+                    raise UserError(f"{path} row {row}: not UTF-8; convert the text") from None
+                yield _checked(text, f"{path} row {row}", text_column)
+
+
+def _checked(text: object, where: str, text_column: str) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{where}: no text in {text_column!r}; {COLUMN_REMEDY}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON's \ud800 is half a character
+        raise UserError(
+            f"{where}: lone surrogate at character {error.start} of its text; remove it"
+        ) from None
+    return text
+
+
+def _count(path: Path) -> int:
+    if path.suffix == ".parquet":
+        with _open_parquet(path) as table:
+            return int(table.metadata.num_rows)
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            return sum(not line.removeprefix(BOM).isspace() for line in file)
+    return 1
+
+
+def _open_parquet(path: Path) -> ParquetFile:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a Parquet file ({reason}); replace it") from None
+
+
+def _skip_bom(start: bytes) -> int:
+    return len(BOM) if start.startswith(BOM) else 0
+
+
+def _not_utf8(path: Path, offset: int) -> UserError:
+    return UserError(f"{path}: not UTF-8 at byte {offset}; convert it, for example with iconv -t UTF-8")

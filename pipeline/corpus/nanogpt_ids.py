@@ -1,0 +1,128 @@
+"""nanoGPT's data: token ids in train.bin and val.bin, and meta.pkl for those that stand for characters.
+
+Without a meta.pkl the ids are GPT-2's. nanoGPT reads meta.pkl with pickle, which runs whatever a file asks
+for; here dicts, strings and integers are all that is ever built from one.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pipeline.config.errors import UserError
+from pipeline.tokens.tokenizers import END_OF_TEXT, CharTokenizer
+
+META_FILE = "meta.pkl"
+IDS_FILES = ("train.bin", "val.bin")
+DTYPE = np.dtype("<u2")
+CHUNK = 1 << 24  # ids in memory at once
+
+
+def holds_ids(folder: Path) -> bool:
+    """Whether this is a folder that nanoGPT's prepare.py filled."""
+    return all((folder / name).is_file() for name in IDS_FILES)
+
+
+def count_ids(path: Path) -> int:
+    """Ids in a .bin file. Raises UserError if it is missing, not whole, or too short to predict anything."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run `dvc repro download` first") from None
+    if size % DTYPE.itemsize:
+        raise UserError(f"{path}: {size} bytes are no whole number of 16-bit ids; copy it again")
+    if size < 2 * DTYPE.itemsize:
+        raise UserError(f"{path}: {size} bytes leave no token to predict; put at least two ids into it")
+    return size // DTYPE.itemsize
+
+
+def read_ids(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
+    """A .bin file's ids, uint16, in pieces. Raises UserError for an id outside the vocabulary."""
+    count_ids(path)
+    ids = np.memmap(path, dtype=DTYPE, mode="r")
+    for start in range(0, len(ids), CHUNK):
+        piece = ids[start : start + CHUNK]
+        outside = piece >= vocab_size
+        if outside.any():
+            position = int(outside.argmax())
+            raise UserError(
+                f"{path}: id {piece[position]} at position {start + position} is outside the vocabulary of "
+                f"{vocab_size}; put the {META_FILE} it was made with beside it and run `make train-on` again"
+            )
+        yield piece
+
+
+def read_meta(path: Path) -> CharTokenizer:
+    """The characters of a meta.pkl as a tokenizer with the same ids.
+
+    Raises UserError for a file that cannot be read, and for one that holds anything but the `stoi`, `itos`
+    and `vocab_size` of characters in code point order; nothing in it is executed.
+    """
+    meta = _unpickle(path)
+    stoi, itos, vocab_size = (meta.get(name) for name in ("stoi", "itos", "vocab_size"))
+    if not isinstance(stoi, dict) or not isinstance(itos, dict):
+        raise UserError(f"{path}: no stoi and itos; only the {META_FILE} of characters can be read")
+    names: list[Any] = [itos.get(number) for number in range(len(itos))]
+    if stoi != {name: number for number, name in enumerate(names)} or not vocab_size == len(names) > 0:
+        raise UserError(f"{path}: itos, stoi and vocab_size contradict each other; make the data again")
+    characters = names[:-1] if names[-1:] == [END_OF_TEXT] else names
+    for character in characters:
+        if not isinstance(character, str) or len(character) != 1 or "\ud800" <= character <= "\udfff":
+            raise UserError(f"{path}: {character!r} is not a character; nothing else can be read")
+    if characters != sorted(characters):
+        raise UserError(f"{path}: ids are not in code point order; sort the characters, as nanoGPT does")
+    return CharTokenizer(characters, end_of_text=len(characters) < len(names))
+
+
+def write_meta(tokenizer: CharTokenizer, path: Path) -> None:
+    """Write the meta.pkl by which nanoGPT reads and writes these ids; end-of-text shows as its name."""
+    names = [*tokenizer.characters, *[END_OF_TEXT] * (tokenizer.end_of_text is not None)]
+    meta = {
+        "vocab_size": len(names),
+        "itos": dict(enumerate(names)),
+        "stoi": {name: number for number, name in enumerate(names)},
+    }
+    with path.open("wb") as file:
+        pickle.dump(meta, file)
+
+
+class _Refused(Exception):
+    """What a pickle asks for that is not plain data."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds what needs no import. Whatever a pickle runs, it has to look up first; that is refused."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise _Refused(repr(f"{module}.{name}"))
+
+    def persistent_load(self, identifier: Any) -> NoReturn:
+        raise _Refused(f"the persistent id {identifier!r}")
+
+
+def _unpickle(path: Path) -> dict[int | str, Any]:
+    """A pickled dict of strings, integers and dicts of such."""
+    plain = "only dicts, strings and integers are read"
+    try:
+        with path.open("rb") as file:
+            meta = _PlainUnpickler(file).load()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a {META_FILE} of nanoGPT's") from None
+    except _Refused as refused:
+        raise UserError(
+            f"{path}: refused, it asks for {refused}; {plain}, and nothing was executed"
+        ) from None
+    except Exception:  # damaged, a pickle can raise anything
+        raise UserError(f"{path}: not a pickle, or a damaged one; copy it again") from None
+    if type(meta) is not dict:
+        raise UserError(f"{path}: refused, it holds a {type(meta).__name__}; {plain}")
+    for key, value in meta.items():
+        leaves = [*value, *value.values()] if type(value) is dict else [value]
+        for leaf in (key, *leaves):
+            if type(leaf) not in (str, int):
+                raise UserError(f"{path}: refused, {key!r} holds a {type(leaf).__name__}; {plain}")
+    return meta

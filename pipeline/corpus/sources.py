@@ -1,0 +1,312 @@
+"""dataset.yaml: where a corpus comes from and how it is split, and filling data/<dataset>/raw/ from it."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+from ruamel.yaml import YAML
+
+from pipeline.config.errors import UserError
+from pipeline.config.validation import Section, read_yaml, suggest, validate
+from pipeline.corpus import hub_datasets, nanogpt_ids, pydocs
+from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
+from pipeline.corpus.fetch import fetch
+from pipeline.storage.files import replacing_folder, sha256_file, write_text
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+SPLIT_SEED = 2357  # nanoGPT's
+FEW_DOCUMENTS = 100
+
+
+class TextSource(Section):
+    """A source whose raw/ holds files that pipeline.corpus.documents reads."""
+
+    def contents(self, raw: Path) -> str:
+        """How much it has written, in words."""
+        return _amount(count_documents(raw), "documents", corpus_files(raw))
+
+
+class PydocsSource(TextSource):
+    """The documentation of the running Python, see pipeline.corpus.pydocs."""
+
+    kind: Literal["pydocs"]
+
+    def write(self, folder: Path) -> None:
+        records = ({"name": name, "text": text} for name, text in pydocs.documents())
+        write_jsonl(folder / "documents.jsonl", records)
+
+
+class UrlSource(TextSource):
+    """One file, verified; .jsonl and .parquet hold their text in `text`."""
+
+    kind: Literal["url"]
+    url: NonEmpty
+    sha256: Sha256
+
+    @field_validator("url")
+    @classmethod
+    def _is_readable(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.path.endswith(EXTENSIONS):
+            raise ValueError(f"{url!r} must begin with http(s):// and end in {_either(EXTENSIONS)}")
+        return url
+
+    def write(self, folder: Path) -> None:
+        fetch(self.url, self.sha256, folder)
+
+
+class HuggingFaceSource(TextSource):
+    """One split of a data set on the Hugging Face hub, or of a local folder that `datasets` can load."""
+
+    kind: Literal["huggingface"]
+    repository: NonEmpty
+    config: str | None = None
+    split: NonEmpty
+    revision: NonEmpty = Field(description="a commit, so that the text never changes")
+    text_column: NonEmpty
+
+    def write(self, folder: Path) -> None:
+        hub_datasets.write_documents(
+            self.repository, self.config, self.split, self.revision, self.text_column, folder
+        )
+
+
+class UserFile(Section):
+    path: NonEmpty
+    sha256: Sha256
+
+    def unchanged(self) -> Path:
+        """Its path. Raises UserError if it went, or is not as it was."""
+        path = Path(self.path)
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; put it back or run `make train-on` again") from None
+        if found != self.sha256:
+            raise UserError(f"{path}: changed since dataset.yaml was made; run `make train-on` again")
+        return path
+
+
+class FilesSource(TextSource):
+    """The user's own files; `text_column` says where .jsonl and .parquet files hold their text."""
+
+    kind: Literal["files"]
+    paths: Annotated[list[UserFile], Field(min_length=1)]
+    text_column: NonEmpty = "text"
+
+    def write(self, folder: Path) -> None:
+        for number, file in enumerate(self.paths):
+            source = file.unchanged()
+            extension = source.suffix.lower()
+            target = folder / f"{number:05d}-{_safe(source.stem)}"
+            if extension == ".txt" or self.text_column == "text":
+                shutil.copyfile(source, f"{target}{extension}")
+            else:
+                texts = (text for text, _ in read_file(source, self.text_column, piece_chars=sys.maxsize))
+                write_jsonl(Path(f"{target}.jsonl"), ({"text": text} for text in texts))
+
+
+class NanoGPTSource(Section):
+    """Token ids that nanoGPT prepared; without `meta` they are GPT-2's, with it those of its characters."""
+
+    kind: Literal["nanogpt"]
+    train: UserFile
+    val: UserFile
+    meta: UserFile | None = None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tokenizer.name has to be."""
+        return "gpt2" if self.meta is None else "char"
+
+    def write(self, folder: Path) -> None:
+        for file, name in zip((self.train, self.val), nanogpt_ids.IDS_FILES, strict=True):
+            shutil.copyfile(file.unchanged(), folder / name)
+        if self.meta is not None:
+            nanogpt_ids.read_meta(self.meta.unchanged()).save(folder)
+
+    def contents(self, raw: Path) -> str:
+        paths = [raw / name for name in nanogpt_ids.IDS_FILES]
+        return _amount(sum(map(nanogpt_ids.count_ids, paths)), "tokens", paths)
+
+
+class TailSplit(Section):
+    """The last `fraction` of the corpus is the validation split."""
+
+    by: Literal["tail"]
+    fraction: Share
+
+
+class DocumentSplit(Section):
+    """`fraction` of the documents, drawn with `seed`, are the validation split."""
+
+    by: Literal["documents"]
+    fraction: Share
+    seed: int = Field(ge=0, lt=2**63)
+
+
+class GivenSplit(Section):
+    """The source comes in two splits."""
+
+    by: Literal["source"]
+
+
+Source = Annotated[
+    PydocsSource | UrlSource | HuggingFaceSource | FilesSource | NanoGPTSource, Field(discriminator="kind")
+]
+Split = Annotated[TailSplit | DocumentSplit | GivenSplit, Field(discriminator="by")]
+
+
+class DatasetSpec(Section):
+    """All of a dataset.yaml."""
+
+    description: str = ""
+    published: dict[str, float] = Field(
+        default={}, description="validation losses that others report, by model"
+    )
+    source: Source
+    split: Split
+
+    @model_validator(mode="after")
+    def _split_suits_source(self) -> DatasetSpec:
+        if (self.source.kind == "nanogpt") != (self.split.by == "source"):
+            raise ValueError(
+                f"split.by = {self.split.by} contradicts source.kind = {self.source.kind}: `by: source` is "
+                "for nanogpt, which comes in two splits, and the others are for text"
+            )
+        return self
+
+
+def load_spec(dataset: str, root: Path = Path("data")) -> DatasetSpec:
+    """What data/<dataset>/dataset.yaml says. Raises UserError if it is missing or wrong."""
+    path = root / dataset / "dataset.yaml"
+    if not path.is_file():
+        known = sorted(found.parent.name for found in root.glob("*/dataset.yaml"))
+        there_are = ", ".join(known) or "none"
+        raise UserError(
+            f"data.dataset = {dataset}: no {path}{suggest(dataset, known)}; "
+            f"there are {there_are}; make one with `make train-on TEXT=...`"
+        )
+    return validate(DatasetSpec, read_yaml(path), path)
+
+
+def write_spec(spec: DatasetSpec, path: Path) -> None:
+    """Write a dataset.yaml, in one step."""
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.dump(spec.model_dump(exclude_defaults=True), text)
+    write_text(path, text.getvalue())
+
+
+def write_raw(spec: DatasetSpec, folder: Path) -> None:
+    """Replace `folder` by the source's text, files that pipeline.corpus.documents reads, or by nanoGPT's ids.
+
+    The folder appears only once it is whole. Raises UserError for what cannot be had or has changed.
+    """
+    with replacing_folder(folder) as temporary:
+        spec.source.write(temporary)
+        if not any(temporary.iterdir()):
+            raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")
+
+
+def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
+    """The dataset.yaml for the .txt, .jsonl and .parquet files at a path or glob, all of which are read.
+
+    `text_column` says where .jsonl and .parquet files hold their text. Many documents are split by
+    document, few at the tail. Raises UserError for no match, another file type, an empty file or text
+    that cannot be read.
+    """
+    files, documents = [], 0
+    for path in _matches(pattern):
+        in_file = sum(last for _, last in read_file(path, text_column))
+        if not in_file:
+            raise UserError(f"{path}: no documents; put text into it or leave it out")
+        documents += in_file
+        files.append(_as_it_is(path))
+    many = documents >= FEW_DOCUMENTS
+    return DatasetSpec(
+        description=f"made by `make train-on` from {pattern}",
+        source=FilesSource(kind="files", paths=files, text_column=text_column),
+        split=DocumentSplit(by="documents", fraction=0.1, seed=SPLIT_SEED)
+        if many
+        else TailSplit(by="tail", fraction=0.1),
+    )
+
+
+def spec_for_nanogpt(folder: Path) -> DatasetSpec:
+    """The dataset.yaml for the train.bin and val.bin, and the meta.pkl if there is one, in nanoGPT's folder.
+
+    Raises UserError for files that are not whole, and for a meta.pkl that is not of characters.
+    """
+    train, val = (folder.absolute() / name for name in nanogpt_ids.IDS_FILES)
+    meta = folder.absolute() / nanogpt_ids.META_FILE
+    for path in (train, val):
+        nanogpt_ids.count_ids(path)
+    if meta.exists():
+        nanogpt_ids.read_meta(meta)
+    return DatasetSpec(
+        description=f"made by `make train-on` from {folder}",
+        source=NanoGPTSource(
+            kind="nanogpt",
+            train=_as_it_is(train),
+            val=_as_it_is(val),
+            meta=_as_it_is(meta) if meta.exists() else None,
+        ),
+        split=GivenSplit(by="source"),
+    )
+
+
+def dataset_name(pattern: str) -> str:
+    """A folder name for the text at a path or glob: `My Books/*.txt` is `My-Books`, `emma.txt` is `emma`."""
+    plain = [part for part in Path(pattern).expanduser().absolute().parts if not glob.has_magic(part)]
+    last = Path(plain[-1])
+    return _safe(last.stem if last.suffix.lower() in EXTENSIONS else last.name)
+
+
+def _as_it_is(path: Path) -> UserFile:
+    return UserFile(path=str(path), sha256=sha256_file(path))
+
+
+def _amount(number: int, what: str, paths: Sequence[Path]) -> str:
+    return f"{number:,} {what}, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
+
+
+def _matches(pattern: str) -> list[Path]:
+    expanded = os.path.expanduser(pattern)
+    found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    paths = [Path(path).absolute() for path in found if not os.path.isdir(path)]
+    if not paths:
+        if found:
+            raise UserError(
+                f"TEXT={pattern}: is a folder; name its files: TEXT='{expanded.rstrip('/')}/**/*.txt'"
+            )
+        raise UserError(f"TEXT={pattern}: no such file; a glob needs quotes: TEXT='texts/*.txt'")
+    for path in paths:
+        if path.suffix.lower() not in EXTENSIONS:
+            raise UserError(
+                f"{path}: unknown type {path.suffix or 'without extension'}; use {_either(EXTENSIONS)}"
+            )
+    return paths
+
+
+def _safe(name: str) -> str:
+    """`name` as a folder or file name that needs no quotes anywhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "text"
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

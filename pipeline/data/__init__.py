@@ -1,1 +1,0 @@
-"""Text in, shards and batches out."""

@@ -1,1 +1,0 @@
-"""Models as other programs know them."""

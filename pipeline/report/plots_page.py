@@ -1,0 +1,37 @@
+"""The page that `dvc plots show` fills in, with the Vega scripts inside it, so that it draws offline.
+
+DVC's own page loads Vega from the web. DVC puts the plots where its template says `{plot_divs}`; each calls
+`vegaEmbed`, which the bundled scripts define. See https://dvc.org/doc/command-reference/plots/show.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline.storage.files import write_text
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Plots</title>
+<style>body { font-family: sans-serif; margin: 2em; } img { max-width: 100%; }</style>
+<script>SCRIPTS</script>
+</head>
+<body>
+{plot_divs}
+</body>
+</html>
+"""
+
+
+def write_template(path: Path) -> None:
+    """Write the page to `path`, for DVC's `plots.html_template`."""
+    import vl_convert
+
+    write_text(path, PAGE.replace("SCRIPTS", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))
+
+
+if __name__ == "__main__":
+    write_template(Path(sys.argv[1]))

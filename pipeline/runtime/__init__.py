@@ -1,0 +1,1 @@
+"""How to run: the device, its precision and speed, and compilation."""

@@ -1,0 +1,102 @@
+"""Which device to run on, in which precision, and how fast it could be."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from contextlib import AbstractContextManager
+
+import torch
+
+from pipeline.config.errors import UserError
+from pipeline.config.params import Runtime
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Dense bfloat16 / float16 tensor-core rates in FLOP/s, from NVIDIA's data sheets.
+GPU_PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def use_device(runtime: Runtime) -> torch.device:
+    """The device that `runtime` asks for, set up. Raises UserError if this machine has none such."""
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    device = torch.device(_best() if runtime.device == "auto" else runtime.device)
+    if device.type == "cuda":
+        available = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= available:
+            raise UserError(
+                f"runtime.device = {runtime.device}: this machine has {available} usable CUDA GPUs; "
+                "set runtime.device to auto or cpu"
+            )
+        torch.cuda.set_device(device.index or 0)
+        torch.set_float32_matmul_precision("high")  # TF32, as nanoGPT allows
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            "runtime.device = mps: this machine has no Metal GPU; set runtime.device to auto or cpu"
+        )
+    return device
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Run matrix products in `dtype`, keeping weights and reductions in float32."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[dtype])
+
+
+def seed(device: torch.device, value: int) -> None:
+    """Set the device's own random state; `torch.manual_seed` sets every device's, which takes longer."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
+
+
+def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Copy tensors to the device; to a GPU of NVIDIA's without waiting for the copy, from pinned memory."""
+    if device.type == "cuda":
+        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+    return tuple(tensor.to(device) for tensor in batch)
+
+
+def peak_flops(device: torch.device, dtype: str) -> float:
+    """FLOP/s that `mfu` is measured against.
+
+    For a known GPU in 16 bits the data sheet's rate, otherwise what a large matrix product reaches here.
+    """
+    if device.type == "cuda" and dtype != "float32":
+        name = torch.cuda.get_device_name(device)
+        for model, flops in GPU_PEAK_FLOPS.items():
+            if re.search(rf"\b{model}\b", name):  # an L40 is no L4
+                return flops
+    size = 512 if device.type == "cpu" else 4096
+    a = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
+    seconds: list[float] = []
+    until = time.perf_counter() + 0.2
+    while time.perf_counter() < until or len(seconds) < 5:  # the best of many: other programs run too
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the product to finish
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,112 @@
+"""Decoding with a KV cache: temperature, top-k, top-p or greedy, many samples as one batch."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.config.errors import UserError
+from pipeline.model.cache import KVCache
+from pipeline.model.gpt import GPT
+from pipeline.tokens.tokenizers import Tokenizer
+
+
+@dataclass
+class TokenSampler:
+    """Chooses the next token of each row from logits (B, vocabulary). Same generator state, same tokens."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool = False
+    generator: torch.Generator | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Ids (B,)."""
+        if self.greedy:
+            return logits.argmax(-1)
+        probabilities = self.probabilities(logits)
+        return torch.multinomial(probabilities, num_samples=1, generator=self.generator)[:, 0]
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The distribution (B, vocabulary) that is drawn from, after temperature, top_k and top_p."""
+        logits = logits - logits.amax(-1, keepdim=True)  # at most 0, which no temperature can overflow
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            kth = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < kth, -torch.inf)
+        probabilities = logits.softmax(-1)
+        if self.top_p is not None:  # nucleus sampling (Holtzman et al. 2020)
+            ordered, ids = probabilities.sort(descending=True, stable=True)
+            unneeded = ordered.cumsum(-1) - ordered >= self.top_p
+            probabilities = torch.zeros_like(ordered).scatter(-1, ids, ordered.masked_fill(unneeded, 0.0))
+            probabilities /= probabilities.sum(-1, keepdim=True)
+        return probabilities
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompt: torch.Tensor,
+    max_new_tokens: int,
+    sampler: TokenSampler,
+    vocab_size: int,
+    depth: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the next ids (B,), `max_new_tokens` times, after a prompt (B, T).
+
+    Up to `block_size` positions, past keys and values are reused. Beyond, the window slides by one: each
+    token then has a new position, so everything is computed anew, as in nanoGPT. Ids from `vocab_size` on
+    are padding and never drawn. A recurrent model takes `depth` steps. Raises UserError for a model whose
+    first logits are not finite.
+    """
+    ids = prompt[:, -model.block_size :]
+    cache: KVCache | None = KVCache(model.block_size, batch=len(ids))
+    unseen = ids
+    for number in range(max_new_tokens):
+        logits = model.next_logits(unseen, cache, depth)[:, :vocab_size]
+        if number == 0 and not logits.isfinite().all():  # once: a GPU has to be waited for
+            raise UserError("the model's logits are not numbers; its weights are damaged or it diverged")
+        token = sampler(logits)
+        yield token
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        if ids.shape[1] > model.block_size:
+            ids = unseen = ids[:, -model.block_size :]
+            cache = None
+        else:
+            unseen = token[:, None]
+
+
+class TextStream:
+    """Turns the ids of one sample into text as they come, holding back a character cut in two."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._vocabulary = tokenizer.vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(self._vocabulary[token])
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def encode_prompt(start: str, tokenizer: Tokenizer) -> tuple[str, torch.Tensor]:
+    """The prompt's text and ids (1, T); `FILE:path` is read from a file. Raises UserError for a bad one."""
+    if start.startswith("FILE:"):
+        path = Path(start.removeprefix("FILE:"))
+        try:
+            start = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"sample.start = FILE:{path}: {error}") from None
+    try:
+        ids = tokenizer.encode_prompt(start)
+    except UserError as error:
+        raise UserError(f"sample.start: {error}") from None
+    if not len(ids):
+        raise UserError('sample.start is empty; give at least one character, such as "\\n"')
+    return start, torch.from_numpy(ids.astype("int64"))[None]

@@ -1,0 +1,1 @@
+"""Files: written in one step, never half, and known by their checksums."""

@@ -1,0 +1,128 @@
+"""Which tokens a model sees when: training batches in a keyed order, evaluation windows in a fixed one.
+
+A training batch is a pure function of (seed, step), so resuming needs no loader state, and the order is the
+same on any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config.errors import UserError
+from pipeline.tokens.shards import Tokens
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, int64, both (B, T)
+
+
+class TrainingBatches:
+    """Micro-batches drawn without replacement: every window once an epoch, in a new order each epoch.
+
+    Each epoch cuts the corpus into windows of `block_size` tokens at its own offset, so that no token is
+    always the first of its window.
+    """
+
+    def __init__(
+        self, tokens: Tokens, block_size: int, batch_size: int, micro_batches: int, seed: int
+    ) -> None:
+        check_fits(tokens, block_size, "train")
+        self._tokens = tokens
+        self._block_size = block_size
+        self._batch_size = batch_size
+        self._micro_batches = micro_batches
+        self._seed = seed
+        self._offsets = min(block_size, len(tokens) - block_size)
+        self.windows_per_epoch = (len(tokens) - self._offsets) // block_size
+
+    def starts(self, step: int, micro_batch: int) -> np.ndarray:
+        """Where each window of a micro-batch begins, int64 (B,)."""
+        first = (step * self._micro_batches + micro_batch) * self._batch_size
+        epochs, positions = np.divmod(
+            np.arange(first, first + self._batch_size, dtype=np.int64), self.windows_per_epoch
+        )
+        starts = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            key = mix(np.uint64(self._seed) ^ mix(np.uint64(epoch)))
+            order = permute(positions[rows], self.windows_per_epoch, key)
+            starts[rows] = order * self._block_size + int(key % np.uint64(self._offsets))
+        return starts
+
+    def micro_batch(self, step: int, micro_batch: int) -> Batch:
+        """Inputs and targets of one micro-batch, each (B, T)."""
+        starts = self.starts(step, micro_batch)
+        windows = np.empty((len(starts), self._block_size + 1), dtype=np.int64)
+        for row, start in enumerate(starts):
+            windows[row] = self._tokens.read(int(start), int(start) + self._block_size + 1)
+        both = torch.from_numpy(windows)
+        return both[:, :-1], both[:, 1:]
+
+
+def evaluation_windows(
+    tokens: Tokens, block_size: int, batch_size: int, batches: int | None = None
+) -> Iterator[Batch]:
+    """Fixed windows, end to end: every token but the first is predicted exactly once.
+
+    A shorter last window is a batch of its own. `batches` keeps only the first so many; None keeps all.
+    """
+    return islice(_all_windows(tokens, block_size, batch_size), batches)
+
+
+def _all_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[Batch]:
+    full_windows = (len(tokens) - 1) // block_size
+    for first in range(0, full_windows, batch_size):
+        rows = min(batch_size, full_windows - first)
+        span = tokens.read(first * block_size, (first + rows) * block_size + 1).astype(np.int64)
+        ids = torch.from_numpy(span)
+        yield ids[:-1].view(rows, block_size), ids[1:].view(rows, block_size)
+    if full_windows * block_size < len(tokens) - 1:
+        rest = torch.from_numpy(tokens.read(full_windows * block_size, len(tokens)).astype(np.int64))
+        yield rest[None, :-1], rest[None, 1:]
+
+
+def count_batches(tokens: Tokens, block_size: int, batch_size: int, batches: int | None = None) -> int:
+    """How many batches `evaluation_windows` yields."""
+    full_windows, rest = divmod(len(tokens) - 1, block_size)
+    every = -(-full_windows // batch_size) + (rest > 0)
+    return every if batches is None else min(every, batches)
+
+
+def check_fits(tokens: Tokens, block_size: int, split: str) -> None:
+    """Raise UserError if a split is too short for one window and its targets."""
+    if len(tokens) <= block_size:
+        raise UserError(
+            f"model.block_size = {block_size} needs {block_size + 1} tokens, but the {split} split has "
+            f"{len(tokens)}; use block_size <= {len(tokens) - 1} or more text"
+        )
+
+
+def permute(positions: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
+    """Where a keyed permutation of range(size) sends each position, computed without storing it.
+
+    A four-round Feistel network over the next even number of bits, walked until it lands inside the range
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Shapes (N,) -> (N,), int64.
+    """
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    values = positions.astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for round_key in mix(key + np.arange(4, dtype=np.uint64)):
+            left, right = right, left ^ (mix(right + round_key) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= np.uint64(size)
+    return values.astype(np.int64)
+
+
+def mix(value: Any) -> Any:
+    """Scramble uint64 integers, one or an array: SplitMix64 (Steele, Lea and Flood 2014)."""
+    mixed = np.atleast_1d(value) + np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around without a warning
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed if np.ndim(value) else mixed[0]

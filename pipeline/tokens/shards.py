@@ -1,0 +1,161 @@
+"""Shards: headerless little-endian token ids, and the manifest that says which of them count.
+
+Ids are uint16 up to 65,536 of them, else uint32, so `numpy.memmap` (and nanoGPT) can read a shard as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from pipeline.config.errors import UserError
+from pipeline.config.validation import Section
+from pipeline.storage.files import sha256_file, write_text
+
+MANIFEST_FILE = "manifest.json"
+SplitName = Literal["train", "val"]
+
+
+class Shard(Section):
+    name: str
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+class SplitManifest(Section):
+    tokens: int
+    documents: int = Field(description="documents that end in this split")
+    utf8_bytes: int = Field(description="bytes of the text, for bits per byte")
+    shards: list[Shard]
+
+
+class Manifest(Section):
+    """What a folder of shards holds; a shard without an entry here does not exist."""
+
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: int
+    tokenizer_sha256: str
+    source_sha256: str = Field(description="fingerprint of the raw text")
+    train: SplitManifest
+    val: SplitManifest
+
+    def split(self, name: SplitName) -> SplitManifest:
+        return self.train if name == "train" else self.val
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything a training run reads from here."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of shards. Raises UserError if there is none or it is damaged."""
+    path = folder / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro tokenize` first") from None
+    except (ValidationError, UnicodeDecodeError):
+        raise UserError(f"{path}: damaged; run `dvc repro -f tokenize` to write it again") from None
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest little-endian type that holds every id."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+@dataclass
+class ShardWriter:
+    """Appends ids to `<split>-00000.bin`, `<split>-00001.bin`, ... of at most `shard_tokens` tokens."""
+
+    folder: Path
+    split: SplitName
+    dtype: np.dtype
+    shard_tokens: int
+    shards: list[Shard] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._open()
+
+    def append(self, ids: np.ndarray) -> None:
+        """Add ids (any integer type), continuing in the next shard when this one is full."""
+        while len(ids):
+            if self._tokens == self.shard_tokens:
+                self.close()
+                self._open()
+            part = ids[: self.shard_tokens - self._tokens].astype(self.dtype)
+            content = part.tobytes()
+            self._file.write(content)
+            self._hash.update(content)
+            self._tokens += len(part)
+            ids = ids[len(part) :]
+
+    def close(self) -> list[Shard]:
+        """Finish the last shard and return all of them."""
+        self._file.close()
+        size = self._tokens * self.dtype.itemsize
+        self.shards.append(
+            Shard(name=self._path.name, tokens=self._tokens, bytes=size, sha256=self._hash.hexdigest())
+        )
+        return self.shards
+
+    def _open(self) -> None:
+        self._path = self.folder / f"{self.split}-{len(self.shards):05d}.bin"
+        self._file = self._path.open("wb")
+        self._hash = hashlib.sha256()
+        self._tokens = 0
+
+
+class Tokens:
+    """The tokens of one split as one sequence over its memory-mapped shards."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Ids start … stop - 1; only a read across shards copies."""
+        shard = int(np.searchsorted(self._ends[:-1], start, side="right"))
+        parts: list[np.ndarray] = []
+        while start < stop or not parts:
+            offset = int(self._ends[shard]) - len(self._arrays[shard])
+            end = min(stop, int(self._ends[shard]))
+            parts.append(self._arrays[shard][start - offset : end - offset])
+            start, shard = end, shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) -> Tokens:
+    """Open a split, or the shards with its first so many tokens, and verify them against the manifest.
+
+    Raises UserError naming the shard that is missing, truncated or edited.
+    """
+    manifest = load_manifest(folder)
+    arrays: list[np.ndarray] = []
+    for shard in manifest.split(split).shards:
+        if first_tokens is not None and sum(len(array) for array in arrays) >= first_tokens:
+            break
+        path = folder / shard.name
+        remedy = "run `dvc repro -f tokenize` to write it again"
+        if not path.exists():
+            raise UserError(f"{path}: missing shard; {remedy}")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {remedy}")
+        if sha256_file(path) != shard.sha256:
+            raise UserError(f"{path}: edited shard, its sha256 is not the manifest's; {remedy}")
+        arrays.append(np.memmap(path, dtype=np.dtype(manifest.dtype).newbyteorder("<"), mode="r"))
+    return Tokens(arrays)

@@ -1,0 +1,79 @@
+"""What a `tokenizer.json` of Hugging Face's `tokenizers` describes, and which of our tokenizers does it.
+
+Three kinds are known: GPT-2's byte-level BPE, and what an export of ours makes of bytes and of characters,
+which are BPEs that merge nothing (see pipeline/weights/transformers_tokenizer.py).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+from pipeline.config.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+Kind = Literal["bpe", "byte", "char"]
+
+
+def kind_of(values: dict[str, Any]) -> Kind:
+    """Which of our tokenizers gives the same ids. Raises UserError, saying what is in the way, if none does.
+
+    What is not laid out as a tokenizer.json at all raises KeyError, TypeError or AttributeError.
+    """
+    model, before = values["model"], values.get("pre_tokenizer") or {"type": None}
+    _refuse_if(model.get("type", "BPE") != "BPE", f"its model is {model.get('type')}, not BPE")
+    _refuse_if(values.get("normalizer"), "it changes the text first (normalizer)")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        _refuse_if(model.get(name), f"model.{name} is {model.get(name)!r}")
+    specials = special_tokens(values)
+    plain = {token: i for token, i in model["vocab"].items() if token not in specials}
+    ids = sorted([*plain.values(), *specials.values()])
+    _refuse_if(ids != list(range(len(ids))), "its ids have holes or come twice")
+
+    by_id = sorted(plain, key=lambda token: plain[token])
+    end_is_last = set(specials) <= {END_OF_TEXT} and ids[: len(plain)] == sorted(plain.values())
+    exported = end_is_last and not model["merges"]
+    characters = by_id == sorted(by_id) and all(len(token) == 1 for token in by_id)
+    if exported and characters and before["type"] is None:
+        return "char"
+    _refuse_if(before["type"] != "ByteLevel", f"its pre_tokenizer is {before['type']}, not ByteLevel")
+    _refuse_if(before.get("add_prefix_space", True), "it puts a space before the text (add_prefix_space)")
+    if exported and by_id == printable_bytes():
+        return "byte"
+    _refuse_if(not before.get("use_regex", True), "it does not cut text into words (use_regex)")
+    _check_merges(plain, model["merges"])
+    return "bpe"
+
+
+def special_tokens(values: dict[str, Any]) -> dict[str, int]:
+    """The ids of the special tokens. Raises UserError for other tokens that were added to the vocabulary."""
+    added = values["added_tokens"]
+    for token in added:
+        _refuse_if(not token.get("special"), f"{token['content']!r} is added and not special")
+    return {token["content"]: token["id"] for token in added}
+
+
+def printable_bytes() -> list[str]:
+    """The character that stands for each byte in GPT-2's vocabulary files.
+
+    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 and up.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+
+
+def _check_merges(plain: dict[str, int], merges: list[Any]) -> None:
+    """Every token is a byte or a merge, and a token merged earlier has a smaller id.
+
+    Then the smallest id that two neighbours can become, which is what tiktoken looks for, is the first merge.
+    """
+    made = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    _refuse_if(plain.keys() != {*printable_bytes(), *made}, "its tokens are not the 256 bytes and its merges")
+    ids = [plain[token] for token in made]
+    _refuse_if(any(a >= b for a, b in pairwise(ids)), "its merges are not in order of ids")
+
+
+def _refuse_if(condition: Any, what: str) -> None:
+    if condition:
+        raise UserError(f"not a tokenizer of GPT-2's kind: {what}; use a model with a byte-level BPE")

@@ -1,0 +1,265 @@
+"""Text to token ids and back: characters, bytes, and byte-level BPE (GPT-2's, or trained on the corpus).
+
+A tokenizer is its vocabulary, a table of the bytes each id stands for, and a way to cut text into ids.
+It is saved as one `tokenizer.json` that travels with the shards and with the model. Those of GPT-2's kind are
+read from transformers' files too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.errors import UserError
+from pipeline.corpus.fetch import fetch
+from pipeline.storage.files import write_text
+from pipeline.tokens.tokenizer_json import END_OF_TEXT, kind_of, printable_bytes, special_tokens
+
+TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILES = ("vocab.json", "merges.txt")  # in place of tokenizer.json in older folders of transformers
+
+# How GPT-2 cuts text into words before merging bytes (Radford et al. 2019, section 2.2).
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+
+
+class Tokenizer(ABC):
+    """Cuts text into ids. `vocabulary[i]` is the UTF-8 bytes of id i; the end-of-text id has none."""
+
+    vocabulary: list[bytes]
+    end_of_text: int | None
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes per id, int64 (vocab_size,): what turns nats per token into bits per byte."""
+        return np.array([len(token) for token in self.vocabulary], dtype=np.int64)
+
+    def has_the_ids_of(self, other: Tokenizer) -> bool:
+        """Whether each id stands for the same in both."""
+        return (self.vocabulary, self.end_of_text) == (other.vocabulary, other.end_of_text)
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of plain text, uint32. Raises UserError for a character outside the vocabulary."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Like `encode`, but `<|endoftext|>` stands for the end-of-text id where there is one.
+
+        Raises UserError for bytes that are not UTF-8, which the command line passes on as lone surrogates.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"not UTF-8 at position {error.start}; remove {text[error.start]!r}") from None
+        if self.end_of_text is None:
+            return self.encode(text)
+        ids: list[np.ndarray] = []
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            ids += [np.array([self.end_of_text], dtype=np.uint32)] if number else []
+            ids += [self.encode(part)] if part else []
+        return np.concatenate(ids) if ids else np.empty(0, dtype=np.uint32)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self.vocabulary[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """What `tokenizer.json` holds."""
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / TOKENIZER_FILE, self.to_json())
+
+
+class CharTokenizer(Tokenizer):
+    """One id per distinct character of the corpus, in code point order."""
+
+    def __init__(self, characters: Iterable[str], end_of_text: bool) -> None:
+        self.characters = sorted(set(characters))
+        self.vocabulary = [character.encode() for character in self.characters] + [b""] * end_of_text
+        self.end_of_text = len(self.characters) if end_of_text else None
+        self._code_points = np.array([ord(character) for character in self.characters], dtype=np.uint32)
+
+    def encode(self, text: str) -> np.ndarray:
+        code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        ids = np.minimum(np.searchsorted(self._code_points, code_points), len(self._code_points) - 1)
+        unknown = self._code_points[ids] != code_points
+        if unknown.any():
+            position = int(unknown.argmax())
+            character = text[position]
+            raise UserError(
+                f"character {character!r} (U+{ord(character):04X}, position {position}) is not in the "
+                f"vocabulary of {len(self.characters)}; remove it or train with another tokenizer.name"
+            )
+        return ids.astype(np.uint32)
+
+    def to_json(self) -> str:
+        values = {
+            "type": "char",
+            "characters": "".join(self.characters),
+            "end_of_text": self.end_of_text is not None,
+        }
+        return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+class ByteTokenizer(Tokenizer):
+    """One id per byte of UTF-8."""
+
+    def __init__(self, end_of_text: bool) -> None:
+        self.vocabulary = [bytes([byte]) for byte in range(256)] + [b""] * end_of_text
+        self.end_of_text = 256 if end_of_text else None
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+
+    def to_json(self) -> str:
+        return json.dumps({"type": "byte", "end_of_text": self.end_of_text is not None}) + "\n"
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE in GPT-2's form, from a `tokenizer.json` of Hugging Face's `tokenizers`.
+
+    Encoding runs in tiktoken, which gives the same ids several times faster.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        import tiktoken
+
+        self._json = tokenizer_json
+        values = json.loads(tokenizer_json)
+        byte_of = {character: byte for byte, character in enumerate(printable_bytes())}
+        specials = special_tokens(values)
+        ranks = {
+            bytes(byte_of[character] for character in token): i
+            for token, i in values["model"]["vocab"].items()
+            if token not in specials  # which may be listed among the plain tokens too
+        }
+        by_id = {i: token for token, i in ranks.items()} | {i: b"" for i in specials.values()}
+        self.vocabulary = [by_id[i] for i in range(len(by_id))]
+        self.end_of_text = specials.get(END_OF_TEXT)
+        self._encoding = tiktoken.Encoding(
+            "gpt-pipeline", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._encoding.encode_ordinary(text), dtype=np.uint32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        return [np.array(ids, dtype=np.uint32) for ids in encoded]
+
+    def to_json(self) -> str:
+        return self._json
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer saved in `folder`: ours, an export of ours, or one of transformers' of GPT-2's kind.
+
+    Raises UserError if there is none, if it is damaged, or of another kind.
+    """
+    path = folder / TOKENIZER_FILE
+    try:
+        if not path.exists() and all((folder / name).exists() for name in VOCABULARY_FILES):
+            path = folder / VOCABULARY_FILES[0]
+            return _from_text(_from_vocabulary_files(folder))
+        return _from_text(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro`, or name a saved model's folder") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(
+            f"{path}: damaged; if a stage made it, remove its folder and run `dvc repro`, else copy it anew"
+        ) from None
+
+
+def _from_text(tokenizer_json: str) -> Tokenizer:
+    values = json.loads(tokenizer_json)
+    if values.get("type") == "char":
+        return CharTokenizer(values["characters"], values["end_of_text"])
+    if values.get("type") == "byte":
+        return ByteTokenizer(values["end_of_text"])
+    kind, has_end = kind_of(values), END_OF_TEXT in special_tokens(values)
+    if kind == "char":
+        return CharTokenizer(values["model"]["vocab"].keys() - {END_OF_TEXT}, has_end)
+    if kind == "byte":
+        return ByteTokenizer(has_end)
+    return BPETokenizer(tokenizer_json)
+
+
+def _from_vocabulary_files(folder: Path) -> str:
+    """The tokenizer.json that vocab.json and merges.txt stand for."""
+    vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in VOCABULARY_FILES)
+    try:
+        tokenizer = _byte_level_bpe(json.loads(vocabulary), _merges(merges))
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(str(error)) from None
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    text: str = tokenizer.to_str()
+    return text
+
+
+def gpt2_tokenizer() -> BPETokenizer:
+    """GPT-2's own BPE, 50,257 ids. Its two files are downloaded once per machine, with checksums."""
+    import pooch
+
+    cache = Path(pooch.os_cache("gpt-pipeline")) / "gpt2"
+    files = {name: fetch(GPT2_URL + name, sha256, cache) for name, sha256 in GPT2_FILES.items()}
+    vocab = json.loads(files["encoder.json"].read_text(encoding="utf-8"))
+    end_of_text = vocab.pop(END_OF_TEXT)
+    tokenizer = _byte_level_bpe(vocab, _merges(files["vocab.bpe"].read_text(encoding="utf-8")))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    assert tokenizer.token_to_id(END_OF_TEXT) == end_of_text
+    return BPETokenizer(tokenizer.to_str())
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Byte-level BPE of at most `vocab_size` ids learned from `texts`, end-of-text being the last."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    tokenizer = _byte_level_bpe()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return BPETokenizer(tokenizer.to_str())
+
+
+def _byte_level_bpe(vocab: Any = None, merges: Any = None) -> Any:
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import decoders, models, pre_tokenizers
+
+    tokenizer: Any = HFTokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _merges(text: str) -> list[tuple[str, ...]]:
+    """The pairs of merges.txt, or vocab.bpe, after the line with the version."""
+    lines = text.splitlines()
+    return [tuple(line.split()) for line in lines[lines[0].startswith("#version") :] if line]

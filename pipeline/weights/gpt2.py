@@ -1,0 +1,244 @@
+"""GPT-2 as transformers keeps it in a folder, and as we have it: config and weights, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config.errors import UserError
+from pipeline.config.model import Count, Fraction, GPTConfig
+from pipeline.config.validation import Section, validate
+from pipeline.model.block import Block, LayerDropout
+from pipeline.model.gpt import GPT
+from pipeline.model.recurrence import Recurrence
+from pipeline.storage.files import write_json
+from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config, write_tensors
+
+Tensors = dict[str, torch.Tensor]
+
+INDEX_FILE = "model.safetensors.index.json"  # says which of several files holds which tensor
+PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # of a block
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # theirs are Conv1D's, (in, out)
+MASKS = (".attn.bias", ".attn.masked_bias")  # old folders have the causal mask among their tensors
+
+ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}  # theirs, and ours
+
+
+class TheirConfig(Section, extra="ignore"):
+    """What of transformers' config.json makes a difference; what is as in GPT2Config is left out there."""
+
+    activation_function: str = "gelu_new"
+    vocab_size: Count = 50257
+    n_positions: Count = 1024
+    n_embd: Count = 768
+    n_layer: Count = 12
+    n_head: Count = 12
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    resid_pdrop: Fraction = 0.1
+    tie_word_embeddings: bool = True
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+
+
+def is_transformers(folder: Path) -> bool:
+    """Whether a folder's config.json is one of transformers', of whatever model."""
+    values = read_config(folder / CONFIG_FILE)
+    return "model_type" in values or "architectures" in values
+
+
+def config_from_gpt2(folder: Path) -> GPTConfig:
+    """The config of transformers' GPT-2 in `folder`. Raises UserError naming what we have no place for."""
+    path = folder / CONFIG_FILE
+    values = read_config(path)
+    if values.get("model_type") != "gpt2":
+        raise UserError(
+            f"{path}: model_type = {values.get('model_type')}; only models of the type gpt2 can be loaded"
+        )
+    theirs = validate(TheirConfig, values, path)
+    for name, expected in (
+        ("n_inner", (None, 4 * theirs.n_embd)),
+        ("layer_norm_epsilon", (1e-5,)),
+        ("scale_attn_weights", (True,)),
+        ("scale_attn_by_inverse_layer_idx", (False,)),
+        ("add_cross_attention", (False,)),
+        ("activation_function", tuple(ACTIVATIONS)),
+    ):
+        value = getattr(theirs, name)
+        if value not in expected:
+            known = " or ".join(str(value) for value in expected)
+            raise UserError(f"{path}: {name} = {value}; only models with {known} can be loaded")
+    ours = {
+        "n_layer": theirs.n_layer,
+        "n_head": theirs.n_head,
+        "n_embd": theirs.n_embd,
+        "block_size": theirs.n_positions,
+        "bias": True,
+        "dropout": theirs.resid_pdrop,
+        "activation": ACTIVATIONS[theirs.activation_function],
+        "tie_word_embeddings": theirs.tie_word_embeddings,
+        "vocab_size": theirs.vocab_size,
+    }
+    return validate(GPTConfig, ours, path)
+
+
+class GPT2Weights(Weights):
+    """The tensors of transformers' GPT-2 under our names, as float32, matrices as (out, in)."""
+
+    def __init__(self, folder: Path, config: GPTConfig) -> None:
+        """Read what the folder holds. Raises UserError if it is no safetensors, or damaged."""
+        self.path = folder / WEIGHTS_FILE
+        self._paths = weight_files(folder)
+        self._files: dict[str, Weights] = {}
+        self._theirs: dict[str, str] = {}
+        self.shapes = {}
+        for file in map(Weights, self._paths):
+            for theirs, shape in file.shapes.items():
+                tied = theirs == "lm_head.weight" and config.tie_word_embeddings
+                if tied or theirs.endswith(MASKS):
+                    continue
+                ours = _our_name(theirs)
+                self._files[ours], self._theirs[ours] = file, theirs
+                self.shapes[ours] = shape[::-1] if ours.endswith(TRANSPOSED) else shape
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._files[name].read(self._theirs[name])
+        if name.endswith(TRANSPOSED):
+            tensor = tensor.T
+        return tensor.float().contiguous()
+
+    @property
+    def files(self) -> list[Path]:
+        return self._paths
+
+    def called(self, name: str) -> str:
+        return self._theirs.get(name) or _their_name(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, whether they are there or not. Raises UserError if there are none."""
+    if not (folder / INDEX_FILE).exists():
+        if not (folder / WEIGHTS_FILE).exists():
+            raise UserError(
+                f"{folder}: no {WEIGHTS_FILE}; other formats can run code, so save it anew with "
+                "`model.save_pretrained(folder)`"
+            )
+        return [folder / WEIGHTS_FILE]
+    places = read_config(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{folder / INDEX_FILE}: no weight_map from tensors to files; copy the file again")
+    return [folder / name for name in sorted(set(places.values()))]
+
+
+def _our_name(theirs: str) -> str:
+    name = theirs.removeprefix("transformer.")  # which the hub's own GPT-2 leaves out
+    if name.startswith(("wte.", "wpe.")):
+        return f"embed.{name}"
+    if name.startswith(("ln_f.", "lm_head.")):
+        return f"head.{name}"
+    return f"trunk.{name}" if name.startswith("h.") else theirs
+
+
+def _their_name(ours: str) -> str:
+    name = ours.partition(".")[2]
+    return name if name.startswith("lm_head") else f"transformer.{name}"
+
+
+def to_gpt2(
+    model: GPT,
+    config: GPTConfig,
+    depth: int | None = None,
+    vocab_size: int | None = None,
+    end_of_text: int | None = None,
+) -> tuple[dict[str, Any], Tensors]:
+    """The `config.json` and the parameters, on the CPU, of the GPT2LMHeadModel with this model's logits.
+
+    A looped model becomes as many layers as it takes steps: `depth`, or as many as it was trained for. Biases
+    that are left out are zeros. Rows from `vocab_size` on, which pad the vocabulary, are left out. Raises
+    UserError for what GPT-2 cannot be, naming a switch.
+    """
+    if beyond := config.beyond_gpt2():
+        raise UserError(f"model.{beyond[0]}: Hugging Face's GPT-2 has no place for it, so there is no export")
+    rows = vocab_size or config.vocab_size
+    assert rows <= config.vocab_size, "the tokenizer has ids that the model lacks"
+    blocks = unrolled_blocks(model, depth)
+    return _config(config, len(blocks), rows, end_of_text), _parameters(model, blocks, rows)
+
+
+def save_gpt2(values: dict[str, Any], tensors: Tensors, folder: Path) -> None:
+    """Write what `to_gpt2` gave as a folder that `GPT2LMHeadModel.from_pretrained` loads."""
+    # Some readers want to be told that the tensors are PyTorch's.
+    write_tensors(dict(sorted(tensors.items())), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, values)
+
+
+def unrolled_blocks(model: GPT, depth: int | None = None) -> list[Block]:
+    """The model's layers in order, the shared one as often as it is applied: `depth` times, if it loops.
+
+    Raises UserError for a depth of a model without a loop.
+    """
+    trunk = model.trunk
+    layers = trunk.blocks()
+    if depth is not None and not isinstance(trunk, Recurrence):
+        raise UserError(
+            f"recurrent depth {depth}: this model has no loop, just its {len(layers)} layers; leave it out"
+        )
+    if isinstance(trunk, Recurrence):
+        layers = [*trunk.prelude, *[trunk.step.block] * (depth or trunk.depth), *trunk.coda]
+    return [layer.block if isinstance(layer, LayerDropout) else layer for layer in layers]  # type: ignore[misc]
+
+
+def _config(config: GPTConfig, n_layer: int, vocab_size: int, end_of_text: int | None) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": config.activation,
+        "vocab_size": vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": n_layer,
+        "n_head": config.n_head,
+        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": end_of_text,  # left out, it would be GPT-2's, beyond most vocabularies
+        "eos_token_id": end_of_text,
+    }
+
+
+def _parameters(model: GPT, blocks: list[Block], vocab_size: int) -> Tensors:
+    tensors = dict(_named(model, blocks, vocab_size))
+    # A shared block comes several times, but a file has room for each tensor once: copies.
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _named(model: GPT, blocks: list[Block], vocab_size: int) -> Iterator[tuple[str, torch.Tensor]]:
+    embed, head = model.embed, model.head
+    assert embed.wpe is not None
+    yield "transformer.wte.weight", embed.wte.weight[:vocab_size]
+    yield "transformer.wpe.weight", embed.wpe.weight
+    for number, block in enumerate(blocks):
+        for name in PARTS:
+            yield from _weight_and_bias(f"transformer.h.{number}.{name}", block.get_submodule(name))
+    yield from _weight_and_bias("transformer.ln_f", head.ln_f)
+    for name, tensor in head.lm_head.state_dict().items():  # if untied
+        yield f"lm_head.{name}", tensor[:vocab_size]
+
+
+def _weight_and_bias(name: str, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of a norm, or of a Linear as GPT-2's Conv1D, whose matrix is (in, out)."""
+    state = part.state_dict()
+    weight = state["weight"]
+    yield f"{name}.weight", weight.T if isinstance(part, nn.Linear) else weight
+    yield f"{name}.bias", state.get("bias", weight.new_zeros(len(weight)))

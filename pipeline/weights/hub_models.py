@@ -1,0 +1,196 @@
+"""Models of the Hugging Face hub: GPT-2s come from there, and exports go there.
+
+The hub's own client does the work, so its settings hold: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.config.errors import UserError
+from pipeline.corpus.hub_datasets import first_line, is_of_the_network
+from pipeline.tokens.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
+from pipeline.weights.gpt2 import INDEX_FILE, config_from_gpt2, is_transformers, weight_files
+from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE
+from pipeline.weights.transformers_tokenizer import TOKENIZER_CONFIG_FILE
+
+GENERATION_FILE = "generation_config.json"
+CARD_FILE = "README.md"
+PICTURE_FILE = "depth.png"
+
+# What of a repository is of use here; the same weights may be there in several other formats.
+WANTED = (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    WEIGHTS_FILE,
+    INDEX_FILE,
+    "model-*.safetensors",
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    *VOCABULARY_FILES,
+    "special_tokens_map.json",
+)
+# What an export may consist of, and all that is ever uploaded.
+EXPORTED = (
+    CARD_FILE,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    WEIGHTS_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    PICTURE_FILE,
+)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SECONDS = 10.0  # to wait for the hub's first answer
+
+
+def download_model(repository: str, revision: str) -> Path:
+    """The folder, in the hub's cache, of a GPT-2 in transformers' format: config, safetensors, tokenizer.
+
+    A commit that is in the cache needs no network. A branch or a tag is looked up; when the hub cannot be
+    reached, it is what it was the last time. Raises UserError if there is nothing to be had, before a large
+    download if the repository holds no GPT-2.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    _check_name(repository)
+    _show_progress_on_terminals_only()
+    cached, whole = _cached(repository, revision)
+    if cached and whole and COMMIT.fullmatch(revision):
+        return cached
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=SECONDS)
+        _check_files({file.rfilename for file in info.siblings or []}, f"{repository}, revision {revision}")
+        config_from_gpt2(Path(hf_hub_download(repository, CONFIG_FILE, revision=info.sha)).parent)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(WANTED)))
+    except UserError:
+        raise
+    except Exception as error:
+        if cached and is_of_the_network(error):
+            return cached
+        if not (is_of_the_network(error) or isinstance(error, OSError | ValueError | RuntimeError)):
+            raise
+        explained = _explained(error, repository, revision)
+        raise UserError(f"{repository}, revision {revision}: {explained}") from None
+
+
+def upload(folder: Path, repository: str, private: bool, say: Callable[[str], None]) -> str:
+    """Send an export to the hub as the model `repository` (user/name), and return its address there.
+
+    `say` is told what goes up before anything does. A repository that is not there yet is created. Raises
+    UserError for a folder that is no export, without a token, and when the hub refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    _check_name(repository)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} there; run `make export` first")
+    if not is_transformers(folder):
+        raise UserError(f"{folder}: not an export; run `make export` first")
+    token = get_token()
+    if token is None:
+        raise UserError("no token for the hub; log in with `hf auth login`, or set HF_TOKEN")
+    api = HfApi(token=token)
+    names = [name for name in EXPORTED if (folder / name).is_file()]
+    say(f"from {folder} to {api.endpoint}/{repository}:")
+    for name in names:
+        say(f"  {name:<24} {(folder / name).stat().st_size:>15,} bytes")
+    _show_progress_on_terminals_only()
+    try:
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=names,
+            commit_message="Upload a model exported by gpt-pipeline",
+        )
+    except Exception as error:
+        if not (is_of_the_network(error) or isinstance(error, OSError | ValueError | RuntimeError)):
+            raise
+        raise UserError(
+            f"{repository}: not uploaded ({first_line(error)}); check the network, the name, and that the "
+            "token may write there"
+        ) from None
+    return str(address)
+
+
+def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:
+    """The folder of a revision in the cache, if its config and weights are there, and whether a tokenizer is.
+
+    A model may have none, so its folder is as whole as it gets; only the hub knows.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=list(WANTED), local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None, False
+    try:
+        files = [folder / CONFIG_FILE, *weight_files(folder)]
+    except UserError:  # what is damaged or missing is downloaded again
+        return None, False
+    if not all(path.exists() for path in files):
+        return None, False
+    has_tokenizer = (folder / TOKENIZER_FILE).exists()
+    return folder, has_tokenizer or all((folder / name).exists() for name in VOCABULARY_FILES)
+
+
+def _check_files(names: set[str], where: str) -> None:
+    if CONFIG_FILE not in names:
+        raise UserError(f"{where}: no {CONFIG_FILE}, so it is no model of transformers; name another")
+    if not names & {WEIGHTS_FILE, INDEX_FILE}:
+        others = ", ".join(sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))[:3])
+        raise UserError(
+            f"{where}: no {WEIGHTS_FILE}{f', only {others}, which can run code' if others else ''}; load it "
+            "with transformers, save it with `model.save_pretrained(folder)` and name that folder"
+        )
+
+
+def _show_progress_on_terminals_only() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def _check_name(repository: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        valid = repository.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UserError(f"{repository}: not a name on the hub; write user/name")
+
+
+def _explained(error: Exception, repository: str, revision: str) -> str:
+    """What an error of a download means, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"gated; ask for access at {page}, then log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"nothing at {page}, unless it is private; correct the name, or log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no such revision; choose one of {page}/commits/main"
+    if not is_of_the_network(error):
+        return f"{first_line(error)}; once that is mended, call again: what has arrived is kept"
+    return (
+        f"not in the cache {constants.HF_HUB_CACHE}, and no way to the hub ({first_line(error)}); get "
+        f"{CONFIG_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE} from {page}/tree/{revision} by other means, put "
+        "them into a folder, and name that folder instead"
+    )

@@ -1,0 +1,146 @@
+"""A model as a folder: `model.safetensors`, `config.json` and the tokenizer. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
+
+from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
+from pipeline.config.validation import validate
+from pipeline.model.build import build_gpt
+from pipeline.model.gpt import GPT
+from pipeline.storage.files import write_json
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+class Weights:
+    """The tensors of a safetensors file, read one by one, so that a model needs its own size and no more."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what the file holds. Raises UserError if there is none, or it is damaged."""
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.shapes: Mapping[str, tuple[int, ...]] = {
+                    name: tuple(file.get_slice(name).get_shape())
+                    for name in file.keys()  # noqa: SIM118
+                }
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged: {error}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{path}: cannot be read ({reason}); put the model's weights there") from None
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in memory of its own: aligned as in training, it multiplies to the same bits."""
+        with safe_open(self.path, framework="pt") as file:  # mapped anew, or what was read stays in memory
+            return file.get_tensor(name).clone()
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def called(self, name: str) -> str:
+        """What the file calls a parameter of ours."""
+        return name
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves new parameters as they are: they are about to be loaded."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
+def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write tensors to `model.safetensors`: the same tensors always give the same bytes."""
+    write_tensors(
+        {name: state[name].detach().contiguous().cpu() for name in sorted(state)}, folder / WEIGHTS_FILE
+    )
+
+
+def write_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that may be read by whom new files are; safetensors' own are private."""
+    save_file(tensors, path, metadata)
+    mask = os.umask(0)  # which can only be asked for by setting it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def save_config(config: GPTConfig, folder: Path) -> None:
+    write_json(folder / CONFIG_FILE, config.model_dump())
+
+
+def load_weights(model: GPT, weights: Weights) -> None:
+    """Fill `model`, on the device it is on.
+
+    Raises UserError naming what does not fit; the model is untouched then.
+    """
+    own, shapes = model.state_dict(), weights.shapes
+    misshapen = {name for name in own.keys() & shapes.keys() if own[name].shape != shapes[name]}
+    for problem, names in (
+        ("lacks", own.keys() - shapes.keys()),
+        ("has unknown", shapes.keys() - own.keys()),
+        ("has other shapes for", misshapen),
+    ):
+        if names:
+            some = ", ".join(sorted(weights.called(name) for name in names)[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise UserError(f"{weights.path}: {problem} {some}{more}; it belongs to another model")
+    if next(model.parameters()).is_meta:
+        model.load_state_dict({name: weights.read(name) for name in own}, assign=True)
+    else:
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(weights.read(name))
+
+
+def load_config(folder: Path) -> GPTConfig:
+    """The config of the model saved in `folder`. Raises UserError if there is none."""
+    path = folder / CONFIG_FILE
+    return validate(GPTConfig, read_config(path), path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says. Raises UserError if there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name another folder") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a model's config; name another folder")
+    return values
+
+
+def build_with(config: GPTConfig, weights: Weights) -> GPT:
+    """A model on the CPU that was never initialized. Raises UserError for weights that do not fit."""
+    with torch.device("meta"), _NoInitialization():
+        model = build_gpt(config)
+    load_weights(model, weights)
+    return model
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
+    """The model saved in `folder`, in evaluation mode. Raises UserError if there is none."""
+    return build_with(load_config(folder), Weights(folder / WEIGHTS_FILE)).to(device).eval()

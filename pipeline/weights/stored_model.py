@@ -1,0 +1,160 @@
+"""A model by name: a folder of ours, one that transformers saved, or GPT-2 from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
+from pipeline.config.paths import RUN_FILE
+from pipeline.config.published import PUBLISHED
+from pipeline.config.validation import suggest, validate
+from pipeline.model.gpt import GPT
+from pipeline.storage.files import sha256_file
+from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
+from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
+from pipeline.weights.hub_models import download_model
+from pipeline.weights.saved import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Weights,
+    build_with,
+    load_config,
+    read_config,
+)
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+OURS = ("results/", "runs/", "data/", "saved/")  # never somebody's name on the hub
+GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's, and as nanoGPT pads it
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in a folder, not loaded yet."""
+
+    name: str  # as it was asked for
+    folder: Path
+    config: GPTConfig
+    weights: Weights
+    tokenizer_folder: Path
+
+    def build(self, config: GPTConfig | None = None) -> GPT:
+        """The model in memory, on the CPU; with another `config` than its own, as far as weights allow."""
+        config = config or self.config
+        return build_with(config, _FirstPositions(self.weights, config.block_size))
+
+    def load(self, device: torch.device | str = "cpu") -> GPT:
+        """The model on a device, in evaluation mode."""
+        return self.build().to(device).eval()
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any((self.tokenizer_folder / name).exists() for name in (TOKENIZER_FILE, "vocab.json"))
+
+    def tokenizer(self, like: Tokenizer | None = None) -> Tokenizer:
+        """Its tokenizer. If transformers saved none, `like`, if it has as many ids; or else GPT-2's own.
+
+        Raises UserError if it can be none of them, and for one with more ids than the model knows.
+        """
+        if self.has_tokenizer or not isinstance(self.weights, GPT2Weights):
+            tokenizer, rows = load_tokenizer(self.tokenizer_folder), self.config.vocab_size
+            if tokenizer.vocab_size > rows:
+                raise UserError(
+                    f"{self.tokenizer_folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model "
+                    f"rows for {rows:,}; put the tokenizer there that it was trained with"
+                )
+            return tokenizer
+        if like is not None and like.vocab_size == self.config.vocab_size:
+            return like
+        if self.config.vocab_size in GPT2_VOCABULARIES:
+            return gpt2_tokenizer()
+        raise UserError(
+            f"{self.folder}: no {TOKENIZER_FILE} there, and {self.config.vocab_size} is not the size of "
+            "GPT-2's vocabulary; put the model's tokenizer there"
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights, whatever their folder is called."""
+        hashes = [sha256_file(path) for path in self.weights.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def open_model(name: str | Path) -> StoredModel:
+    """The model in a folder, the published one of that name, or that of `user/name[@revision]` on the hub.
+
+    A folder may also be a checkpoint in runs/<key>/. What is not on this machine is downloaded. Raises
+    UserError for what is no model, or none of GPT-2's kind.
+    """
+    folder = find_model(str(name))
+    run = folder.parent / RUN_FILE
+    if not (folder / CONFIG_FILE).exists() and run.exists():
+        about = read_config(run)
+        config, data = validate(GPTConfig, about["model"], run), Path(about["data"])
+        tokenizer = data / TOKENIZER_FILE
+        if not tokenizer.exists() or sha256_file(tokenizer) != about.get("tokenizer"):
+            raise UserError(
+                f"{folder}: {tokenizer} is no longer the one it was trained with; make those tokens again"
+            )
+        return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), data)
+    if is_transformers(folder):
+        config = config_from_gpt2(folder)
+        return StoredModel(str(name), folder, config, GPT2Weights(folder, config), folder)
+    return StoredModel(str(name), folder, load_config(folder), Weights(folder / WEIGHTS_FILE), folder)
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model, downloaded if need be. Raises UserError."""
+    if Path(name).is_dir():
+        return Path(name)
+    if place := place_on_hub(name):
+        try:
+            return download_model(*place)
+        except UserError as error:
+            if name in PUBLISHED:
+                raise
+            raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
+    known = list(PUBLISHED)
+    raise UserError(
+        f"model {name}: no such folder; train a model first, or name another one, or {', '.join(known)}, or "
+        f"one of the hub's like user/model{suggest(name, known)}"
+    )
+
+
+def place_on_hub(name: str) -> tuple[str, str] | None:
+    """The repository and the revision that a model's name stands for; None if it is no name on the hub."""
+    if Path(name).is_dir():
+        return None
+    if name in PUBLISHED:
+        return PUBLISHED[name].repository, PUBLISHED[name].revision
+    if HUB_ID.fullmatch(name) and not name.startswith(OURS):
+        repository, _, revision = name.partition("@")
+        return repository, revision or "main"
+    return None
+
+
+class _FirstPositions(Weights):
+    """Weights whose learned positions end at `block_size`."""
+
+    NAME = "embed.wpe.weight"
+
+    def __init__(self, weights: Weights, block_size: int) -> None:
+        self.path = weights.path
+        self._weights = weights
+        self._block_size = block_size
+        self.shapes = dict(weights.shapes)
+        if shape := self.shapes.get(self.NAME):
+            self.shapes[self.NAME] = (min(shape[0], block_size), *shape[1:])
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._weights.read(name)
+        return tensor[: self._block_size].clone() if name == self.NAME else tensor
+
+    def called(self, name: str) -> str:
+        return self._weights.called(name)

@@ -1,0 +1,132 @@
+"""`depth_curves` trains what is not trained yet, and lays the curves of the variants side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.depth_curves import markdown
+from pipeline.evaluate.depth import DepthCurve
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.loss import StoppingPoint
+from tests.conftest import Ended
+from tests.train.runs import stop_at
+
+Stage = Callable[..., Ended]
+
+SHORT = ["-S", "train.max_iters=6", "-S", "depth.stopping_thresholds=[0.3, 0.7]"]
+OUTPUTS = [f"results/depth-curves.{suffix}" for suffix in ("csv", "md", "png")]
+
+
+def metrics_of_runs() -> list[dict[str, float]]:
+    return [json.loads(path.read_text()) for path in Path("runs").glob("*/finished.json")]
+
+
+def test_variants_are_trained_once_and_compared(
+    tiny_project: Path, stage: Stage, without_fsync: None
+) -> None:
+    ended = stage("depth_curves", "--variants", "dense,stopping", *SHORT)
+    assert ended.status == 0
+    lines = ended.err.splitlines()
+    assert [line for line in lines if " of 2: " in line] == ["1 of 2: dense", "2 of 2: stopping"]
+    trained = metrics_of_runs()
+    assert len(trained) == 2
+
+    with Path("results/depth-curves.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["variant", "depth", "val_loss", "perplexity", "val_bpb"]
+    assert sorted((row["variant"], int(row["depth"])) for row in rows) == [
+        *(("dense", depth) for depth in (1, 2)),
+        *(("stopping", depth) for depth in range(1, 9)),
+    ]
+    dense = next(float(row["val_loss"]) for row in rows if (row["variant"], row["depth"]) == ("dense", "2"))
+    assert dense in [pytest.approx(metrics["best_val_loss"], abs=1e-5) for metrics in trained]
+
+    table = Path("results/depth-curves.md").read_text()
+    assert ended.out.startswith(table)
+    for metrics in trained:
+        assert f" {metrics['params']:,} " in table and f" {metrics['best_val_loss']:.4f} " in table
+    assert Path("results/depth-curves.png").read_bytes().startswith(b"\x89PNG")
+
+    again = stage("depth_curves", "--variants", "stopping dense", *SHORT)
+    assert again.err.count("finished before, nothing to train") == 2
+    assert Path("results/depth-curves.md").read_text() == table
+
+
+def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsync: None) -> None:
+    command = ("depth_curves", "--variants", "dense,shared", *SHORT)
+    assert stage("depth_curves", "--variants", "dense", *SHORT).status == 0
+    for path in OUTPUTS:
+        Path(path).unlink()
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(patched, 3, signal.SIGINT)
+        ended = stage(*command)
+    assert ended.status == 130
+    assert "2 of 2: shared" in ended.err and "stopped after step 3; the same command continues" in ended.err
+    assert not any(Path(path).exists() for path in OUTPUTS)
+    ended = stage(*command)
+    assert ended.status == 0
+    assert ended.err.count("finished before") == 1 and "continuing after step 3" in ended.err
+    assert all(Path(path).exists() for path in OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--variants", "dense,stoping"],
+            "error: unknown variant stoping; did you mean stopping? (there are ",
+        ),
+        (["--variants", " , "], "error: --variants names none (there are dense, shared, "),
+        (
+            [
+                *("--variants", "dense,stopping"),
+                *("-S", "model.share_parameters_across_layers=true", "-S", "model.sticky_dropout=0.1"),
+            ],
+            "error: variant stopping: ",
+        ),
+        (["-S", "train.init_from=resume"], "error: train.init_from = resume: no weights fit all variants; "),
+        (["-S", "data.dataset=other"], "error: data/other/char/manifest.json: no such file; "),
+    ],
+)
+def test_bad_input_gets_one_line_before_anything_is_trained(
+    tiny_project: Path, stage: Stage, arguments: list[str], expected: str
+) -> None:
+    ended = stage("depth_curves", *arguments)
+    assert ended.status == 2
+    assert ended.err.startswith(expected) and ended.err.count("\n") == 1
+    assert not Path("runs").exists() and not Path("results").exists()
+
+
+def test_the_tables_say_in_how_many_steps_a_model_reaches_what() -> None:
+    def evaluation(loss: float) -> Evaluation:
+        return Evaluation(nats=100 * loss, tokens=100, bytes=250)
+
+    points = {1: evaluation(3.0), 2: evaluation(2.0), 3: evaluation(1.9)}
+    stopping = [StoppingPoint(0.3, 0.5, evaluation(4.0)), StoppingPoint(0.5, 1.25, evaluation(2.25))]
+    curves = [
+        DepthCurve("recurrent", "steps of the shared block", points, trained_depth=2),
+        DepthCurve("stopping", "steps of the shared block", points, 2, stopping, threshold=0.5),
+    ]
+    metrics = {"params": 12345, "seconds": 61.2, "tokens_per_second": 9876.5}
+    overview, by_threshold = markdown([(curve, metrics) for curve in curves]).split("\n\n")
+
+    def cells(table: str) -> list[list[str]]:
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+    assert cells(overview)[0][:4] == ["variant", "parameters", "depth", "val loss"]
+    assert [row[:4] for row in cells(overview)[2:]] == [
+        ["recurrent", "12,345", "2", "2.0000"],
+        ["stopping", "12,345", "1.25 of 2", "2.2500"],
+    ]
+    assert cells(overview)[2][5:] == ["61", "9,876"]
+    assert cells(by_threshold)[2:] == [
+        ["stops above 0.3", "0.50", "4.0000"],
+        ["stops above 0.5", "1.25", "2.2500"],
+        ["never stops", "2.00", "2.0000"],
+    ]

@@ -1,0 +1,295 @@
+"""dataset.yaml, and raw/ from each kind of source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pipeline.config.errors import UserError
+from pipeline.corpus import hub_datasets, pydocs
+from pipeline.corpus.documents import read_pieces
+from pipeline.corpus.sources import (
+    DatasetSpec,
+    DocumentSplit,
+    TailSplit,
+    dataset_name,
+    load_spec,
+    spec_for_text,
+    write_raw,
+    write_spec,
+)
+from tests.hub_server import COMMIT, serving_hub
+
+PROJECT = Path(__file__).parents[2]
+TAIL = {"by": "tail", "fraction": 0.1}
+
+
+def spec(**source: Any) -> DatasetSpec:
+    return DatasetSpec.model_validate({"source": source, "split": TAIL})
+
+
+def huggingface(repository: Path, **changes: str) -> DatasetSpec:
+    fields = {"split": "train", "revision": COMMIT, "text_column": "body"}
+    return spec(kind="huggingface", repository=str(repository), **fields | changes)
+
+
+def texts(raw: Path) -> list[str]:
+    return [piece.text for piece in read_pieces(raw)]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """2,500 documents in three Parquet files, in the layout of the hub."""
+    data = tmp_path / "repository" / "data"
+    data.mkdir(parents=True)
+    for part in range(3):
+        rows = range(part * 1000, min(part * 1000 + 1000, 2500))
+        table = pyarrow.table({"id": list(rows), "body": [f"document {row} é\n" for row in rows]})
+        pyarrow.parquet.write_table(table, data / f"train-{part:05d}-of-00003.parquet")
+    return data.parent
+
+
+@pytest.mark.parametrize("dataset", sorted(path.parent.name for path in PROJECT.glob("data/*/dataset.yaml")))
+def test_the_datasets_of_the_project_load(dataset: str, tmp_path: Path) -> None:
+    loaded = load_spec(dataset, PROJECT / "data")
+    write_spec(loaded, tmp_path / "copy" / "dataset.yaml")
+    assert load_spec("copy", tmp_path) == loaded
+
+
+def test_a_missing_dataset_names_the_others(tmp_path: Path) -> None:
+    for name in ("shakespeare", "pydocs"):
+        write_spec(spec(kind="pydocs"), tmp_path / name / "dataset.yaml")
+    with pytest.raises(UserError) as error:
+        load_spec("shakespear", tmp_path)
+    message = str(error.value)
+    assert "did you mean shakespeare?" in message
+    assert "pydocs, shakespeare" in message
+    assert "make train-on TEXT=" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source: {kind: ftp}", "source"),
+        ("source: {kind: url, url: 'https://a/b.txt', sha256: abc}", "sha256"),
+        (f"source: {{kind: url, url: 'https://a/b.zip', sha256: {'0' * 64}}}", ".txt, .jsonl or .parquet"),
+        (
+            "source: {kind: huggingface, repository: a/b, split: train, text_column: text}",
+            "revision is missing",
+        ),
+        ("source: {kind: pydocs, speed: 3}", "speed"),
+        (
+            f"source: {{kind: nanogpt, train: &a {{path: a, sha256: {'a' * 64}}}, val: *a}}",
+            "`by: source` is for nanogpt",
+        ),
+    ],
+)
+def test_a_wrong_dataset_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine" / "dataset.yaml"
+    path.parent.mkdir()
+    path.write_text(f"{text}\nsplit: {{by: tail, fraction: 0.1}}\n")
+    with pytest.raises(UserError, match=message) as error:
+        load_spec("mine", tmp_path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pydocs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pydocs, "documents", lambda: iter([("a", "one é\n"), ("b", "two")]))
+    write_raw(spec(kind="pydocs"), tmp_path / "raw")
+    assert (tmp_path / "raw" / "documents.jsonl").read_text(encoding="utf-8") == (
+        '{"name": "a", "text": "one é\\n"}\n{"name": "b", "text": "two"}\n'
+    )
+
+
+def test_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrored = tmp_path / "mirror" / "example.com" / "plays" / "hamlet.txt"
+    mirrored.parent.mkdir(parents=True)
+    mirrored.write_text("To be")
+    monkeypatch.setenv("PIPELINE_MIRROR", str(tmp_path / "mirror"))
+    sha256 = hashlib.sha256(b"To be").hexdigest()
+    write_raw(spec(kind="url", url="https://example.com/plays/hamlet.txt", sha256=sha256), tmp_path / "raw")
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["hamlet.txt"]
+    assert texts(tmp_path / "raw") == ["To be"]
+
+
+def test_a_raw_that_is_there_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    linked = tmp_path / "cache.txt"
+    linked.write_text("old")
+    linked.chmod(0o444)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "00000-new.txt").hardlink_to(linked)
+    (raw / "left.txt").write_text("old")
+    (tmp_path / "new.txt").write_text("new")
+    new = spec_for_text(str(tmp_path / "new.txt"))
+    write_raw(new, raw)
+    assert texts(raw) == ["new"]
+    assert linked.read_text() == "old"
+    (tmp_path / "new.txt").write_text("changed")
+    with pytest.raises(UserError):
+        write_raw(new, raw)
+    assert texts(raw) == ["new"]
+
+
+def test_huggingface_from_a_local_folder(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_datasets, "ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr(hub_datasets, "FILE_BYTES", 1)  # a file for every row group
+    raw = tmp_path / "raw"
+    write_raw(huggingface(repository), raw)
+    names = sorted(path.name for path in raw.iterdir())
+    assert len(names) > 1
+    assert names == [f"part-{number:05d}.parquet" for number in range(len(names))]
+    assert pyarrow.parquet.read_schema(raw / names[0]).names == ["text"]
+    assert texts(raw) == [f"document {row} é\n" for row in range(2500)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "test"}, "Bad split: test"),
+        ({"config": "large"}, "'large' not found"),
+        ({"text_column": "text"}, "no column 'text' among id, body"),
+        ({"text_column": "id"}, "column 'id' holds int64"),
+    ],
+)
+def test_huggingface_mistakes(
+    repository: Path, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        write_raw(huggingface(repository, **changes), tmp_path / "raw")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "raw").exists()
+
+
+# huggingface_hub reads HF_ENDPOINT when it is imported, so it takes a fresh interpreter.
+FROM_THE_HUB = """
+import sys
+from pathlib import Path
+from pipeline.corpus.hub_datasets import write_documents
+from pipeline.config.errors import UserError
+folder, commit = Path(sys.argv[1]), sys.argv[2]
+write_documents("someone/corpus", None, "train", commit, "body", folder)
+for repository, revision in (("someone/corpus", "f" * 40), ("someone/nothing", commit)):
+    try:
+        write_documents(repository, None, "train", revision, "body", folder)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_huggingface_from_a_hub(repository: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with serving_hub("someone/corpus", repository) as endpoint:
+        settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        result = subprocess.run(
+            [sys.executable, "-c", FROM_THE_HUB, str(raw), COMMIT],
+            env=os.environ | settings | {"PYTHONPATH": str(PROJECT), "no_proxy": "*"},
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 0, result.stderr
+    assert texts(raw) == [f"document {row} é\n" for row in range(2500)]
+    wrong_revision, wrong_repository = result.stdout.splitlines()
+    assert "correct source.repository or source.revision" in wrong_revision
+    assert "someone/nothing" in wrong_repository
+
+
+def test_own_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a b.TXT").write_text("one\n")
+    (tmp_path / "b" / "c.jsonl").write_text('{"text": "two"}\n{"text": "three"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["four"]}), tmp_path / "b" / "c.parquet")
+    made = spec_for_text(f"{tmp_path}/**/*.*")
+    write_spec(made, tmp_path / "mine" / "dataset.yaml")
+    assert load_spec("mine", tmp_path) == made
+    assert made.split == TailSplit(by="tail", fraction=0.1)
+    write_raw(made, tmp_path / "raw")
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == [
+        "00000-a-b.txt",
+        "00001-c.jsonl",
+        "00002-c.parquet",
+    ]
+    assert texts(tmp_path / "raw") == ["one\n", "two", "three", "four"]
+
+
+def test_own_text_column_becomes_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one \\u00e9", "text": 5}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["two", "three"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_text("four")
+    write_raw(spec_for_text(f"{tmp_path}/*", text_column="body"), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["one é", "two", "three", "four"]
+
+
+def test_many_documents_are_split_by_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 100)
+    assert spec_for_text(f"{tmp_path}/a.jsonl").split == DocumentSplit(
+        by="documents", fraction=0.1, seed=2357
+    )
+
+
+def test_own_files_that_changed_or_went_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    made = spec_for_text(str(path))
+    path.write_text("two")
+    with pytest.raises(UserError, match=r"a.txt: changed since .*make train-on"):
+        write_raw(made, tmp_path / "raw")
+    path.unlink()
+    with pytest.raises(UserError, match=r"a.txt: No such file .*make train-on"):
+        write_raw(made, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "pattern", "message"),
+    [
+        ("a.txt", b"x", "b.txt", "no such file"),
+        ("a.txt", b"x", "", "is a folder"),
+        ("a.csv", b"x", "*", "unknown type .csv"),
+        ("a.txt", b"", "a.txt", "empty file"),
+        ("a.jsonl", b"\n", "a.jsonl", "no documents"),
+        ("a.txt", b"ab\xff", "*.txt", "not UTF-8 at byte 2"),
+        ("a.jsonl", b'{"body": "x"}', "*", "line 1: no text in 'text'"),
+    ],
+)
+def test_own_text_that_will_not_do(
+    tmp_path: Path, name: str, content: bytes, pattern: str, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        spec_for_text(f"{tmp_path}/{pattern}")
+    assert "\n" not in str(error.value)
+
+
+def test_home_and_literal_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "act [1].txt").write_text("one")
+    made = spec_for_text("~/act [1].txt")
+    write_raw(made, tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("/books/Jane Austen/emma.v2.txt", "emma.v2"),
+        ("/books/Jane Austen/*.txt", "Jane-Austen"),
+        ("/books/austen/**/*.jsonl", "austen"),
+        ("/books/v1.2/*.txt", "v1.2"),
+        ("/books/été.txt", "t"),
+        ("/*.txt", "text"),
+    ],
+)
+def test_dataset_name(pattern: str, name: str) -> None:
+    assert dataset_name(pattern) == name

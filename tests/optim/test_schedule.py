@@ -1,0 +1,44 @@
+"""The learning rate follows nanoGPT's schedule; the values are worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.optim.schedule import learning_rate
+from tests import tiny
+
+NANOGPT = [
+    "train.learning_rate=6e-4",
+    "train.min_lr=6e-5",
+    "train.warmup_iters=2000",
+    "train.lr_decay_iters=600000",
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 6e-4 / 2001),  # never zero: the first step counts
+        (999, 6e-4 * 1000 / 2001),
+        (1999, 6e-4 * 2000 / 2001),
+        (2000, 6e-4),  # the peak
+        (2000 + 598_000 // 4, 6e-5 + 5.4e-4 * (2 + 2**0.5) / 4),  # (1 + cos 45°) / 2
+        (301_000, (6e-4 + 6e-5) / 2),  # half way: cos 90° = 0
+        (600_000, 6e-5),
+        (10_000_000, 6e-5),
+    ],
+)
+def test_warmup_cosine_and_floor(step: int, expected: float) -> None:
+    assert learning_rate(step, tiny.params(*NANOGPT).train) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("step", [0, 5, 10**6])
+def test_without_decay_the_rate_is_constant(step: int) -> None:
+    assert learning_rate(step, tiny.params(*NANOGPT, "train.decay_lr=false").train) == 6e-4
+
+
+def test_warmup_may_last_until_the_end_of_the_decay() -> None:
+    train = tiny.params("train.warmup_iters=20", "train.lr_decay_iters=20").train
+    rates = [learning_rate(step, train) for step in range(22)]
+    assert rates[19] == pytest.approx(0.01 * 20 / 21)
+    assert rates[20:] == [0.001, 0.001]

@@ -1,0 +1,371 @@
+"""The stages as a user calls them: what they leave behind, how they stop, and one line for bad input."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.storage.files import sha256_file, write_text
+from stages.train import main as train
+from tests import tiny
+from tests.conftest import Ended
+
+Stage = Callable[..., Ended]
+
+COMMANDS = sorted(
+    f"{folder.replace('/', '.')}.{path.stem}"
+    for folder in ("stages", "pipeline/cli", "bench")
+    for path in (tiny.ROOT / folder).glob("*.py")
+    if "\n    run(main)" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.fixture(scope="module")
+def trained_template(tmp_path_factory: pytest.TempPathFactory, tiny_tokens: Path) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.delenv("DVC_ROOT", raising=False)
+        write_text(Path("params.yaml"), (tiny.ROOT / "presets" / "default.yaml").read_text())
+        shutil.copytree(tiny_tokens, "data/tiny/char")
+        train(tiny.OVERRIDES)
+    yield folder
+
+
+@pytest.fixture
+def trained(trained_template: Path, tiny_project: Path) -> Path:
+    """The current folder is a project whose tiny model is trained."""
+    for name in ("results", "runs"):
+        shutil.copytree(trained_template / name, tiny_project / name)
+    return tiny_project
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def error_line(ended: Ended) -> str:
+    assert ended.status == 2
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1 and ended.err.endswith("\n")
+    return ended.err
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_explains_itself(stage: Stage, module: str) -> None:
+    ended = stage(module.rpartition(".")[2], "--help")
+    assert ended.status == 0
+    assert ended.out.startswith("Usage: ")
+    doc = importlib.import_module(module).main.__doc__
+    assert " ".join(doc.split()) in " ".join(ended.out.split())
+
+
+def test_training_leaves_a_model_its_figures_and_its_log(tiny_project: Path, stage: Stage) -> None:
+    ended = stage("train")
+    assert ended.status == 0
+    assert ended.out.startswith("results/metrics.json: val loss ")
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    expected = "val_loss best_val_loss train_loss val_bpb perplexity tokens seconds tokens_per_second params"
+    assert metrics.keys() >= set(expected.split())
+    assert Path("results/log.csv").read_text().startswith("step,tokens,train_loss,val_loss,lr,grad_norm,")
+    assert sorted(os.listdir("results/model")) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert "finished before" not in ended.err
+    model = sha256_file(Path("results/model/model.safetensors"))
+
+    shutil.rmtree("results")  # as DVC does before it runs a stage
+    again = stage("train")
+    assert "finished before, nothing to train" in again.err
+    assert again.out == ended.out
+    assert sha256_file(Path("results/model/model.safetensors")) == model
+
+
+def test_training_replaces_read_only_links_into_a_cache(trained: Path, stage: Stage) -> None:
+    cache = trained / "cache"
+    for name in ("log.csv", "metrics.json", "model/model.safetensors"):
+        cached = cache / name
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.hardlink_to(trained / "results" / name)
+        cached.chmod(0o444)
+    before = content(cache)
+    assert stage("train", "-S", "train.max_iters=3").status == 0
+    assert content(cache) == before
+    assert json.loads(Path("results/metrics.json").read_text())["steps"] == 3
+
+
+def test_runs_stay_with_the_main_project(
+    tiny_project: Path,
+    stage: Stage,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DVC runs an experiment in a copy of the project and says in DVC_ROOT where the project is."""
+    main_project = tmp_path_factory.mktemp("main")
+    monkeypatch.setenv("DVC_ROOT", str(main_project))
+    assert stage("train", "-S", "train.max_iters=1").status == 0
+    assert not Path("runs").exists()
+    assert len(list((main_project / "runs").iterdir())) == 1
+
+
+def test_sampling_shows_and_saves_the_same_text(trained: Path, stage: Stage) -> None:
+    ended = stage("sample", "--start", "the sea")
+    assert ended.status == 0
+    assert ended.out == Path("results/samples.txt").read_text()
+    samples = ended.out.split("\n---------------\n")
+    assert samples.pop() == ""
+    assert [len(sample) for sample in samples] == [len("the sea") + 20] * 2
+    assert all(sample.startswith("the sea") for sample in samples)
+    assert samples[0] != samples[1]
+    assert stage("sample", "--start", "the sea").out == ended.out
+    assert stage("sample", "--start", "the sea", "-S", "sample.seed=2").out != ended.out
+
+
+def test_sampling_from_a_file_to_the_screen_only(trained: Path, stage: Stage) -> None:
+    Path("prompt.txt").write_text("né\n" * 20)
+    ended = stage("sample", "--start", "FILE:prompt.txt", "--out", "-", "-S", "sample.num_samples=1")
+    assert ended.status == 0
+    assert ended.out.startswith("né\n" * 20)
+    assert not Path("results/samples.txt").exists()
+
+
+def test_sampling_from_another_model(trained: Path, stage: Stage) -> None:
+    shutil.move("results/model", "elsewhere")
+    assert stage("sample", "--model", "elsewhere").status == 0
+
+
+def test_depth_curve_ends_at_the_trained_model(trained: Path, stage: Stage) -> None:
+    assert stage("depth_curve").status == 0
+    rows = Path("results/depth.csv").read_text().splitlines()
+    assert rows[0].startswith("depth,val_loss")
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert float(rows[-1].split(",")[1]) == pytest.approx(metrics["best_val_loss"], abs=1e-5)
+    assert Path("results/depth.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("results/stopping.csv").read_text() == "threshold,mean_depth,val_loss,perplexity,val_bpb\n"
+
+
+def test_depth_curve_of_a_stopping_model_goes_beyond_its_depth(tiny_project: Path, stage: Stage) -> None:
+    switches = ["recurrent_shared_weights", "learned_stopping", "learned_stopping_use_threshold"]
+    overrides = [f"model.{switch}=true" for switch in switches]
+    depth = ["model.recurrent_depth=3", "model.learned_stopping_threshold=0.6"]
+    train([*tiny.OVERRIDES, *overrides, *depth, "train.max_iters=3"])
+    ended = stage("depth_curve", "-S", "depth.stopping_thresholds=[0.9, 0.2]")
+    assert ended.status == 0 and "results/stopping.csv" in ended.out
+    rows = [row.split(",") for row in Path("results/depth.csv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    points = [row.split(",") for row in Path("results/stopping.csv").read_text().splitlines()]
+    assert [point[0] for point in points] == ["threshold", "0.2", "0.6", "0.9"]
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert float(points[2][2]) == pytest.approx(metrics["best_val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("train", "-S train.max_iter=5", "unknown parameter train.max_iter; did you mean train.max_iters?"),
+        ("train", "-S model.n_embd=15", "n_embd = 15 is not divisible by n_head = 2; try n_embd = 16"),
+        ("train", "-S model.dropout=1.0", "model.dropout = 1.0: should be less than 1"),
+        ("train", "-S train.max_iters=ten", "train.max_iters = 'ten': should be a valid integer"),
+        (
+            "train",
+            "-S model.block_size=600",
+            "model.block_size = 600 needs 601 tokens, but the val split has 553;",
+        ),
+        (
+            "train",
+            "-S data.dataset=other",
+            "data/other/char/manifest.json: no such file; run `dvc repro tokenize`",
+        ),
+        (
+            "train",
+            "-S train.init_from=resume -S train.seed=1",
+            "train.init_from = resume: no checkpoint in runs/",
+        ),
+        (
+            "train",
+            "-S train.init_from=gpt2",
+            "model.n_layer = 2, but train.init_from = gpt2 has 12 (and other ",
+        ),
+        (
+            "download",
+            "-S data.dataset=tini",
+            "data.dataset = tini: no data/tini/dataset.yaml; did you mean tiny?",
+        ),
+        ("tokenize", "", "data/tiny/raw: missing dataset; run `dvc repro download` first"),
+        ("sample", "-S sample.temperature=0.0", "sample.temperature = 0.0: should be greater than 0"),
+        ("sample", "-S sample.top_k=0", "sample.top_k = 0: should be greater than or equal to 1"),
+        ("sample", "--start Q", "sample.start: character 'Q' (U+0051, position 0) is not in the vocabulary"),
+        ("sample", "--start FILE:nowhere.txt", "sample.start = FILE:nowhere.txt: "),
+        ("sample", "--model nowhere", "model nowhere: no such folder; train a model first"),
+        (
+            "depth_curve",
+            "-S tokenizer.name=byte",
+            "data/tiny/byte/manifest.json: no such file; run `dvc repro",
+        ),
+        ("eval_baselines", "fourgram", "model fourgram: no such folder; "),
+    ],
+)
+def test_bad_input_gets_one_line_and_costs_nothing(
+    trained: Path, stage: Stage, name: str, arguments: str, expected: str
+) -> None:
+    Path("mine.txt").write_text("text")
+    write_spec(spec_for_text("mine.txt"), Path("data/tiny/dataset.yaml"))
+    before = content(trained)
+    assert expected in error_line(stage(name, *arguments.split()))
+    assert content(trained) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
+@pytest.mark.parametrize("name", ["train", "sample", "depth_curve"])
+def test_a_missing_gpu_gets_one_line(trained: Path, stage: Stage, name: str) -> None:
+    before = content(trained)
+    line = error_line(stage(name, "-S", "runtime.device=cuda"))
+    assert "runtime.device = cuda: this machine has 0 usable CUDA GPUs" in line
+    assert content(trained) == before
+
+
+def truncate(shard: Path) -> None:
+    os.truncate(shard, 100)
+
+
+def edit(shard: Path) -> None:
+    ids = np.fromfile(shard, dtype="<u2")
+    ids[7] ^= 1
+    ids.tofile(shard)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [(truncate, "truncated shard, 100 bytes"), (edit, "edited shard"), (Path.unlink, "missing shard")],
+)
+def test_a_spoiled_shard_is_named(
+    trained: Path, stage: Stage, split: str, spoil: Callable[[Path], None], expected: str
+) -> None:
+    shard = Path(f"data/tiny/char/{split}-00000.bin")
+    spoil(shard)
+    before = content(trained)
+    assert f"error: {shard}: {expected}" in error_line(stage("train", "-S", "train.seed=1"))
+    assert content(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"", "data/tiny/raw/mine.txt: empty file; "),
+        (b"na\xefve", "data/tiny/raw/mine.txt: not UTF-8 at byte 2; "),
+        (b"x", "data/tiny/raw: split.fraction leaves no "),
+    ],
+)
+def test_unusable_text_is_named_and_earlier_tokens_stay(
+    trained: Path, stage: Stage, raw: bytes, expected: str
+) -> None:
+    Path("mine.txt").write_text("text")
+    write_spec(spec_for_text("mine.txt"), Path("data/tiny/dataset.yaml"))
+    Path("data/tiny/raw").mkdir()
+    Path("data/tiny/raw/mine.txt").write_bytes(raw)
+    before = content(trained)
+    assert expected in error_line(stage("tokenize"))
+    assert content(trained) == before
+
+
+def test_a_diverging_run_gets_one_line_after_its_progress(trained: Path, stage: Stage) -> None:
+    before = content(Path("results"))
+    ended = stage("train", "-S", "train.learning_rate=1e30", "-S", "train.decay_lr=false")
+    assert ended.status == 2
+    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert errors == ended.err.splitlines()[-1:]
+    assert "lower train.learning_rate (now 1e+30)" in errors[0]
+    assert content(Path("results")) == before
+
+
+LONG = [
+    "train.max_iters=240",
+    "train.lr_decay_iters=240",
+    "train.eval_interval=60",
+    "runtime.checkpoint_interval=25",
+]
+
+
+def start_training() -> subprocess.Popen[str]:
+    arguments = [argument for override in LONG for argument in ("-S", override)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.train", *arguments],
+        env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def logged_step(log: Path) -> int:
+    lines = log.read_text().splitlines() if log.exists() else []
+    return int(lines[-1].split(",")[0]) if len(lines) > 1 else -1
+
+
+def test_a_run_stopped_in_every_way_ends_with_the_same_model(
+    tiny_project: Path,
+    stage: Stage,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C, then SIGTERM, then kill -9 somewhere in a training step, then left alone."""
+    with monkeypatch.context() as patched:
+        patched.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("uninterrupted")))
+        train([*LONG])
+    uninterrupted = sha256_file(Path("results/model/model.safetensors"))
+    shutil.rmtree("results")
+
+    for step, what in ((40, signal.SIGINT), (90, signal.SIGTERM), (140, signal.SIGKILL)):
+        process = start_training()
+        try:
+            deadline = time.monotonic() + 60
+            while not any(logged_step(log) >= step for log in Path("runs").glob("*/log.csv")):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(what)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert "Traceback" not in err
+        if what is signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 130
+            assert "; the same command continues" in err.splitlines()[-1]
+        assert not Path("results").exists()
+
+    arguments = [argument for override in LONG for argument in ("-S", override)]
+    ended = stage("train", *arguments)
+    assert ended.status == 0
+    assert ": continuing after step " in ended.err
+    assert sha256_file(Path("results/model/model.safetensors")) == uninterrupted
+
+
+def test_an_unreadable_prompt_is_known_before_training(
+    tiny_project: Path, stage: Callable[..., Ended]
+) -> None:
+    ended = stage("train", "-S", "sample.start=漢")
+    assert ended.status == 2 and "'漢'" in ended.err
+    assert not Path("runs").exists()
+
+
+def test_check_finds_a_missing_dataset(tiny_project: Path, stage: Callable[..., Ended]) -> None:
+    ended = stage("check", "-S", "data.dataset=nowhere")
+    assert ended.status == 2 and ended.err.count("\n") == 1 and "nowhere" in ended.err

@@ -1,0 +1,143 @@
+"""Shards are plain ids, read as one sequence; a folder that was damaged says where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.errors import UserError
+from pipeline.tokens.shards import (
+    MANIFEST_FILE,
+    Manifest,
+    ShardWriter,
+    SplitManifest,
+    SplitName,
+    load_manifest,
+    open_split,
+    token_dtype,
+)
+
+IDS = np.random.default_rng(0).integers(0, 300, 11)
+
+
+def write_folder(
+    folder: Path, vocab_size: int = 300, shard_tokens: int = 4, ids: np.ndarray = IDS
+) -> Manifest:
+    """The same 11 tokens as both splits."""
+
+    def write_split(split: SplitName) -> SplitManifest:
+        writer = ShardWriter(folder, split, token_dtype(vocab_size), shard_tokens)
+        for part in (ids[:1], ids[1:1], ids[1:8], ids[8:]):
+            writer.append(part)
+        return SplitManifest(tokens=len(ids), documents=1, utf8_bytes=99, shards=writer.close())
+
+    manifest = Manifest(
+        dtype="uint16" if token_dtype(vocab_size).itemsize == 2 else "uint32",
+        vocab_size=vocab_size,
+        tokenizer_sha256="0",
+        source_sha256="1",
+        train=write_split("train"),
+        val=write_split("val"),
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def test_ids_are_16_bits_while_they_fit() -> None:
+    assert [token_dtype(size).str for size in (1, 65_536, 65_537)] == ["<u2", "<u2", "<u4"]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "<u2"), (65_537, "<u4")])
+def test_a_shard_is_read_by_memmap_as_it_is(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    writer = ShardWriter(tmp_path, "train", token_dtype(vocab_size), 10)
+    writer.append(np.array([0, 258, vocab_size - 1], dtype=np.int64))
+    (shard,) = writer.close()
+    path = tmp_path / "train-00000.bin"
+    assert np.memmap(path, dtype=dtype, mode="r").tolist() == [0, 258, vocab_size - 1]
+    assert path.read_bytes()[:2] == b"\0\0"
+    assert (shard.name, shard.tokens, shard.bytes) == (path.name, 3, path.stat().st_size)
+    assert shard.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("shard_tokens", "sizes"), [(1, [1] * 11), (4, [4, 4, 3]), (10, [10, 1]), (11, [11]), (12, [11])]
+)
+def test_shards_are_full_but_for_the_last(tmp_path: Path, shard_tokens: int, sizes: list[int]) -> None:
+    manifest = write_folder(tmp_path, shard_tokens=shard_tokens)
+    assert [shard.tokens for shard in manifest.val.shards] == sizes
+    names = {shard.name for split in (manifest.train, manifest.val) for shard in split.shards}
+    assert {path.name for path in tmp_path.iterdir()} == names | {MANIFEST_FILE}
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 3, 4, 11])
+@pytest.mark.parametrize("vocab_size", [300, 70_000])
+def test_shards_are_read_as_one_sequence(tmp_path: Path, shard_tokens: int, vocab_size: int) -> None:
+    write_folder(tmp_path, vocab_size, shard_tokens)
+    tokens = open_split(tmp_path, "val")
+    assert len(tokens) == len(IDS)
+    for start in range(len(IDS) + 1):
+        for stop in range(start, len(IDS) + 1):
+            np.testing.assert_array_equal(tokens.read(start, stop), IDS[start:stop])
+
+
+def test_the_manifest_comes_back(tmp_path: Path) -> None:
+    manifest = write_folder(tmp_path)
+    assert load_manifest(tmp_path) == manifest
+    assert manifest.split("train") is manifest.train
+    assert manifest.split("val") is manifest.val
+    values = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    assert values["val"]["shards"][2] == manifest.val.shards[2].model_dump()
+
+
+def test_the_fingerprint_covers_the_content_of_the_shards(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for folder in (one, same, other):
+        folder.mkdir()
+    manifest = write_folder(one)
+    assert write_folder(same).fingerprint == load_manifest(one).fingerprint == manifest.fingerprint
+    assert write_folder(other, ids=(IDS + 1) % 300).fingerprint != manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "val-00001.bin: missing shard"),
+        (b"\0" * 7, "val-00001.bin: truncated shard, 7 bytes instead of 8"),
+        (b"", "val-00001.bin: truncated shard, 0 bytes instead of 8"),
+        (b"\0" * 8, "val-00001.bin: edited shard"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    write_folder(tmp_path)
+    path = tmp_path / "val-00001.bin"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        open_split(tmp_path, "val")
+    assert str(tmp_path) in str(error.value)
+    assert "dvc repro -f tokenize" in str(error.value)
+    assert len(open_split(tmp_path, "train")) == len(IDS)
+
+
+def test_a_shard_without_an_entry_does_not_exist(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "val-00003.bin").write_bytes(b"\0\0")
+    assert len(open_split(tmp_path, "val")) == len(IDS)
+
+
+def test_a_missing_or_damaged_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="manifest.json: no such file; run `dvc repro tokenize`"):
+        load_manifest(tmp_path)
+    write_folder(tmp_path)
+    path = tmp_path / MANIFEST_FILE
+    whole = path.read_bytes()
+    for content in (b"", whole[:-9], b"\xff" + whole, b"[]", whole.replace(b'"vocab_size"', b'"size"')):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="manifest.json: damaged") as error:
+            open_split(tmp_path, "train")
+        assert "\n" not in str(error.value)
