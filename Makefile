@@ -156,6 +156,7 @@ check: ready ## format, lint and types
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
+	@$(VENV)/bin/lint-imports
 
 format: ready ## format the code and fix what lint can fix
 	@$(PYTHON) -m ruff check --fix-only .

@@ -17,14 +17,15 @@ from pipeline.config.command_line import Overrides, run
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params, load_params
 from pipeline.config.paths import COMPARED, COMPARED_PICTURE, COMPARED_TABLE, runs_folder, tokens_folder
-from pipeline.evaluate.depth import DepthCurve, draw, measure, write_tables
+from pipeline.evaluate.depth import DepthCurve, measure
+from pipeline.model.load import load_model
+from pipeline.report.depth_curve import draw, write_tables
 from pipeline.report.tables import markdown_table
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_text
 from pipeline.tokens.shards import load_manifest
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted
-from pipeline.weights.saved import load_model
 
 Compared = tuple[DepthCurve, dict[str, Any]]  # a variant's curve and the metrics of its training
 

@@ -372,10 +372,10 @@ def _evaluate_stopping(folder: Path) -> Stopping:
     import torch
 
     from pipeline.evaluate.loss import NEVER, evaluate_stopping
+    from pipeline.model.load import load_model
     from pipeline.tokens.batches import evaluation_windows
     from pipeline.tokens.shards import open_split
     from pipeline.tokens.tokenizers import load_tokenizer
-    from pipeline.weights.saved import load_model
 
     model, tokenizer = load_model(folder / MODEL), load_tokenizer(folder / MODEL)
     assert model.stopping is not None and model.stopping.threshold is not None

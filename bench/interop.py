@@ -44,10 +44,10 @@ from pipeline.config.published import PUBLISHED
 from pipeline.evaluate.tasks import Task
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
+from pipeline.model.load import load_model
 from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
-from pipeline.weights.stored_model import open_model
 
 TABLE = RESULTS / "bench-interop.md"
 FIGURES = RESULTS / "bench-interop.json"
@@ -255,7 +255,7 @@ def _both(config: GPTConfig) -> tuple[Any, GPT]:
     theirs = random_gpt2(config)
     with _temporary() as folder:
         theirs.save_pretrained(folder)
-        return theirs, open_model(folder).load()
+        return theirs, load_model(folder)
 
 
 def _notes(full: bool, tasks: int, tokens: int) -> str:

@@ -24,14 +24,14 @@ from pipeline.evaluate.tasks import Task
 from pipeline.evaluate.zeroshot import evaluate_task
 from pipeline.model.build import build_gpt
 from pipeline.model.gpt import GPT
+from pipeline.model.load import load_model
 from pipeline.tokens.tokenizers import Tokenizer
 from pipeline.weights.gpt2 import save_gpt2, to_gpt2
-from pipeline.weights.stored_model import open_model
 
 CPU = torch.device("cpu")
 BATCH_SIZE = 16  # of presets/default.yaml, for zero-shot tasks
 
-LOAD_HERE = "import sys; from pipeline.weights.stored_model import open_model; open_model(sys.argv[1]).load()"
+LOAD_HERE = "import sys; from pipeline.model.load import load_model; load_model(sys.argv[1])"
 LOAD_THERE = """\
 import sys
 from transformers import GPT2LMHeadModel
@@ -95,7 +95,7 @@ def logits_difference(config: GPTConfig, folder: Path) -> float:
     theirs.save_pretrained(folder)
     logits = theirs(ids).logits
     del theirs  # one model at a time: the largest has 6 GB
-    return _difference(logits, open_model(folder).load()(ids))
+    return _difference(logits, load_model(folder)(ids))
 
 
 @torch.inference_mode()
@@ -103,9 +103,9 @@ def export_differences(config: GPTConfig, folder: Path) -> tuple[float, float]:
     """The largest differences between a model's logits and its export's: opened here, and by transformers."""
     ids, model = _random_ids(config), random_gpt(config)
     logits = model(ids)
-    save_gpt2(*to_gpt2(model, config), folder)
+    save_gpt2(*to_gpt2(model.state_dict(), config), folder)
     del model
-    here = _difference(logits, open_model(folder).load()(ids))
+    here = _difference(logits, load_model(folder)(ids))
     theirs = _transformers().GPT2LMHeadModel.from_pretrained(folder).eval()
     there = _difference(logits, theirs(ids).logits)
     return here, there

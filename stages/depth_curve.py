@@ -8,9 +8,10 @@ from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, MODEL, STOPPING, tokens_folder
 from pipeline.evaluate.baselines import file_name
-from pipeline.evaluate.depth import Baseline, draw, measure, write_stopping, write_table
+from pipeline.evaluate.depth import Baseline, measure
+from pipeline.model.load import load_model
+from pipeline.report.depth_curve import draw, write_stopping, write_table
 from pipeline.runtime.device import use_device
-from pipeline.weights.saved import load_model
 
 
 def main(overrides: Overrides = None) -> None:

@@ -11,6 +11,7 @@ from pipeline.config.command_line import ModelName, Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import MODEL, ZEROSHOT
 from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
+from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_json
 from pipeline.weights.stored_model import open_model
@@ -38,7 +39,7 @@ def main(
     tokenizer = stored.tokenizer()
     limit = params.zeroshot.limit if limit is None else limit
     samples = open_task(task, tokenizer, stored.config.block_size, limit, data)
-    gpt = stored.load(device)
+    gpt = load_model(stored, device)
     figures = evaluate_task(samples, gpt, tokenizer, device, params.zeroshot.batch_size)
     about = {"task": task, "model": model, "weights": stored.sha256, "samples": samples.samples}
     write_json(path, {**about, **figures})

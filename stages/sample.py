@@ -13,9 +13,11 @@ from pipeline.config.command_line import ModelName, Overrides, run
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import MODEL, SAMPLES
+from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
-from pipeline.serve.sampling import TextStream, TokenSampler, encode_prompt, generate
+from pipeline.serve.sampling import TextStream, TokenSampler, generate
 from pipeline.storage.files import write_text
+from pipeline.tokens.prompt import encode_prompt
 from pipeline.weights.stored_model import open_model
 
 RULE = "---------------"
@@ -48,7 +50,7 @@ def main(
         )
     tokenizer = stored.tokenizer()
     prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
-    gpt = stored.load(device)
+    gpt = load_model(stored, device)
     sampler = TokenSampler(
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -59,7 +61,7 @@ def main(
     streams = [TextStream(tokenizer) for _ in range(settings.num_samples)]
     texts = [prompt] * settings.num_samples
     _show(prompt)
-    batch = ids.to(device).expand(settings.num_samples, -1)
+    batch = torch.from_numpy(ids).to(device).expand(settings.num_samples, -1)  # (B, T)
     vocab_size, depth = tokenizer.vocab_size, settings.recurrent_depth
     for tokens in generate(gpt, batch, settings.max_new_tokens, sampler, vocab_size, depth):
         pieces = [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]

@@ -8,8 +8,8 @@ import sys
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
-from pipeline.serve.sampling import encode_prompt
 from pipeline.storage.files import write_json
+from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import load_tokenizer
 from pipeline.train.fit import fit

@@ -16,7 +16,8 @@ from pipeline.config.paths import (
     tokens_folder,
 )
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.comparison import evaluated, is_stale, read_rows, write_comparison
+from pipeline.evaluate.comparison import evaluated, is_stale, read_rows
+from pipeline.report.comparison import write_comparison
 from pipeline.tokens.shards import load_manifest
 
 

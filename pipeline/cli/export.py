@@ -33,7 +33,7 @@ def main(
     stored = open_model(model)
     tokenizer, config = stored.tokenizer(), stored.config
     values, tensors = to_gpt2(
-        stored.load(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
+        stored.weights.read_all(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
     )
     ends = {name: values[name] for name in ("bos_token_id", "eos_token_id")}
     training, picture = None, None

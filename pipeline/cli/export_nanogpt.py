@@ -11,8 +11,9 @@ import typer
 from pipeline.config.command_line import ModelName, RecurrentDepth, run
 from pipeline.config.errors import UserError
 from pipeline.config.paths import MODEL, RESULTS
-from pipeline.corpus.nanogpt_ids import META_FILE, write_meta
+from pipeline.corpus.sources import META_FILE
 from pipeline.storage.files import check_room_beside, replacing_folder
+from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 from pipeline.weights.nanogpt_checkpoint import CHECKPOINT_FILE, is_written, write_checkpoint
 from pipeline.weights.stored_model import GPT2_VOCABULARIES, open_model
@@ -35,7 +36,12 @@ def main(
     dataset = out.resolve().name
     with replacing_folder(out) as folder:
         n_layer = write_checkpoint(
-            stored.load(), config, tokenizer.vocab_size, dataset, folder / CHECKPOINT_FILE, recurrent_depth
+            stored.weights.read_all(),
+            config,
+            tokenizer.vocab_size,
+            dataset,
+            folder / CHECKPOINT_FILE,
+            recurrent_depth,
         )
         if isinstance(tokenizer, CharTokenizer):
             write_meta(tokenizer, folder / META_FILE)

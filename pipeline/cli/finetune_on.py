@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.new_dataset import Text, TextColumn, describe
+from pipeline.cli.preset import apply
 from pipeline.cli.start_from import BlockSize, start_values
 from pipeline.config import presets
 from pipeline.config.command_line import ModelName, run
@@ -34,7 +35,7 @@ def main(
             f"MODEL={model}: it has no tokenizer, and its vocabulary is not GPT-2's; put its tokenizer.json "
             "into its folder"
         )
-    changed = presets.apply(PRESET, force, values=values)
+    changed = apply(PRESET, force, values=values)
     write_spec(spec, path)
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
     print(f"{PARAMS_FILE} finetunes {model} on {data['data']['dataset']}")

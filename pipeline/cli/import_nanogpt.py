@@ -9,12 +9,13 @@ import typer
 
 from pipeline.config.command_line import run
 from pipeline.config.errors import UserError
-from pipeline.corpus.nanogpt_ids import read_meta
 from pipeline.model.build import padded_vocab_size
+from pipeline.model.load import build_with, parameter_shapes
 from pipeline.storage.files import check_room_beside, replacing_folder
+from pipeline.tokens.nanogpt_ids import read_meta
 from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
 from pipeline.weights.nanogpt_checkpoint import read_checkpoint
-from pipeline.weights.saved import build_with, save_config, save_weights
+from pipeline.weights.saved import save_config, save_weights
 from pipeline.weights.stored_model import GPT2_VOCABULARIES
 
 IMPORTED = Path("saved/nanogpt")
@@ -35,7 +36,7 @@ def main(
         raise UserError(f"--out {out}: is there already; name a new folder, or remove it")
     check_room_beside(out)
     found = read_checkpoint(checkpoint)
-    model = build_with(found.config, found.weights)
+    model = build_with(found.config, found.weights(parameter_shapes(found.config)))
     tokenizer = _tokenizer(checkpoint, found.config.vocab_size, meta)
     with replacing_folder(out) as folder:
         save_weights(model.state_dict(), folder)

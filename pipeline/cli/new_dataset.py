@@ -12,18 +12,19 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import DATA
 from pipeline.config.presets import overlay
-from pipeline.corpus.nanogpt_ids import holds_ids
 from pipeline.corpus.sources import (
     DatasetSpec,
     FilesSource,
     NanoGPTSource,
     dataset_name,
+    holds_ids,
     load_spec,
     spec_for_nanogpt,
     spec_for_text,
     write_spec,
 )
 from pipeline.storage.files import write_text
+from pipeline.tokens.nanogpt_ids import check_folder
 
 Text = Annotated[
     str,
@@ -62,6 +63,7 @@ def describe(text: str, text_column: str) -> tuple[Path, DatasetSpec, dict[str, 
     """
     folder = Path(text).expanduser()
     if holds_ids(folder):
+        check_folder(folder)
         # nanoGPT's folders are called as ours are, and hold other splits of the same text.
         spec, name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
     else:

@@ -18,7 +18,6 @@ from ruamel.yaml.error import YAMLError
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, Params
 from pipeline.config.validation import read_yaml, suggest, validate
-from pipeline.storage.files import write_text
 
 FOLDER = Path("presets")
 DEFAULT = "default"
@@ -61,25 +60,24 @@ def compose(name: str, folder: Path = FOLDER) -> str:
     return text
 
 
-def apply(
+def replacement(
     name: str,
     force: bool = False,
     folder: Path = FOLDER,
     params_file: Path = PARAMS_FILE,
     values: Mapping[str, Any] | None = None,
-) -> dict[str, tuple[Any, Any]]:
-    """Replace params.yaml by a preset, with `{section: {key: value}}` in place of some of its values.
+) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The text of params.yaml under a preset, with `{section: {key: value}}` in place of some of its values.
 
-    Returns {dotted name: (value before, value now)} of what changed. Raises UserError when params.yaml holds
-    values of no preset, unless forced, and for values that do not fit.
+    Also {dotted name: (value before, value then)} of what differs from the present params.yaml. Raises
+    UserError when that holds values of no preset, unless forced, and for values that do not fit.
     """
     text = compose(name, folder)
     if values:
         text = overlay(text, values)
         validate(Params, _parse(text), params_file)
     if not params_file.exists():
-        write_text(params_file, text)
-        return {}
+        return text, {}
     try:
         before = read_yaml(params_file)
     except UserError:
@@ -88,8 +86,7 @@ def apply(
         before = {}
     if not force:
         _refuse_hand_edits(before, folder, params_file)
-    write_text(params_file, text)
-    return differences(before, _parse(text))
+    return text, differences(before, _parse(text))
 
 
 def overlay(text: str, values: Mapping[str, Any]) -> str:

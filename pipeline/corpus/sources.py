@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
 from pipeline.config.validation import Section, read_yaml, suggest, validate
-from pipeline.corpus import hub_datasets, nanogpt_ids, pydocs
+from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
 from pipeline.corpus.fetch import fetch
 from pipeline.storage.files import replacing_folder, sha256_file, write_text
@@ -26,6 +26,9 @@ from pipeline.storage.files import replacing_folder, sha256_file, write_text
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+IDS_FILES = ("train.bin", "val.bin")  # of a folder that nanoGPT's prepare.py filled
+META_FILE = "meta.pkl"
 
 SPLIT_SEED = 2357  # nanoGPT's
 FEW_DOCUMENTS = 100
@@ -133,14 +136,13 @@ class NanoGPTSource(Section):
         return "gpt2" if self.meta is None else "char"
 
     def write(self, folder: Path) -> None:
-        for file, name in zip((self.train, self.val), nanogpt_ids.IDS_FILES, strict=True):
-            shutil.copyfile(file.unchanged(), folder / name)
-        if self.meta is not None:
-            nanogpt_ids.read_meta(self.meta.unchanged()).save(folder)
+        for file, name in zip((self.train, self.val, self.meta), (*IDS_FILES, META_FILE), strict=True):
+            if file is not None:
+                shutil.copyfile(file.unchanged(), folder / name)
 
     def contents(self, raw: Path) -> str:
-        paths = [raw / name for name in nanogpt_ids.IDS_FILES]
-        return _amount(sum(map(nanogpt_ids.count_ids, paths)), "tokens", paths)
+        paths = [raw / name for name in IDS_FILES]
+        return _amount(sum(path.stat().st_size for path in paths) // 2, "tokens", paths)  # 16 bits each
 
 
 class TailSplit(Section):
@@ -247,17 +249,14 @@ def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
     )
 
 
-def spec_for_nanogpt(folder: Path) -> DatasetSpec:
-    """The dataset.yaml for the train.bin and val.bin, and the meta.pkl if there is one, in nanoGPT's folder.
+def holds_ids(folder: Path) -> bool:
+    """Whether this is a folder that nanoGPT's prepare.py filled."""
+    return all((folder / name).is_file() for name in IDS_FILES)
 
-    Raises UserError for files that are not whole, and for a meta.pkl that is not of characters.
-    """
-    train, val = (folder.absolute() / name for name in nanogpt_ids.IDS_FILES)
-    meta = folder.absolute() / nanogpt_ids.META_FILE
-    for path in (train, val):
-        nanogpt_ids.count_ids(path)
-    if meta.exists():
-        nanogpt_ids.read_meta(meta)
+
+def spec_for_nanogpt(folder: Path) -> DatasetSpec:
+    """The dataset.yaml for the train.bin, val.bin and, if there is one, meta.pkl in nanoGPT's folder."""
+    train, val, meta = (folder.absolute() / name for name in (*IDS_FILES, META_FILE))
     return DatasetSpec(
         description=f"made by `make train-on` from {folder}",
         source=NanoGPTSource(

@@ -83,6 +83,7 @@ def _xz(tokens_folder: Path) -> BaselineResult:
 def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """A model with another tokenizer reads the same text in its own tokens: compare bits per byte then."""
     from pipeline.evaluate.loss import evaluate
+    from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
     from pipeline.tokens.batches import count_batches, evaluation_windows
     from pipeline.tokens.shards import Tokens
@@ -93,7 +94,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     val = open_split(tokens_folder, "val")
     texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}
     device = use_device(params.runtime)
-    model = stored.load(device)
+    model = load_model(stored, device)
     # As many tokens at once as in training: GPT-2's windows and vocabulary are larger than most.
     rows = max(1, params.train.batch_size * params.model.block_size // model.block_size)
     results = {}

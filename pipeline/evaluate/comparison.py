@@ -1,11 +1,11 @@
-"""The trained model beside its baselines: one row each, as JSON, Markdown and a picture."""
+"""The trained model beside its baselines: one row of figures each."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,6 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.config.paths import BASELINES, PRETRAINED
 from pipeline.evaluate.baselines import file_name
-from pipeline.report.pictures import save_picture
-from pipeline.report.tables import markdown_table
-from pipeline.storage.files import write_json, write_text
 
 OURS = "this model"
 
@@ -93,57 +90,3 @@ def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]
         published=published.get(name),
         weights=figures.get("weights"),
     )
-
-
-def write_comparison(rows: Sequence[Row], json_file: Path, table: Path, picture: Path, title: str) -> str:
-    """Write all three, the best first, and return the table."""
-    ordered = sorted(rows, key=lambda row: row.val_bpb)
-    write_json(json_file, [asdict(row) for row in ordered])
-    text = as_markdown(ordered)
-    write_text(table, f"# {title}\n\n{text}")
-    draw(picture, ordered, title)
-    return text
-
-
-def as_markdown(rows: Sequence[Row]) -> str:
-    """A table that reads well as plain text too."""
-    with_published = any(row.published is not None for row in rows)
-    header = ["model", "parameters", "train loss", "val loss", "perplexity", "bits per byte"]
-    header += ["published val loss"] if with_published else []
-    cells = [header]
-    for row in rows:
-        mark = "" if row.same_tokens else " *"
-        cells.append(
-            [
-                row.name,
-                "" if row.params is None else f"{row.params:,}",
-                "" if row.train_loss is None else f"{row.train_loss:.4f}",
-                f"{row.val_loss:.4f}{mark}",
-                f"{row.perplexity:,.2f}{mark}",
-                f"{row.val_bpb:.4f}",
-                *([] if not with_published else ["" if row.published is None else f"{row.published:.2f}"]),
-            ]
-        )
-    text = markdown_table(cells, "<" + ">" * (len(header) - 1)) + "\n"
-    if not all(row.same_tokens for row in rows):
-        text += "\n\\* per token of its own tokenizer: compare bits per byte\n"
-    return text
-
-
-def draw(path: Path, rows: Sequence[Row], title: str) -> None:
-    """PNG of bits per byte, a bar for each row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
-    colors = ["tab:blue" if row.name == OURS else "tab:gray" for row in rows]
-    bars = axes.barh([row.name for row in rows], [row.val_bpb for row in rows], color=colors)
-    axes.bar_label(bars, fmt="%.3f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("validation text, bits per byte")
-    axes.set_title(title)
-    axes.spines[["top", "right"]].set_visible(False)
-    save_picture(figure, path)

@@ -1,11 +1,9 @@
-"""The depth curve: what a model's validation loss is after each of its steps, as a table and a picture."""
+"""The depth curve: what a model's validation loss is after each of its steps."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,9 @@ from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping
 from pipeline.model.gpt import GPT
-from pipeline.report.pictures import save_picture
-from pipeline.storage.files import write_text
 from pipeline.tokens.batches import check_fits, count_batches, evaluation_windows
 from pipeline.tokens.shards import open_split
 from pipeline.tokens.tokenizers import load_tokenizer
-
-FIGURES = ("val_loss", "perplexity", "val_bpb")  # nats per token, exp of that, bits per byte
 
 
 @dataclass(frozen=True)
@@ -88,133 +82,3 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
         return curve
     stopping = evaluate_stopping(model, batches(f"{name} by threshold"), token_bytes, device, thresholds)
     return replace(curve, stopping=stopping, threshold=own)
-
-
-def write_table(path: Path, curve: DepthCurve) -> None:
-    """CSV with the columns depth (1, 2, …), val_loss, perplexity and val_bpb."""
-    rows = ([depth, *_figures(point)] for depth, point in curve.points.items())
-    _write_csv(path, ["depth", *FIGURES], rows)
-
-
-def write_tables(path: Path, curves: Sequence[DepthCurve]) -> None:
-    """CSV with the columns variant, depth, val_loss, perplexity and val_bpb."""
-    rows = (
-        [curve.name, depth, *_figures(point)] for curve in curves for depth, point in curve.points.items()
-    )
-    _write_csv(path, ["variant", "depth", *FIGURES], rows)
-
-
-def write_stopping(path: Path, curve: DepthCurve) -> None:
-    """CSV with the columns threshold, mean_depth, val_loss, perplexity and val_bpb.
-
-    Without a row for a model that has not learned to stop.
-    """
-    rows = (
-        [point.threshold, f"{point.mean_depth:.4f}", *_figures(point.evaluation)] for point in curve.stopping
-    )
-    _write_csv(path, ["threshold", "mean_depth", *FIGURES], rows)
-
-
-def _figures(point: Evaluation) -> list[str]:
-    return [f"{point.loss:.6f}", f"{point.perplexity:.4f}", f"{point.bits_per_byte:.6f}"]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline], title: str) -> None:
-    """PNG of validation loss over depth, with the baselines as horizontal lines.
-
-    A ring marks the depth that a model was trained for, where its curve goes beyond. Diamonds with their
-    thresholds are learned stopping, at the mean depth; the filled one is the model's own.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    alone = len(curves) == 1
-    figure, axes = plt.subplots(figsize=(8, 5) if alone else (10, 6), layout="constrained")
-    palette = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    colors = [*palette[::2], *palette[1::2]]  # strong ones first
-    for index, baseline in enumerate(sorted(baselines, key=lambda line: -line.bits_per_byte)):
-        loss = baseline.loss_per_token_of(curves[0].final)
-        color = colors[len(curves) + index] if len(curves) + index < 10 else "gray"
-        label = f"{baseline.name}: {loss:.3f}"
-        axes.axhline(loss, color=color, linestyle="--", linewidth=1, label=label)
-    for index, curve in enumerate(curves):
-        color = colors[index % len(colors)]
-        _draw_curve(axes, curve, color, numbers=alone and len(curve.points) <= 16 and not curve.stopping)
-    if any(curve.trained_depth < max(curve.points) for curve in curves):
-        label = "the depth trained for"
-        axes.plot([], [], "o", markersize=9, fillstyle="none", color="gray", label=label)
-    for curve in curves:
-        _name_thresholds(axes, curve)  # once it is known how far apart they are
-    units = list(dict.fromkeys(curve.unit for curve in curves))
-    axes.set_xlabel(f"depth ({', or '.join(units)})")
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.set_title(title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.08, y=0.08)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    save_picture(figure, path)
-
-
-def _draw_curve(axes: Any, curve: DepthCurve, color: Any, numbers: bool) -> None:
-    depths, losses = list(curve.points), [point.loss for point in curve.points.values()]
-    trained = (curve.trained_depth, curve.points[curve.trained_depth].loss)
-    name = curve.name if curve.own_stopping is None else f"{curve.name}, never stopping"
-    label = f"{name}: {trained[1]:.3f} at depth {trained[0]}"
-    axes.plot(depths, losses, marker="o", linewidth=2, color=color, label=label)
-    if trained[0] < depths[-1]:
-        axes.plot(*trained, marker="o", markersize=12, fillstyle="none", markeredgewidth=1.5, color=color)
-    if numbers:
-        for depth, loss in zip(depths, losses, strict=True):
-            axes.annotate(
-                f"{loss:.3f}",
-                (depth, loss),
-                textcoords="offset points",
-                xytext=(0, 10),
-                ha="center",
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-            )
-    if curve.stopping:
-        _draw_stopping(axes, curve, color)
-
-
-def _draw_stopping(axes: Any, curve: DepthCurve, color: Any) -> None:
-    diamonds = {"marker": "D", "markersize": 7, "color": color}
-    places = [(point.mean_depth, point.evaluation.loss) for point in curve.stopping]
-    label = f"{curve.name}, stopping by threshold"
-    axes.plot(*zip(*places, strict=True), **diamonds, linestyle=":", markerfacecolor="white", label=label)
-    if curve.own_stopping is not None:
-        depth, loss = curve.own_stopping.mean_depth, curve.own_stopping.evaluation.loss
-        label = f"{curve.name}, stopping above {curve.threshold:g}: {loss:.3f} at mean depth {depth:.2f}"
-        axes.plot(depth, loss, **diamonds, linestyle="none", label=label)
-
-
-def _name_thresholds(axes: Any, curve: DepthCurve) -> None:
-    bottom, top = axes.get_ylim()
-    together: dict[tuple[float, int], list[StoppingPoint]] = {}  # or they would hide one another
-    for point in (point for point in curve.stopping if math.isfinite(point.evaluation.loss)):
-        height = round(50 * (point.evaluation.loss - bottom) / (top - bottom))
-        together.setdefault((round(point.mean_depth, 1), height), []).append(point)
-    for points in together.values():
-        names = (f"{point.threshold:g}" for point in points)
-        axes.annotate(
-            ", ".join(names),
-            (points[0].mean_depth, points[0].evaluation.loss),
-            textcoords="offset points",
-            xytext=(3, 8),
-            rotation=45,
-            rotation_mode="anchor",
-            fontsize=8,
-        )

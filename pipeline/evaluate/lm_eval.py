@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate.scoring import Group, Score, encode_pair, end_of_text, score
+from pipeline.model.load import load_model
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
 from pipeline.weights.stored_model import open_model
 
@@ -40,7 +41,7 @@ class PipelineLM(LM):
         stored = open_model(pretrained)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._tokenizer = stored.tokenizer()
-        self._model = stored.load(self._device)
+        self._model = load_model(stored, self._device)
         automatic = str(batch_size).startswith("auto")
         self._batch_size = max_batch_size or BATCH_SIZE if automatic else int(batch_size)
 

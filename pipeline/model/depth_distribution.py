@@ -1,4 +1,4 @@
-"""How often a recurrent block is applied in a training step: a draw that depends on seed and step alone."""
+"""How often a recurrent block is applied in a training step."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.tokens.batches import mix
-
-_STREAM = np.uint64(0xD1B54A32D192ED03)  # keeps these draws apart from others of the same seed and step
-
 
 class DepthDistribution:
-    """Probabilities of 1, 2, … applications.
-
-    A draw is a pure function of its arguments: the same on every rank, and after a resume.
-    """
+    """Probabilities of 1, 2, … applications."""
 
     def __init__(self, probabilities: Sequence[float]) -> None:
         self.probabilities = np.asarray(probabilities)
@@ -47,11 +40,8 @@ class DepthDistribution:
     def mean(self) -> float:
         return float(self.probabilities @ np.arange(1, len(self.probabilities) + 1))
 
-    def draw(self, seed: int, micro_steps: np.ndarray | int) -> np.ndarray:
-        """The depths of these micro-steps (counted from the start of training)."""
-        key = mix(np.uint64(seed) ^ _STREAM)
-        bits = mix(np.atleast_1d(micro_steps).astype(np.uint64) ^ key)
-        uniform = (bits >> np.uint64(11)).astype(np.float64) / 2**53  # in [0, 1)
+    def quantile(self, uniform: np.ndarray) -> np.ndarray:
+        """The depths that numbers in [0, 1) stand for: uniform ones give draws. (N,) -> (N,)."""
         return 1 + np.searchsorted(self._up_to, uniform, side="right")
 
 

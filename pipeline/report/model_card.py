@@ -18,8 +18,9 @@ from pipeline.config.params import BASELINES
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.published import PUBLISHED
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.comparison import OURS, as_markdown, is_stale, of_the_saved_model, read_rows
+from pipeline.evaluate.comparison import OURS, is_stale, of_the_saved_model, read_rows
 from pipeline.model.build import build_gpt
+from pipeline.report.comparison import as_markdown
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.tokens.tokenizers import Tokenizer
 

@@ -1,8 +1,14 @@
-"""Tables in Markdown."""
+"""Tables in Markdown and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage.files import write_text
 
 
 def markdown_table(cells: Sequence[Sequence[str]], alignments: str) -> str:
@@ -19,3 +25,12 @@ def markdown_table(cells: Sequence[Sequence[str]], alignments: str) -> str:
     return "\n".join(
         "| " + " | ".join(map("{:{}{}}".format, line, alignments, widths)) + " |" for line in lines
     )
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, in one step."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -93,20 +92,3 @@ class TextStream:
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
-
-
-def encode_prompt(start: str, tokenizer: Tokenizer) -> tuple[str, torch.Tensor]:
-    """The prompt's text and ids (1, T); `FILE:path` is read from a file. Raises UserError for a bad one."""
-    if start.startswith("FILE:"):
-        path = Path(start.removeprefix("FILE:"))
-        try:
-            start = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"sample.start = FILE:{path}: {error}") from None
-    try:
-        ids = tokenizer.encode_prompt(start)
-    except UserError as error:
-        raise UserError(f"sample.start: {error}") from None
-    if not len(ids):
-        raise UserError('sample.start is empty; give at least one character, such as "\\n"')
-    return start, torch.from_numpy(ids.astype("int64"))[None]

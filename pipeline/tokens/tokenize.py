@@ -22,17 +22,15 @@ from pipeline.corpus.documents import (
     fingerprint,
     read_pieces,
 )
-from pipeline.corpus.nanogpt_ids import IDS_FILES, read_ids
-from pipeline.corpus.sources import DocumentSplit, GivenSplit, Split, TailSplit
+from pipeline.corpus.sources import IDS_FILES, META_FILE, DocumentSplit, GivenSplit, Split, TailSplit
 from pipeline.storage.files import replacing_folder
+from pipeline.tokens.nanogpt_ids import read_ids, read_meta
 from pipeline.tokens.shards import Manifest, ShardWriter, SplitManifest, SplitName, token_dtype
 from pipeline.tokens.tokenizers import (
-    TOKENIZER_FILE,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
     gpt2_tokenizer,
-    load_tokenizer,
     train_bpe,
 )
 
@@ -188,10 +186,10 @@ class IdFiles:
 
     def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
         """The tokenizer of the ids. Raises UserError if another one is asked for."""
-        of_characters = (self.raw / TOKENIZER_FILE).exists()
+        of_characters = (self.raw / META_FILE).exists()
         needed = "char" if of_characters else "gpt2"
         if pretrained is not None or name == needed:
-            own = load_tokenizer(self.raw) if of_characters else gpt2_tokenizer()
+            own = read_meta(self.raw / META_FILE) if of_characters else gpt2_tokenizer()
             if pretrained is None or own.vocabulary == pretrained.vocabulary:
                 return own
         raise UserError(

@@ -20,6 +20,7 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.gpt import GPT
+from pipeline.model.load import build_with, load_weights
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import replacing_folder
 from pipeline.tokens.batches import check_fits
@@ -29,7 +30,7 @@ from pipeline.track.console import Console
 from pipeline.track.csv_log import CsvLog
 from pipeline.train.loop import STATE_FILE, Interrupted, Trainer
 from pipeline.train.runs import Run, run_key
-from pipeline.weights.saved import WEIGHTS_FILE, Weights, load_weights, save_config
+from pipeline.weights.saved import WEIGHTS_FILE, Weights, save_config
 from pipeline.weights.stored_model import StoredModel, open_model, place_on_hub
 
 
@@ -68,7 +69,9 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
                 "continues an interrupted run of the same parameters too)"
             )
         torch.manual_seed(params.train.seed)
-        model = initial.build(config) if initial else build_gpt(config)
+        model = (
+            build_with(config, initial.first_positions(config.block_size)) if initial else build_gpt(config)
+        )
         trainer = Trainer(
             model=model.to(device),
             train=params.train,

@@ -21,19 +21,22 @@ from pipeline.config.params import Train
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate
 from pipeline.model.gpt import GPT, Loss
+from pipeline.model.load import load_weights
 from pipeline.optim.adamw import AdamW
 from pipeline.optim.schedule import learning_rate
 from pipeline.runtime.compiled import compile_loss
 from pipeline.runtime.device import autocast, peak_flops, seed, to_device
 from pipeline.storage.files import write_json
-from pipeline.tokens.batches import TrainingBatches, evaluation_windows, mix
+from pipeline.tokens.batches import TrainingBatches, evaluation_windows
+from pipeline.tokens.keyed_random import mix, uniform
 from pipeline.tokens.shards import Tokens
 from pipeline.track import Tracker
 from pipeline.train.runs import Run
-from pipeline.weights.saved import WEIGHTS_FILE, Weights, load_weights, save_weights
+from pipeline.weights.saved import WEIGHTS_FILE, Weights, save_weights
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+DEPTH_STREAM = np.uint64(0xD1B54A32D192ED03)  # keeps the draws of depths apart from the order of batches
 
 
 class Interrupted(Exception):
@@ -163,7 +166,10 @@ class Trainer:
         if distribution is None:
             return [None] * (steps * per_step)
         micro_steps = np.arange(first_step * per_step, (first_step + steps) * per_step)
-        return distribution.draw(self.train.seed, micro_steps).tolist()
+        draws: list[int | None] = distribution.quantile(
+            uniform(self.train.seed, DEPTH_STREAM, micro_steps)
+        ).tolist()
+        return draws
 
     def _step(self) -> None:
         state, train = self.state, self.train

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pipeline
 from pipeline.config.errors import UserError
 from pipeline.config.paths import RUN_FILE
 from pipeline.storage.files import replacing_folder, sha256_file, write_json
@@ -43,7 +42,7 @@ SOURCES = (
 
 def run_key(**ingredients: Any) -> str:
     """A short hash of what determines a run's result, the training code included."""
-    root = Path(pipeline.__file__).parent
+    root = Path(__file__).parents[1]
     files = sorted(path for source in SOURCES for path in _python_files(root / source))
     code = {str(path.relative_to(root)): sha256_file(path) for path in files}
     text = json.dumps({"code": code, **ingredients}, sort_keys=True)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import Count, Fraction, GPTConfig
 from pipeline.config.validation import Section, validate
-from pipeline.model.block import Block, LayerDropout
-from pipeline.model.gpt import GPT
-from pipeline.model.recurrence import Recurrence
 from pipeline.storage.files import write_json
 from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config, write_tensors
 
-Tensors = dict[str, torch.Tensor]
+Tensors = Mapping[str, torch.Tensor]
 
 INDEX_FILE = "model.safetensors.index.json"  # says which of several files holds which tensor
 PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # of a block
@@ -116,7 +112,7 @@ class GPT2Weights(Weights):
     def files(self) -> list[Path]:
         return self._paths
 
-    def called(self, name: str) -> str:
+    def name_in_file(self, name: str) -> str:
         return self._theirs.get(name) or _their_name(name)
 
 
@@ -150,24 +146,29 @@ def _their_name(ours: str) -> str:
 
 
 def to_gpt2(
-    model: GPT,
+    tensors: Tensors,
     config: GPTConfig,
     depth: int | None = None,
     vocab_size: int | None = None,
     end_of_text: int | None = None,
 ) -> tuple[dict[str, Any], Tensors]:
-    """The `config.json` and the parameters, on the CPU, of the GPT2LMHeadModel with this model's logits.
+    """The `config.json` and the parameters of the GPT2LMHeadModel with the same logits.
 
-    A looped model becomes as many layers as it takes steps: `depth`, or as many as it was trained for. Biases
-    that are left out are zeros. Rows from `vocab_size` on, which pad the vocabulary, are left out. Raises
-    UserError for what GPT-2 cannot be, naming a switch.
+    `tensors` are a model's, by our names. A looped model becomes as many layers as it takes steps: `depth`,
+    or as many as it was trained for. Missing biases become zeros. Rows from `vocab_size` on, which pad the
+    vocabulary, are left out. Raises UserError for a model that GPT-2 cannot be, naming the switch.
     """
     if beyond := config.beyond_gpt2():
         raise UserError(f"model.{beyond[0]}: Hugging Face's GPT-2 has no place for it, so there is no export")
     rows = vocab_size or config.vocab_size
     assert rows <= config.vocab_size, "the tokenizer has ids that the model lacks"
-    blocks = unrolled_blocks(model, depth)
-    return _config(config, len(blocks), rows, end_of_text), _parameters(model, blocks, rows)
+    layers = unrolled_layers(config, depth)
+    # A shared block comes several times, but a file has room for each tensor once: copies.
+    theirs = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in _renamed(tensors, layers, rows)
+    }
+    return _config(config, len(layers), rows, end_of_text), theirs
 
 
 def save_gpt2(values: dict[str, Any], tensors: Tensors, folder: Path) -> None:
@@ -177,20 +178,23 @@ def save_gpt2(values: dict[str, Any], tensors: Tensors, folder: Path) -> None:
     write_json(folder / CONFIG_FILE, values)
 
 
-def unrolled_blocks(model: GPT, depth: int | None = None) -> list[Block]:
-    """The model's layers in order, the shared one as often as it is applied: `depth` times, if it loops.
+def unrolled_layers(config: GPTConfig, depth: int | None = None) -> list[str]:
+    """How the parameters' names begin in each layer; the shared block's, as often as it is applied.
 
-    Raises UserError for a depth of a model without a loop.
+    That is `depth` times, or as often as it was trained for. Raises UserError for a `depth` without a loop.
     """
-    trunk = model.trunk
-    layers = trunk.blocks()
-    if depth is not None and not isinstance(trunk, Recurrence):
+    block = "block." if config.layer_dropout else ""  # which wraps the block
+    if config.loops:
+        return [
+            *(f"trunk.prelude.{number}.{block}" for number in range(config.prelude)),
+            *[f"trunk.step.block.{block}"] * (depth or config.loop_depth),
+            *(f"trunk.coda.{number}.{block}" for number in range(config.coda)),
+        ]
+    if depth is not None:
         raise UserError(
-            f"recurrent depth {depth}: this model has no loop, just its {len(layers)} layers; leave it out"
+            f"recurrent depth {depth}: this model has no loop, just its {config.n_layer} layers; leave it out"
         )
-    if isinstance(trunk, Recurrence):
-        layers = [*trunk.prelude, *[trunk.step.block] * (depth or trunk.depth), *trunk.coda]
-    return [layer.block if isinstance(layer, LayerDropout) else layer for layer in layers]  # type: ignore[misc]
+    return [f"trunk.h.{number}.{block}" for number in range(config.n_layer)]
 
 
 def _config(config: GPTConfig, n_layer: int, vocab_size: int, end_of_text: int | None) -> dict[str, Any]:
@@ -214,31 +218,19 @@ def _config(config: GPTConfig, n_layer: int, vocab_size: int, end_of_text: int |
     }
 
 
-def _parameters(model: GPT, blocks: list[Block], vocab_size: int) -> Tensors:
-    tensors = dict(_named(model, blocks, vocab_size))
-    # A shared block comes several times, but a file has room for each tensor once: copies.
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+def _renamed(tensors: Tensors, layers: list[str], vocab_size: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same parameters under transformers' names; a Linear's matrix becomes Conv1D's, (in, out)."""
+    yield "transformer.wte.weight", tensors["embed.wte.weight"][:vocab_size]
+    yield "transformer.wpe.weight", tensors["embed.wpe.weight"]
+    for number, layer in enumerate(layers):
+        for part in PARTS:
+            yield from _weight_and_bias(tensors, f"{layer}{part}", f"transformer.h.{number}.{part}")
+    yield from _weight_and_bias(tensors, "head.ln_f", "transformer.ln_f")
+    if "head.lm_head.weight" in tensors:
+        yield "lm_head.weight", tensors["head.lm_head.weight"][:vocab_size]
 
 
-def _named(model: GPT, blocks: list[Block], vocab_size: int) -> Iterator[tuple[str, torch.Tensor]]:
-    embed, head = model.embed, model.head
-    assert embed.wpe is not None
-    yield "transformer.wte.weight", embed.wte.weight[:vocab_size]
-    yield "transformer.wpe.weight", embed.wpe.weight
-    for number, block in enumerate(blocks):
-        for name in PARTS:
-            yield from _weight_and_bias(f"transformer.h.{number}.{name}", block.get_submodule(name))
-    yield from _weight_and_bias("transformer.ln_f", head.ln_f)
-    for name, tensor in head.lm_head.state_dict().items():  # if untied
-        yield f"lm_head.{name}", tensor[:vocab_size]
-
-
-def _weight_and_bias(name: str, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of a norm, or of a Linear as GPT-2's Conv1D, whose matrix is (in, out)."""
-    state = part.state_dict()
-    weight = state["weight"]
-    yield f"{name}.weight", weight.T if isinstance(part, nn.Linear) else weight
-    yield f"{name}.bias", state.get("bias", weight.new_zeros(len(weight)))
+def _weight_and_bias(tensors: Tensors, ours: str, theirs: str) -> Iterator[tuple[str, torch.Tensor]]:
+    weight, bias = tensors[f"{ours}.weight"], tensors.get(f"{ours}.bias")
+    yield f"{theirs}.weight", weight.T if weight.dim() == 2 else weight
+    yield f"{theirs}.bias", weight.new_zeros(len(weight)) if bias is None else bias

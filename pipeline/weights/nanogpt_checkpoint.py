@@ -18,10 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.validation import validate
-from pipeline.model.block import Block
-from pipeline.model.build import build_gpt
-from pipeline.model.gpt import GPT
-from pipeline.weights.gpt2 import PARTS, unrolled_blocks
+from pipeline.weights.gpt2 import PARTS, unrolled_layers
 from pipeline.weights.saved import Weights
 
 CHECKPOINT_FILE = "ckpt.pt"
@@ -68,14 +65,19 @@ NAMES = (  # how the names of parameters begin here, and there
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a ckpt.pt holds: a model's config, and its weights, to build it with."""
+    """What a ckpt.pt holds: a model's config, and its tensors by nanoGPT's names."""
 
+    path: Path
     config: GPTConfig
-    weights: Weights
+    tensors: Mapping[str, torch.Tensor]
+
+    def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+        """The tensors under our names; `shapes` are those of our model of this config."""
+        return _Tensors(self, shapes)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """What nanoGPT, or its fork, has trained; for `build_with`, which names tensors that do not fit.
+    """What nanoGPT, or its fork, has trained.
 
     Raises UserError for a file that cannot be read; for one with anything but plain data in it, of which
     nothing is executed; and for a model that does not exist here, naming the switch.
@@ -101,7 +103,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if tied:
         del tensors["lm_head.weight"]
     config = _config(args, tied, path)
-    return Checkpoint(config, _Tensors(path, tensors, config))
+    return Checkpoint(path, config, tensors)
 
 
 def is_written(path: Path) -> bool:
@@ -110,28 +112,34 @@ def is_written(path: Path) -> bool:
 
 
 def write_checkpoint(
-    model: GPT, config: GPTConfig, vocab_size: int, dataset: str, path: Path, depth: int | None = None
+    tensors: Mapping[str, torch.Tensor],
+    config: GPTConfig,
+    vocab_size: int,
+    dataset: str,
+    path: Path,
+    depth: int | None = None,
 ) -> int:
     """Write the ckpt.pt that nanoGPT's sample.py reads, and return how many layers it has.
 
-    A looped model becomes as many layers as it takes steps: `depth`, or as many as it was trained for. Rows
-    from `vocab_size` on, which pad the vocabulary, are left out. `dataset` is the folder in nanoGPT's data/
-    whose meta.pkl sample.py reads. Raises UserError for what nanoGPT cannot be, naming a switch.
+    `tensors` are a model's, by our names. A looped model becomes as many layers as it takes steps: `depth`,
+    or as many as it was trained for. Rows from `vocab_size` on, which pad the vocabulary, are left out.
+    `dataset` is the folder in nanoGPT's data/ whose meta.pkl sample.py reads. Raises UserError for a model
+    that nanoGPT cannot be, naming the switch.
     """
     beyond = [*config.beyond_gpt2(), *config.changed("tie_word_embeddings")]
     if beyond:
         raise UserError(f"model.{beyond[0]}: nanoGPT has no place for it, so there is no export")
     assert vocab_size <= config.vocab_size, "the tokenizer has ids that the model lacks"
-    blocks = unrolled_blocks(model, depth)
+    layers = unrolled_layers(config, depth)
     args = {name: getattr(config, name) for name in PLAIN}
     found = {
-        "model": dict(_named(model, blocks, vocab_size)),
-        "model_args": args | {"n_layer": len(blocks), "vocab_size": vocab_size},
+        "model": dict(_renamed(tensors, layers, vocab_size)),
+        "model_args": args | {"n_layer": len(layers), "vocab_size": vocab_size},
         "config": {"dataset": dataset},
     }
     assert found.keys() == WRITTEN
     torch.save(found, path)
-    return len(blocks)
+    return len(layers)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -197,12 +205,11 @@ def _config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
 class _Tensors(Weights):
     """nanoGPT's tensors under our names, as float32."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor], config: GPTConfig) -> None:
-        self.path = path
+    def __init__(self, checkpoint: Checkpoint, own: Mapping[str, tuple[int, ...]]) -> None:
+        tensors, config = checkpoint.tensors, checkpoint.config
+        self.path = checkpoint.path
         self._tensors = tensors
         self._config = config
-        with torch.device("meta"):
-            own = {name: tuple(tensor.shape) for name, tensor in build_gpt(config).state_dict().items()}
         self._sources = {name: _sources(name, config.moe_num_experts) for name in own}
         self._unfit: dict[str, str] = {}  # by our name, the first tensor that is missing or misshapen
         self.shapes = dict(own)
@@ -226,7 +233,7 @@ class _Tensors(Weights):
             tensor[:, : self._config.n_embd] -= torch.eye(self._config.n_embd)
         return tensor
 
-    def called(self, name: str) -> str:
+    def name_in_file(self, name: str) -> str:
         return self._unfit.get(name, name)
 
     def _left_over(self) -> set[str]:
@@ -259,19 +266,20 @@ def _is_of_experts(name: str) -> bool:
     return ".mlp.experts." in name
 
 
-def _named(model: GPT, blocks: list[Block], vocab_size: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters by nanoGPT's names, on the CPU; it keeps a matrix as we do, (out, in)."""
-    embed = model.embed
-    assert embed.wpe is not None
-    wte = embed.wte.weight.detach().cpu()[:vocab_size].clone()  # or the file would hold all rows
+def _renamed(
+    tensors: Mapping[str, torch.Tensor], layers: list[str], vocab_size: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters by nanoGPT's names; it keeps a matrix as we do, (out, in)."""
+    wte = tensors["embed.wte.weight"].detach().cpu()[:vocab_size].clone()  # or the file would hold all rows
     yield "transformer.wte.weight", wte
-    yield "transformer.wpe.weight", embed.wpe.weight.detach().cpu()
-    parts = {
-        f"transformer.h.{number}.{name}": block.get_submodule(name)
-        for number, block in enumerate(blocks)
-        for name in PARTS
-    }
-    for part, module in {**parts, "transformer.ln_f": model.head.ln_f}.items():
-        for name, tensor in module.state_dict().items():
-            yield f"{part}.{name}", tensor.cpu()
+    yield "transformer.wpe.weight", tensors["embed.wpe.weight"].detach().cpu()
+    parts = [
+        (f"{layer}{part}", f"transformer.h.{number}.{part}")
+        for number, layer in enumerate(layers)
+        for part in PARTS
+    ]
+    for ours, theirs in [*parts, ("head.ln_f", "transformer.ln_f")]:
+        for name in ("weight", "bias"):
+            if (tensor := tensors.get(f"{ours}.{name}")) is not None:
+                yield f"{theirs}.{name}", tensor.cpu()
     yield "lm_head.weight", wte

@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.overrides import TorchFunctionMode
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.validation import validate
-from pipeline.model.build import build_gpt
-from pipeline.model.gpt import GPT
 from pipeline.storage.files import write_json
 
 WEIGHTS_FILE = "model.safetensors"
@@ -49,22 +46,17 @@ class Weights:
         with safe_open(self.path, framework="pt") as file:  # mapped anew, or what was read stays in memory
             return file.get_tensor(name).clone()
 
+    def read_all(self) -> dict[str, torch.Tensor]:
+        """All tensors by name."""
+        return {name: self.read(name) for name in self.shapes}
+
     @property
     def files(self) -> list[Path]:
         return [self.path]
 
-    def called(self, name: str) -> str:
-        """What the file calls a parameter of ours."""
+    def name_in_file(self, name: str) -> str:
+        """What the file calls our parameter `name`, for error messages."""
         return name
-
-
-class _NoInitialization(TorchFunctionMode):
-    """Leaves new parameters as they are: they are about to be loaded."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return (kwargs or {}).get("tensor", args[0] if args else None)
-        return func(*args, **(kwargs or {}))
 
 
 def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -88,30 +80,6 @@ def save_config(config: GPTConfig, folder: Path) -> None:
     write_json(folder / CONFIG_FILE, config.model_dump())
 
 
-def load_weights(model: GPT, weights: Weights) -> None:
-    """Fill `model`, on the device it is on.
-
-    Raises UserError naming what does not fit; the model is untouched then.
-    """
-    own, shapes = model.state_dict(), weights.shapes
-    misshapen = {name for name in own.keys() & shapes.keys() if own[name].shape != shapes[name]}
-    for problem, names in (
-        ("lacks", own.keys() - shapes.keys()),
-        ("has unknown", shapes.keys() - own.keys()),
-        ("has other shapes for", misshapen),
-    ):
-        if names:
-            some = ", ".join(sorted(weights.called(name) for name in names)[:5])
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise UserError(f"{weights.path}: {problem} {some}{more}; it belongs to another model")
-    if next(model.parameters()).is_meta:
-        model.load_state_dict({name: weights.read(name) for name in own}, assign=True)
-    else:
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(weights.read(name))
-
-
 def load_config(folder: Path) -> GPTConfig:
     """The config of the model saved in `folder`. Raises UserError if there is none."""
     path = folder / CONFIG_FILE
@@ -131,16 +99,3 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a model's config; name another folder")
     return values
-
-
-def build_with(config: GPTConfig, weights: Weights) -> GPT:
-    """A model on the CPU that was never initialized. Raises UserError for weights that do not fit."""
-    with torch.device("meta"), _NoInitialization():
-        model = build_gpt(config)
-    load_weights(model, weights)
-    return model
-
-
-def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
-    """The model saved in `folder`, in evaluation mode. Raises UserError if there is none."""
-    return build_with(load_config(folder), Weights(folder / WEIGHTS_FILE)).to(device).eval()

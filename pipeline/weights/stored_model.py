@@ -15,7 +15,6 @@ from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.published import PUBLISHED
 from pipeline.config.validation import suggest, validate
-from pipeline.model.gpt import GPT
 from pipeline.storage.files import sha256_file
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
@@ -24,7 +23,6 @@ from pipeline.weights.saved import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Weights,
-    build_with,
     load_config,
     read_config,
 )
@@ -44,14 +42,9 @@ class StoredModel:
     weights: Weights
     tokenizer_folder: Path
 
-    def build(self, config: GPTConfig | None = None) -> GPT:
-        """The model in memory, on the CPU; with another `config` than its own, as far as weights allow."""
-        config = config or self.config
-        return build_with(config, _FirstPositions(self.weights, config.block_size))
-
-    def load(self, device: torch.device | str = "cpu") -> GPT:
-        """The model on a device, in evaluation mode."""
-        return self.build().to(device).eval()
+    def first_positions(self, block_size: int) -> Weights:
+        """The weights for a shorter context: of learned positions, the first `block_size`."""
+        return _FirstPositions(self.weights, block_size)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -156,5 +149,5 @@ class _FirstPositions(Weights):
         tensor = self._weights.read(name)
         return tensor[: self._block_size].clone() if name == self.NAME else tensor
 
-    def called(self, name: str) -> str:
-        return self._weights.called(name)
+    def name_in_file(self, name: str) -> str:
+        return self._weights.name_in_file(name)

@@ -27,8 +27,8 @@ from pipeline.config.model import GPTConfig
 from pipeline.config.published import PUBLISHED
 from pipeline.evaluate.tasks import HellaSwag, WikiText2
 from pipeline.evaluate.zeroshot import evaluate_task
+from pipeline.model.load import load_model
 from pipeline.storage.files import write_text
-from pipeline.weights.stored_model import open_model
 from tests import tiny, zeroshot
 
 
@@ -87,7 +87,7 @@ def test_losses_are_means_over_all_but_the_first_token_of_each_window(tmp_path: 
     theirs = random_gpt2(tiny.config())
     theirs.save_pretrained(tmp_path)
     windows = torch.arange(24).view(3, 8) % 11
-    reference, here = losses(theirs, open_model(tmp_path).load(), windows, np.ones(11, dtype=np.int64))
+    reference, here = losses(theirs, load_model(tmp_path), windows, np.ones(11, dtype=np.int64))
     logits = theirs(windows).logits[:, :-1]
     expected = F.cross_entropy(logits.reshape(-1, 11), windows[:, 1:].reshape(-1)).item()
     assert (reference, here) == pytest.approx((expected, expected), rel=1e-6)
@@ -100,7 +100,7 @@ def test_the_text_is_put_together_from_its_windows(wikitext: WikiText2) -> None:
 def test_the_documented_recipe_has_our_perplexity(wikitext: WikiText2, tmp_path: Path) -> None:
     tokenizer, theirs = zeroshot.bpe(), random_gpt2(config())
     theirs.save_pretrained(tmp_path / "model")
-    ours = open_model(tmp_path / "model").load()
+    ours = load_model(tmp_path / "model")
     ids, block_size = text_ids(wikitext), zeroshot.BLOCK_SIZE
     reference = sliding_window_perplexity(theirs, ids, block_size, block_size // 2)
     here = evaluate_task(wikitext, ours, tokenizer, CPU, batch_size=4)["perplexity"]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from pipeline.corpus.sources import DatasetSpec, write_spec
+from pipeline.model.load import load_model
 from pipeline.storage.files import sha256_file, write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer
 from pipeline.weights.hub_models import EXPORTED
@@ -111,7 +112,7 @@ def test_an_export_is_a_model_again_and_is_exported_to_the_same_bytes(
     stored = open_model("results/export")
     ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
     expected = tiny.model(bias=False)(ids)[..., :10]
-    assert (stored.load()(ids) - expected).abs().max() <= 1e-5
+    assert (load_model(stored)(ids) - expected).abs().max() <= 1e-5
     assert stored.tokenizer().to_json() == CHARACTERS.to_json()
     assert stage("export", "--model", "results/export", "--out", "again").status == 0
     for name in set(FILES) - {"README.md"}:

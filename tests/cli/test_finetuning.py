@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+from pipeline.cli.preset import apply
 from pipeline.config.params import load_params
-from pipeline.config.presets import apply
 from pipeline.evaluate.comparison import OURS
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import load_tokenizer

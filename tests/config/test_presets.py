@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.cli.preset import apply
 from pipeline.config import presets
 from pipeline.config.errors import UserError
 from pipeline.config.model import Model
@@ -164,11 +165,11 @@ def test_every_preset_says_what_it_is() -> None:
 
 
 def test_apply_reports_what_changed_and_returns_from_any_preset(params_file: Path) -> None:
-    assert presets.apply("default", folder=FOLDER, params_file=params_file) == {}
-    changed = presets.apply("gpt2", folder=FOLDER, params_file=params_file)
+    assert apply("default", folder=FOLDER, params_file=params_file) == {}
+    changed = apply("gpt2", folder=FOLDER, params_file=params_file)
     assert changed["model.n_layer"][1] == 12
     for name in presets.names(FOLDER):
-        presets.apply(name, folder=FOLDER, params_file=params_file)
+        apply(name, folder=FOLDER, params_file=params_file)
         assert params_file.read_text(encoding="utf-8") == presets.compose(name, FOLDER)
     assert [path.name for path in params_file.parent.iterdir()] == ["params.yaml"]
 
@@ -179,7 +180,7 @@ def test_apply_refuses_to_lose_edits_unless_forced(params_file: Path) -> None:
     params_file.write_text(edited.replace("beta1: 0.9 ", "beta1: 0.8 "), encoding="utf-8")
     before = params_file.read_text(encoding="utf-8")
     with pytest.raises(UserError) as error:
-        presets.apply("gpt2", folder=FOLDER, params_file=params_file)
+        apply("gpt2", folder=FOLDER, params_file=params_file)
     message = str(error.value)
     assert (
         "on top of preset shakespeare-char: model.n_layer = 7, model.bias = true, train.beta1 = 0.8"
@@ -187,7 +188,7 @@ def test_apply_refuses_to_lose_edits_unless_forced(params_file: Path) -> None:
     )
     assert "and 1 more" in message and "FORCE=1" in message and "\n" not in message
     assert params_file.read_text(encoding="utf-8") == before
-    presets.apply("gpt2", force=True, folder=FOLDER, params_file=params_file)
+    apply("gpt2", force=True, folder=FOLDER, params_file=params_file)
     assert params_file.read_text(encoding="utf-8") == presets.compose("gpt2", FOLDER)
 
 
@@ -196,14 +197,14 @@ def test_apply_notices_added_and_removed_keys(params_file: Path) -> None:
     for edited in (default + "mine: 1\n", default.replace("  n_head: ", "  # n_head: ")):
         params_file.write_text(edited, encoding="utf-8")
         with pytest.raises(UserError, match="edits of yours"):
-            presets.apply("default", folder=FOLDER, params_file=params_file)
+            apply("default", folder=FOLDER, params_file=params_file)
 
 
 def test_apply_replaces_a_broken_file_only_when_forced(params_file: Path) -> None:
     params_file.write_text("model: [", encoding="utf-8")
     with pytest.raises(UserError, match="not valid YAML"):
-        presets.apply("default", folder=FOLDER, params_file=params_file)
-    presets.apply("default", force=True, folder=FOLDER, params_file=params_file)
+        apply("default", folder=FOLDER, params_file=params_file)
+    apply("default", force=True, folder=FOLDER, params_file=params_file)
     assert params_file.read_text(encoding="utf-8") == presets.compose("default", FOLDER)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib import image
 
-from pipeline.evaluate.comparison import OURS, as_markdown, read_rows, write_comparison
+from pipeline.evaluate.comparison import OURS, read_rows
 from pipeline.storage.files import write_json
 
 FIGURES = {"val_loss": 3.0, "val_bpb": 1.5, "perplexity": 20.1, "train_loss": 2.9}
@@ -44,28 +42,3 @@ def test_the_figures_are_those_of_the_model_that_was_kept(tmp_path: Path) -> Non
     (row,) = read_rows([tmp_path / "metrics.json"], "here", 100, {})
     assert (row.val_loss, row.val_bpb, row.train_loss) == (2.5, 1.25, None)
     assert row.perplexity == pytest.approx(12.18, abs=0.01)
-
-
-def test_all_forms_have_the_best_first(files: list[Path], tmp_path: Path) -> None:
-    rows = read_rows(files, "here", 100, {"gpt2": 3.12})
-    table, picture = tmp_path / "out" / "b.md", tmp_path / "out" / "b.png"
-    text = write_comparison(rows, tmp_path / "out" / "b.json", table, picture, "A title")
-    assert [row["name"] for row in json.loads((tmp_path / "out" / "b.json").read_text())] == [
-        "gpt2",
-        OURS,
-        "bytes",
-        "xz",
-    ]
-    assert table.read_text() == f"# A title\n\n{text}"
-    lines = text.splitlines()
-    assert len({len(line) for line in lines[:6]}) == 1, "columns are aligned"
-    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["gpt2", OURS, "bytes", "xz"]
-    assert lines[2].split("|")[2].strip() == "124,439,808" and lines[2].split("|")[7].strip() == "3.12"
-    assert "3.0000 *" in lines[4] and lines[-1].startswith("\\*")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.json", "b.md", "b.png"]
-    assert image.imread(picture).shape[2] == 4
-
-
-def test_columns_and_notes_that_say_nothing_are_left_out(files: list[Path]) -> None:
-    text = as_markdown(read_rows(files[:2], "here", 100, {}))
-    assert "published" not in text and "*" not in text

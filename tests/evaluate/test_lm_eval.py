@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
+from pipeline.model.load import load_model
 from pipeline.tokens.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
-from pipeline.weights.stored_model import open_model
 from tests import zeroshot
 from tests.conftest import Ended
 from tests.model.test_gpt import hugging_face_twin
@@ -81,7 +81,7 @@ def hugging_faces(folder: Path, tokenizer: BPETokenizer) -> Any:
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    model: Any = hugging_face_twin(open_model(folder).load(), n_head=2)
+    model: Any = hugging_face_twin(load_model(folder), n_head=2)
 
     class HuggingFaces(TemplateLM):
         eot_token_id = tokenizer.end_of_text

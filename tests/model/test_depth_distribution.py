@@ -1,4 +1,4 @@
-"""How often a recurrent block is applied: a rounded, capped log-normal, drawn from seed and step alone."""
+"""How often a recurrent block is applied: a rounded, capped log-normal, or uniform."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def test_the_mean_is_the_one_asked_for(mean: int, spread: float) -> None:
 def test_without_spread_the_depth_is_constant() -> None:
     distribution = DepthDistribution.log_normal(mean=5, spread=0.0, maximum=10)
     assert distribution.mean == 5
-    assert set(distribution.draw(0, np.arange(1000))) == {5}
-    assert set(DepthDistribution.log_normal(3, 0.0, 3).draw(0, np.arange(1000))) == {3}
+    numbers = np.linspace(0, 1, 1000, endpoint=False)
+    assert set(distribution.quantile(numbers)) == {5}
+    assert set(DepthDistribution.log_normal(3, 0.0, 3).quantile(numbers)) == {3}
 
 
 def test_uniform() -> None:
@@ -64,7 +65,7 @@ def test_uniform() -> None:
     ],
 )
 def test_draws_follow_the_probabilities(distribution: DepthDistribution) -> None:
-    draws = distribution.draw(7, np.arange(20_000))
+    draws = distribution.quantile(np.random.default_rng(7).random(20_000))
     maximum = len(distribution.probabilities)
     assert draws.min() == 1
     assert draws.max() == maximum
@@ -72,20 +73,3 @@ def test_draws_follow_the_probabilities(distribution: DepthDistribution) -> None
     observed = np.bincount(draws, minlength=maximum + 1)[1:]
     chi_square = ((observed - expected) ** 2 / expected).sum()
     assert chi_square < 25  # 7 degrees of freedom at most: p < 0.001
-
-
-def test_a_draw_depends_on_seed_and_micro_step_alone() -> None:
-    distribution = DepthDistribution.log_normal(8, 0.5, 16)
-    draws = distribution.draw(3, np.arange(100))
-    assert (distribution.draw(3, np.arange(50, 100)) == draws[50:]).all()
-    assert [int(distribution.draw(3, step)[0]) for step in range(100)] == draws.tolist()
-    assert (DepthDistribution.log_normal(8, 0.5, 16).draw(3, np.arange(100)) == draws).all()
-
-
-def test_other_seeds_draw_otherwise() -> None:
-    distribution = DepthDistribution.log_normal(8, 0.5, 16)
-    draws = np.stack([distribution.draw(seed, np.arange(2000)) for seed in range(4)]).astype(float)
-    correlations = np.corrcoef(draws)[np.triu_indices(4, 1)]
-    assert np.abs(correlations).max() < 0.1
-    neighbours = np.corrcoef(draws[0, :-1], draws[0, 1:])[0, 1]
-    assert abs(neighbours) < 0.1

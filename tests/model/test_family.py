@@ -10,10 +10,11 @@ import torch
 from pipeline.model.build import build_gpt
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
+from pipeline.model.load import load_model
 from pipeline.optim.adamw import AdamW
 from pipeline.runtime.compiled import compile_loss
 from pipeline.serve.sampling import TokenSampler, generate
-from pipeline.weights.saved import load_model, save_config, save_weights
+from pipeline.weights.saved import save_config, save_weights
 from tests import tiny
 from tests.family import VARIANTS
 from tests.train.runs import Runs, outcome, stopped_at_each

@@ -16,7 +16,8 @@ from pipeline.model.block import Block, LayerDropout
 from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.halting import LearnedStopping, StickyDropout, StoppingGate
-from pipeline.weights.saved import Weights, load_weights, save_weights
+from pipeline.model.load import load_weights
+from pipeline.weights.saved import Weights, save_weights
 from tests import tiny
 from tests.family import RECURRENT, STOPPING, THRESHOLD
 

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config.errors import UserError
 from pipeline.model.gpt import GPT
-from pipeline.serve.sampling import TextStream, TokenSampler, encode_prompt, generate
+from pipeline.serve.sampling import TextStream, TokenSampler, generate
 from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from pipeline.weights.saved import save_config, save_weights
 from tests import tiny
@@ -177,49 +177,6 @@ def test_a_stream_replaces_what_never_becomes_a_character() -> None:
     assert stream.feed(face[0]) == ""
     assert stream.feed(256) == "", "the end of a text has no characters"
     assert stream.finish() == "\ufffd"
-
-
-CHARACTERS = CharTokenizer("abc\n", end_of_text=False)
-
-
-def test_prompt_from_text_and_from_file(tmp_path: Path) -> None:
-    text, ids = encode_prompt("cab", CHARACTERS)
-    assert (text, ids.tolist(), ids.dtype) == ("cab", [[3, 1, 2]], torch.int64)
-    path = tmp_path / "prompt.txt"
-    path.write_text("abba\n")
-    text, ids = encode_prompt(f"FILE:{path}", CHARACTERS)
-    assert (text, ids.tolist()) == ("abba\n", [[1, 2, 2, 1, 0]])
-
-
-def test_prompt_may_hold_the_end_of_text() -> None:
-    text, ids = encode_prompt("<|endoftext|>b", CharTokenizer("abc", end_of_text=True))
-    assert (text, ids.tolist()) == ("<|endoftext|>b", [[3, 1]])
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"abx", "sample.start: character 'x' (U+0078, position 2) is not in the vocabulary"),
-        (b"", 'sample.start is empty; give at least one character, such as "\\n"'),
-        (b"ab\xff", "sample.start = FILE:"),
-        (None, "sample.start = FILE:"),
-    ],
-)
-def test_bad_prompt_gets_one_line(tmp_path: Path, content: bytes | None, expected: str) -> None:
-    path = tmp_path / "prompt.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        encode_prompt(f"FILE:{path}", CHARACTERS)
-    assert str(error.value).startswith(expected)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("tokenizer", [CHARACTERS, ByteTokenizer(end_of_text=True)])
-def test_prompt_that_is_no_unicode_gets_one_line(tokenizer: Tokenizer) -> None:
-    """A byte on the command line that is not UTF-8 arrives as half a character."""
-    with pytest.raises(UserError, match="^sample.start: "):
-        encode_prompt("ab\udcff", tokenizer)
 
 
 def save_model(**switches: Any) -> None:

@@ -12,8 +12,8 @@ from pipeline.cli import new_dataset
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.corpus.documents import read_pieces
-from pipeline.corpus.nanogpt_ids import write_meta
 from pipeline.corpus.sources import load_spec, write_spec
+from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import GPT2_FILES, GPT2_URL, CharTokenizer, gpt2_tokenizer, load_tokenizer
 from stages import download, eval_baselines, tokenize
@@ -76,7 +76,7 @@ def test_nanogpts_ids_become_the_active_dataset_byte_for_byte(
     assert "data.dataset is now nanogpt-pydocs, tokenizer.name is now char" in capsys.readouterr().out
     download.main()
     raw, shards = Path("data/nanogpt-pydocs/raw"), Path("data/nanogpt-pydocs/char")
-    assert sorted(path.name for path in raw.iterdir()) == ["tokenizer.json", "train.bin", "val.bin"]
+    assert sorted(path.name for path in raw.iterdir()) == ["meta.pkl", "train.bin", "val.bin"]
     assert f"{raw}: {len(text):,} tokens" in capsys.readouterr().out
     tokenize.main()
     for split in ("train", "val"):

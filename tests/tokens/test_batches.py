@@ -12,8 +12,6 @@ from pipeline.tokens.batches import (
     check_fits,
     count_batches,
     evaluation_windows,
-    mix,
-    permute,
 )
 from pipeline.tokens.shards import Tokens
 
@@ -26,39 +24,6 @@ def counting(length: int, shard_tokens: int = 10**6) -> Tokens:
 
 def step_inputs(batches: TrainingBatches, step: int, micro_batches: int) -> torch.Tensor:
     return torch.cat([batches.micro_batch(step, number)[0] for number in range(micro_batches)])
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000, 4097])
-def test_permute_is_a_bijection_that_changes_with_the_key(size: int) -> None:
-    positions = np.arange(size)
-    orders = [permute(positions, size, mix(np.uint64(key))) for key in range(20)]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), positions)
-    assert len({order.tobytes() for order in orders}) >= min(size, 15)
-
-
-def test_permute_sends_each_position_everywhere_alike() -> None:
-    keys = mix(np.arange(1500, dtype=np.uint64))
-    for size in (3, 5, 7):
-        orders = np.array([permute(np.arange(size), size, key) for key in keys])  # (1500, size)
-        shares = np.array([(orders == image).mean(axis=0) for image in range(size)]) * size
-        np.testing.assert_allclose(shares, 1, atol=0.4)
-
-
-def test_permute_needs_no_neighbours() -> None:
-    whole = permute(np.arange(1000), 1000, np.uint64(7))
-    some = np.array([999, 3, 500])
-    np.testing.assert_array_equal(permute(some, 1000, np.uint64(7)), whole[some])
-    assert permute(np.arange(0), 1000, np.uint64(7)).shape == (0,)
-
-
-def test_mix_is_splitmix64() -> None:
-    # The first outputs of the reference implementation from seed 1234567.
-    gamma, seed = 0x9E3779B97F4A7C15, 1234567
-    states = np.array([(seed + i * gamma) % 2**64 for i in range(3)], dtype=np.uint64)
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert mix(states).tolist() == expected
-    assert [int(mix(state)) for state in states] == expected
 
 
 @pytest.mark.parametrize(

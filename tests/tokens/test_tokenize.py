@@ -16,6 +16,7 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.documents import corpus_files, fingerprint, read_pieces
 from pipeline.corpus.sources import DocumentSplit, GivenSplit, Split, TailSplit, UrlSource, load_spec
 from pipeline.storage.files import write_text
+from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.shards import Manifest, SplitName, load_manifest, open_split
 from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizers import (
@@ -253,7 +254,8 @@ def test_a_pretrained_tokenizer_is_used_as_it_is(raw: Path) -> None:
 
 def test_ids_that_came_with_their_tokenizer_take_no_other(raw: Path) -> None:
     own = CharTokenizer("abc", end_of_text=True)
-    own.save(raw)
+    raw.mkdir()
+    write_meta(own, raw / "meta.pkl")
     for name in ("train", "val"):
         np.array([0, 1, 3, 2], dtype=np.uint16).tofile(raw / f"{name}.bin")
     arguments = (raw, GivenSplit(by="source"), "pretrained", 300, 3, raw.parent / "tokens")

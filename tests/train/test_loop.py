@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
+from pipeline.model.load import load_model
 from pipeline.optim.schedule import learning_rate
 from pipeline.storage.files import sha256_file
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted, Trainer
-from pipeline.weights.saved import load_model
 from tests import tiny
 from tests.train.dying import DiesAfter, Killed
 from tests.train.runs import (

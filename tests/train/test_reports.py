@@ -10,9 +10,9 @@ import pytest
 from pipeline.config.errors import UserError
 from pipeline.evaluate.tasks import Lambada
 from pipeline.evaluate.zeroshot import evaluate_task
+from pipeline.model.load import load_model
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import load_tokenizer
-from pipeline.weights.stored_model import open_model
 from tests.train.runs import Runs, rows, weights_of
 
 RECURRENT = ["model.recurrent_shared_weights=true", "model.recurrent_depth=3", "log.log_interval=1"]
@@ -75,7 +75,7 @@ def test_zero_shot_figures_are_logged_now_and_then_and_change_nothing(
     fitted = runs(*ZEROSHOT)
     logged = {int(row["step"]): row["lambada_perplexity"] for row in rows(fitted)}
     assert [step for step, figure in logged.items() if figure] == [0, 8, 16, 20]
-    model = open_model(fitted.run.newest() or "").load()
+    model = load_model(fitted.run.newest() or "")
     tokenizer = load_tokenizer(tiny_tokens)
     device = next(model.parameters()).device
     figures = evaluate_task(Lambada(data, tokenizer, 8, None), model, tokenizer, device, 16)

@@ -41,7 +41,7 @@ UNROLLED = {
 def exported(folder: Path, depth: int | None = None, **switches: Any) -> tuple[GPT2LMHeadModel, float]:
     """The model as transformers loads it, and how far its logits are from ours at most."""
     model = tiny.model(**switches)
-    save_gpt2(*to_gpt2(model, tiny.config(**switches), depth), folder)
+    save_gpt2(*to_gpt2(model.state_dict(), tiny.config(**switches), depth), folder)
     loading: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
     loaded, report = loading
     assert not any(report.values()), report
@@ -110,7 +110,7 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_deep_loop_copies_and_leaves_the_model_alone() -> None:
     model = tiny.model(**RECURRENT)
-    _, tensors = to_gpt2(model, tiny.config(**RECURRENT))
+    _, tensors = to_gpt2(model.state_dict(), tiny.config(**RECURRENT))
     before = model(IDS)
     for tensor in tensors.values():
         tensor.zero_()

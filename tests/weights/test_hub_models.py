@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from pipeline.config.errors import UserError
+from pipeline.model.load import load_model
 from pipeline.storage.files import sha256_file, write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer
 from pipeline.weights.gpt2 import save_gpt2, to_gpt2
@@ -34,7 +35,7 @@ def export(tmp_path: Path) -> Path:
     """A folder as `make export` writes it, with two files that are none of its."""
     folder = tmp_path / "export"
     folder.mkdir()
-    save_gpt2(*to_gpt2(tiny.model(), tiny.config()), folder)
+    save_gpt2(*to_gpt2(tiny.model().state_dict(), tiny.config()), folder)
     for name, text in to_transformers(CharTokenizer("abcdefghijk", end_of_text=False), 8).items():
         write_text(folder / name, text)
     write_json(folder / "generation_config.json", {})
@@ -63,7 +64,7 @@ def test_a_model_is_downloaded_without_what_is_of_no_use(hub: str, export: Path)
         stored = open_model(name)
         assert stored.tokenizer().vocab_size == 11
         ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
-        assert torch.equal(stored.load()(ids), tiny.model()(ids))
+        assert torch.equal(load_model(stored)(ids), tiny.model()(ids))
     folder = download_model("someone/gpt", "main")
     assert content(folder) == {name: sha256_file(export / name) for name in MODEL_FILES}
 
@@ -167,8 +168,8 @@ def test_a_gated_model_says_where_to_ask(
 # huggingface_hub reads its settings when it is imported, so it takes a fresh interpreter.
 OPEN = """
 import sys
-from pipeline.weights.stored_model import open_model
-print(open_model(sys.argv[1]).load().num_params())
+from pipeline.model.load import load_model
+print(load_model(sys.argv[1]).num_params())
 """
 
 

@@ -15,12 +15,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.nanogpt_ids import read_meta, write_meta
 from pipeline.model.gpt import GPT
+from pipeline.model.load import build_with, load_model, parameter_shapes
 from pipeline.model.recurrence import Recurrence
+from pipeline.tokens.nanogpt_ids import read_meta, write_meta
 from pipeline.tokens.tokenizers import GPT2_FILES, GPT2_URL, ByteTokenizer, CharTokenizer, load_tokenizer
 from pipeline.weights.nanogpt_checkpoint import is_written, read_checkpoint, write_checkpoint
-from pipeline.weights.saved import build_with, load_config, load_model, save_config, save_weights
+from pipeline.weights.saved import load_config, save_config, save_weights
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import MOE, RECURRENT, SHARED, VARIANTS
@@ -122,7 +123,7 @@ def saved(path: Path, tensors: dict[str, Any], prefix: str = "", **args: Any) ->
 @torch.no_grad()
 def read_logits(path: Path, depth: int | None = None) -> torch.Tensor:
     found = read_checkpoint(path)
-    return build_with(found.config, found.weights).eval()(IDS, depth=depth)
+    return build_with(found.config, found.weights(parameter_shapes(found.config))).eval()(IDS, depth=depth)
 
 
 @torch.no_grad()
@@ -388,7 +389,7 @@ def test_what_is_written_has_equal_logits_in_transformers_and_here(
 ) -> None:
     gpt, path = tiny.model(**switches), tmp_path / "ckpt.pt"
     depth = 5 if switches == RECURRENT else None
-    n_layer = write_checkpoint(gpt, tiny.config(**switches), 10, "mine", path, depth)
+    n_layer = write_checkpoint(gpt.state_dict(), tiny.config(**switches), 10, "mine", path, depth)
     assert n_layer == (depth or 3)
     found = torch.load(path)  # as sample.py does
     assert found["config"] == {"dataset": "mine"}
@@ -407,7 +408,9 @@ def test_what_is_written_has_equal_logits_in_transformers_and_here(
 
 
 def test_a_written_model_of_one_layer_has_nanogpts_names(tmp_path: Path) -> None:
-    write_checkpoint(tiny.model(n_layer=1), tiny.config(n_layer=1), 11, "mine", tmp_path / "ckpt.pt")
+    write_checkpoint(
+        tiny.model(n_layer=1).state_dict(), tiny.config(n_layer=1), 11, "mine", tmp_path / "ckpt.pt"
+    )
     tensors = torch.load(tmp_path / "ckpt.pt")["model"]
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
         "transformer.wte.weight": (11, 16),
@@ -434,7 +437,12 @@ def test_a_loop_is_in_the_file_once(tmp_path: Path) -> None:
     sizes = []
     for depth in (2, 9):
         write_checkpoint(
-            tiny.model(**RECURRENT), tiny.config(**RECURRENT), 11, "mine", tmp_path / "ckpt.pt", depth
+            tiny.model(**RECURRENT).state_dict(),
+            tiny.config(**RECURRENT),
+            11,
+            "mine",
+            tmp_path / "ckpt.pt",
+            depth,
         )
         sizes.append(sum(storage.nbytes() for storage in storages(torch.load(tmp_path / "ckpt.pt")["model"])))
     assert sizes[0] == sizes[1]
@@ -449,12 +457,12 @@ def test_a_variant_that_nanogpt_cannot_be_is_refused_by_its_switch(tmp_path: Pat
     switches, path = VARIANTS[name], tmp_path / "ckpt.pt"
     gpt, config = tiny.model(**switches), tiny.config(**switches)
     if not config.beyond_gpt2() and config.tie_word_embeddings:
-        write_checkpoint(gpt, config, 11, "mine", path)
+        write_checkpoint(gpt.state_dict(), config, 11, "mine", path)
         with torch.no_grad():
             assert torch.allclose(read_logits(path), gpt(IDS), atol=1e-5)
         return
     with pytest.raises(UserError) as error:
-        write_checkpoint(gpt, config, 11, "mine", path)
+        write_checkpoint(gpt.state_dict(), config, 11, "mine", path)
     switch = re.match(r"model\.(\w+) = (\S+): nanoGPT has no place for it", str(error.value))
     assert switch and str(switches[switch[1]]).lower() == switch[2]
     assert not path.exists()
@@ -462,7 +470,7 @@ def test_a_variant_that_nanogpt_cannot_be_is_refused_by_its_switch(tmp_path: Pat
 
 def test_a_depth_needs_a_loop(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="recurrent depth 5: this model has no loop, just its 3 layers"):
-        write_checkpoint(tiny.model(), tiny.config(), 11, "mine", tmp_path / "ckpt.pt", 5)
+        write_checkpoint(tiny.model().state_dict(), tiny.config(), 11, "mine", tmp_path / "ckpt.pt", 5)
 
 
 # the commands

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.config.errors import UserError
 from pipeline.config.published import PUBLISHED
+from pipeline.model.load import build_with, load_model
 from pipeline.storage.files import write_json
 from pipeline.weights.saved import save_config, save_weights
 from pipeline.weights.stored_model import open_model
@@ -45,7 +46,7 @@ def saved(folder: Path, **changes: Any) -> GPT2LMHeadModel:
 
 @torch.no_grad()
 def difference(theirs: GPT2LMHeadModel, folder: Path) -> float:
-    return float((theirs(IDS).logits - open_model(folder).load()(IDS)).abs().max())
+    return float((theirs(IDS).logits - load_model(folder)(IDS)).abs().max())
 
 
 @pytest.mark.parametrize(("activation", "bar"), [("gelu_new", 1e-4), ("gelu", 1e-5)])
@@ -74,7 +75,7 @@ def test_what_varies_among_gpt2s_is_read(changes: dict[str, Any], tmp_path: Path
 
 def test_parameters_lie_in_memory_as_in_a_model_from_scratch(tmp_path: Path) -> None:
     saved(tmp_path)
-    assert all(parameter.is_contiguous() for parameter in open_model(tmp_path).load().parameters())
+    assert all(parameter.is_contiguous() for parameter in load_model(tmp_path).parameters())
 
 
 def test_the_config_is_read_and_dropout_is_theirs(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_several_files_are_one_model(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_shorter_context_keeps_the_first_positions(tmp_path: Path) -> None:
     theirs, stored = saved(tmp_path), open_model(tmp_path)
-    ours = stored.build(stored.config.model_copy(update={"block_size": 8})).eval()
+    ours = build_with(stored.config.model_copy(update={"block_size": 8}), stored.first_positions(8)).eval()
     assert ours.embed.wpe is not None and len(ours.embed.wpe.weight) == 8
     assert (theirs(IDS).logits - ours(IDS)).abs().max() <= 1e-5
 
@@ -132,7 +133,7 @@ def test_our_own_folder_opens_the_same_way(tmp_path: Path) -> None:
     model = tiny.model(moe=True)
     save_weights(model.state_dict(), tmp_path)
     save_config(tiny.config(moe=True), tmp_path)
-    assert torch.equal(open_model(tmp_path).load()(IDS), model(IDS))
+    assert torch.equal(load_model(tmp_path)(IDS), model(IDS))
 
 
 @torch.no_grad()
@@ -143,7 +144,7 @@ def test_a_name_on_the_hub_is_downloaded_once(tmp_path: Path, monkeypatch: pytes
     with serving_hub("somebody/model", tmp_path / "served", kind="model") as endpoint:
         use_hub(endpoint, tmp_path / "home", monkeypatch)
         first = open_model(name)
-    assert (theirs(IDS).logits - first.load()(IDS)).abs().max() <= 1e-5
+    assert (theirs(IDS).logits - load_model(first)(IDS)).abs().max() <= 1e-5
     assert open_model(name).folder == first.folder  # the server is gone
 
 
@@ -231,7 +232,7 @@ def test_what_does_not_fit_is_named_in_one_line(
     saved(tmp_path)
     spoil(tmp_path)
     with pytest.raises(UserError) as error:
-        open_model(tmp_path).load()
+        load_model(tmp_path)
     assert str(error.value).startswith(str(tmp_path)) and expected in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.nanogpt_ids import count_ids, read_ids, read_meta, write_meta
+from pipeline.tokens.nanogpt_ids import count_ids, read_ids, read_meta, write_meta
 from pipeline.tokens.tokenizers import CharTokenizer
 
 # Of "ab": what a prepare.py of nanoGPT's pickles.
@@ -120,7 +120,7 @@ def test_a_missing_meta_is_one_line(tmp_path: Path) -> None:
 
 
 def test_ids_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.corpus.nanogpt_ids.CHUNK", 3)
+    monkeypatch.setattr("pipeline.tokens.nanogpt_ids.CHUNK", 3)
     ids = np.array([5, 0, 65535, 1, 2, 3, 4], dtype=np.uint16)
     ids.tofile(tmp_path / "train.bin")
     assert count_ids(tmp_path / "train.bin") == 7

@@ -14,17 +14,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pipeline.config.errors import UserError
+from pipeline.corpus.sources import IDS_FILES, META_FILE
 from pipeline.tokens.tokenizers import END_OF_TEXT, CharTokenizer
 
-META_FILE = "meta.pkl"
-IDS_FILES = ("train.bin", "val.bin")
 DTYPE = np.dtype("<u2")
 CHUNK = 1 << 24  # ids in memory at once
 
 
-def holds_ids(folder: Path) -> bool:
-    """Whether this is a folder that nanoGPT's prepare.py filled."""
-    return all((folder / name).is_file() for name in IDS_FILES)
+def check_folder(folder: Path) -> None:
+    """Raise UserError if a folder's .bin files or its meta.pkl cannot be read."""
+    for name in IDS_FILES:
+        count_ids(folder / name)
+    if (folder / META_FILE).exists():
+        read_meta(folder / META_FILE)
 
 
 def count_ids(path: Path) -> int:

@@ -1,0 +1,76 @@
+"""From a stored model's config and weights to a GPT in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
+from pipeline.model.build import build_gpt
+from pipeline.model.gpt import GPT
+from pipeline.weights.saved import Weights
+from pipeline.weights.stored_model import StoredModel, open_model
+
+
+def load_model(model: StoredModel | str | Path, device: torch.device | str = "cpu") -> GPT:
+    """A stored model, or the one of that name, on a device and in evaluation mode.
+
+    Raises UserError if there is none, and for weights that do not fit its config.
+    """
+    stored = model if isinstance(model, StoredModel) else open_model(model)
+    return build_with(stored.config, stored.weights).to(device).eval()
+
+
+def build_with(config: GPTConfig, weights: Weights) -> GPT:
+    """A model on the CPU with these weights; no time is spent on initializing it.
+
+    Raises UserError for weights that do not fit.
+    """
+    with torch.device("meta"), _NoInitialization():
+        model = build_gpt(config)
+    load_weights(model, weights)
+    return model
+
+
+def load_weights(model: GPT, weights: Weights) -> None:
+    """Fill `model`, on the device it is on.
+
+    Raises UserError naming what does not fit; the model is untouched then.
+    """
+    own, shapes = model.state_dict(), weights.shapes
+    misshapen = {name for name in own.keys() & shapes.keys() if own[name].shape != shapes[name]}
+    for problem, names in (
+        ("lacks", own.keys() - shapes.keys()),
+        ("has unknown", shapes.keys() - own.keys()),
+        ("has other shapes for", misshapen),
+    ):
+        if names:
+            some = ", ".join(sorted(weights.name_in_file(name) for name in names)[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise UserError(f"{weights.path}: {problem} {some}{more}; it belongs to another model")
+    if next(model.parameters()).is_meta:
+        model.load_state_dict({name: weights.read(name) for name in own}, assign=True)
+    else:
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(weights.read(name))
+
+
+def parameter_shapes(config: GPTConfig) -> Mapping[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a model of this config is saved as. Allocates nothing."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build_gpt(config).state_dict().items()}
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves new parameters as they are: they are about to be loaded."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))

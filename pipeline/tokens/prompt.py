@@ -1,0 +1,27 @@
+"""The prompt of a sample: text, or a file of it, as token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.errors import UserError
+from pipeline.tokens.tokenizers import Tokenizer
+
+
+def encode_prompt(start: str, tokenizer: Tokenizer) -> tuple[str, np.ndarray]:
+    """The prompt's text and ids (T,), int64; `FILE:path` is read from a file. Raises UserError."""
+    if start.startswith("FILE:"):
+        path = Path(start.removeprefix("FILE:"))
+        try:
+            start = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"sample.start = FILE:{path}: {error}") from None
+    try:
+        ids = tokenizer.encode_prompt(start)
+    except UserError as error:
+        raise UserError(f"sample.start: {error}") from None
+    if not len(ids):
+        raise UserError('sample.start is empty; give at least one character, such as "\\n"')
+    return start, ids.astype(np.int64)

@@ -1,0 +1,57 @@
+"""The table of the model and its baselines: the right rows, in order, in every form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import image
+
+from pipeline.evaluate.comparison import OURS, read_rows
+from pipeline.report.comparison import as_markdown, write_comparison
+from pipeline.storage.files import write_json
+
+FIGURES = {"val_loss": 3.0, "val_bpb": 1.5, "perplexity": 20.1, "train_loss": 2.9}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    def written(stem: str, **values: Any) -> Path:
+        path = tmp_path / f"{stem}.json"
+        write_json(path, {"data": "here", **FIGURES, **values})
+        return path
+
+    return [
+        written("metrics", val_bpb=1.2, params=1234567, tokens=10**6),  # tokens of training
+        written("gpt2", name="gpt2", val_bpb=1.1, params=124439808, tokens=100),
+        written("bytes", name="bytes", val_bpb=1.3, tokens=400),
+        written("xz", name="xz", train_loss=None, tokens=101),
+        written("elsewhere", name="elsewhere", data="there", tokens=100),
+    ]
+
+
+def test_all_forms_have_the_best_first(files: list[Path], tmp_path: Path) -> None:
+    rows = read_rows(files, "here", 100, {"gpt2": 3.12})
+    table, picture = tmp_path / "out" / "b.md", tmp_path / "out" / "b.png"
+    text = write_comparison(rows, tmp_path / "out" / "b.json", table, picture, "A title")
+    assert [row["name"] for row in json.loads((tmp_path / "out" / "b.json").read_text())] == [
+        "gpt2",
+        OURS,
+        "bytes",
+        "xz",
+    ]
+    assert table.read_text() == f"# A title\n\n{text}"
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[:6]}) == 1, "columns are aligned"
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["gpt2", OURS, "bytes", "xz"]
+    assert lines[2].split("|")[2].strip() == "124,439,808" and lines[2].split("|")[7].strip() == "3.12"
+    assert "3.0000 *" in lines[4] and lines[-1].startswith("\\*")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.json", "b.md", "b.png"]
+    assert image.imread(picture).shape[2] == 4
+
+
+def test_columns_and_notes_that_say_nothing_are_left_out(files: list[Path]) -> None:
+    text = as_markdown(read_rows(files[:2], "here", 100, {}))
+    assert "published" not in text and "*" not in text
