@@ -40,7 +40,6 @@ from bench.harness import (
 )
 from bench.variants import VARIANTS, overrides
 from pipeline.config import presets
-from pipeline.config.command_line import run
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import LOG, METRICS, MODEL, RESULTS
@@ -163,7 +162,7 @@ def main(
 
     pairs: dict[str, list[Pair]] = {variant: [] for variant in chosen}
     took: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-fork-") as folder:
         theirs, ours = Path(folder, "fork"), Path(folder, "here")
         prepare_here(ours)
         if clone is not None:
@@ -391,7 +390,7 @@ def _evaluate_stopping(folder: Path) -> Stopping:
 
 def _write(pairs: Mapping[str, Sequence[Pair]], max_iters: int, dtype: str) -> str:
     """Write the tables and the figures to results/. Returns what to say of them."""
-    stem = RESULTS / ("bench-model" if dtype == FLOAT32 else f"bench-model-{dtype}")
+    stem = RESULTS / ("bench-fork" if dtype == FLOAT32 else f"bench-fork-{dtype}")
     table, figures = stem.with_suffix(".md"), stem.with_suffix(".json")
     rows = summarize(pairs)
     bars = checks(rows, pairs, full_length=max_iters == MAX_ITERS)
@@ -420,7 +419,3 @@ def _notes(seeds: int, max_iters: int, dtype: str) -> str:
         "whole validation split, means. Steps: medians, and the ratios those of neighbours. Experts: the\n"
         f"worst layer and seed, in the last batch.{theirs}"
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -36,7 +36,6 @@ from bench.parity import (
     sliding_window_perplexity,
     text_ids,
 )
-from pipeline.config.command_line import run
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RESULTS
@@ -267,7 +266,3 @@ def _notes(full: bool, tasks: int, tokens: int) -> str:
         f"Loss: GPT-2 (124M), {tokens:,} tokens of WikiText-2. Its perplexity: {SMALL['n_layer']} layers.\n"
         f"HellaSwag: GPT-2 (124M), {tasks} tasks, medians of {RUNS} runs by turns, ratios of neighbours."
     )
-
-
-if __name__ == "__main__":
-    run(main)

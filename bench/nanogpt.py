@@ -32,7 +32,6 @@ from bench.harness import (
     run_python,
     steps_here,
 )
-from pipeline.config.command_line import run
 from pipeline.config.errors import UserError
 from pipeline.config.paths import LOG, METRICS, RESULTS
 from pipeline.report.tables import markdown_table
@@ -226,7 +225,3 @@ def _notes(runs: int, max_iters: int) -> str:
         f"nanoGPT reports the val loss on {FLAGS['eval_iters']} random batches, this project on the whole\n"
         "validation split."
     )
-
-
-if __name__ == "__main__":
-    run(main)

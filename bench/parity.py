@@ -1,4 +1,4 @@
-"""Models here beside transformers' own, and scoring beside a plain loop: what `make bench-interop` measures.
+"""What `make bench WHAT=interop` measures: models beside transformers', scoring beside a plain loop.
 
 All on the CPU, in float32. Weights are random, yet every one of them matters.
 """

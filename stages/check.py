@@ -1,60 +1,73 @@
-"""Check the parameters before DVC starts: it clears a stage's outputs before the stage can complain."""
+"""Refuse parameters that cannot work before any output is removed, and note what their names stand for."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from pipeline.config.command_line import Overrides, run
-from pipeline.config.params import Params, load_params
-from pipeline.config.paths import METRICS, MODEL, ZEROSHOT
+from pipeline.config.errors import UserError
+from pipeline.config.params import BASELINES, Params, load_params
+from pipeline.config.paths import CHECKED, RESULTS
+from pipeline.config.published import PUBLISHED, check_start
 from pipeline.corpus.sources import load_spec
+from pipeline.storage.checksums import HashCache
+from pipeline.storage.files import replacing_folder, write_json
+from pipeline.weights.identity import identity
+from pipeline.weights.names import check_name
+
+HASHES = Path(".dvc/tmp/model-hashes.json")
 
 
 def main(overrides: Overrides = None) -> None:
-    """Say what is wrong with params.yaml, or with the dataset and the model that it names, or nothing."""
+    """Check params.yaml, and write what DVC cannot see of the dataset and the models that it names."""
     params = load_params(overrides or [])
     params.check_sections()
     load_spec(params.data.dataset)
-    if params.train.init_from not in ("scratch", "resume"):
-        _check_start(params)
-    for name in filter(os.path.isdir, params.zeroshot.models):
-        _compare_weights(name, params.zeroshot.tasks)
+    _check_models(params)
+    hashes = HashCache(HASHES)
+    with replacing_folder(CHECKED) as folder:
+        for name, values in _inputs(params, hashes).items():
+            write_json(folder / f"{name}.json", values)
+    hashes.save()
 
 
-def _check_start(params: Params) -> None:
-    from pipeline.config.published import check_start
-    from pipeline.weights.stored_model import open_model
-
+def _check_models(params: Params) -> None:
+    """Raise UserError for a model that is needed and not there, or that training cannot start from."""
+    for name in params.baselines.models:
+        if name not in BASELINES and RESULTS not in Path(name).parents:
+            check_name(name)
+    if params.tokenizer.model is not None and params.tokenizer.name == "pretrained":
+        check_name(params.tokenizer.model)
     start = params.train.init_from
-    stored = open_model(start)
-    check_start(params.model, stored.config, start)
-    metrics = json.loads(METRICS.read_text(encoding="utf-8")) if METRICS.exists() else {}
-    if metrics.get("settings") == params.fingerprint and metrics["start"] != stored.sha256:
-        first = "dvc repro --force --single-item "
-        tokenize = f"{first}tokenize && " if params.tokenizer.name == "pretrained" else ""
-        _note(f"{start} has other weights than when {MODEL} was trained; for these: {tokenize}{first}train")
+    known = start in PUBLISHED and not Path(start).is_dir()  # then its shape is, and was checked
+    if start not in ("scratch", "resume") and not known:
+        from pipeline.weights.stored_model import open_model
+
+        try:
+            check_start(params.model, open_model(start).config, start)
+        except UserError as error:
+            text = str(error)
+            raise UserError(text if "train.init_from" in text else f"train.init_from: {text}") from None
 
 
-def _compare_weights(name: str, tasks: Sequence[str]) -> None:
-    """Say which zero-shot figures are of weights that a model's folder no longer has."""
-    from pipeline.evaluate.zeroshot import file_name
-    from pipeline.weights.stored_model import open_model
-
-    paths = {task: ZEROSHOT / file_name(task, name) for task in tasks}
-    for task, path in paths.items():
-        figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if figures and figures["weights"] != open_model(name).sha256:
-            _note(
-                f"{name} has other weights than when {path} was made; for these: dvc repro --force "
-                f"--single-item stages/dvc.yaml:eval_zeroshot_others@{name}-{task}"
-            )
-
-
-def _note(text: str) -> None:  # DVC knows a model by its name alone
-    print(f"note: {text}", file=sys.stderr)
+def _inputs(params: Params, hashes: HashCache) -> dict[str, Any]:
+    """What each stage depends on besides its parameters and files, by the name of the file for it."""
+    start, tokenizer = params.train.init_from, params.tokenizer
+    inputs: dict[str, Any] = {
+        "dataset": {"dataset": params.data.dataset},
+        "tokenizer": {"tokenizer": tokenizer.name},
+        "start": {"start": "scratch"},
+    }
+    if tokenizer.name == "pretrained" and tokenizer.model is not None:
+        inputs["tokenizer"] = identity(tokenizer.model, hashes)
+    if start not in ("scratch", "resume"):
+        inputs["start"] = identity(start, hashes)
+    for name in [*params.baselines.models, *params.baselines.pretrained, *params.zeroshot.models]:
+        inputs[f"models/{name.lstrip('/')}"] = (
+            {"model": name} if name in BASELINES else identity(name, hashes)
+        )
+    return inputs
 
 
 if __name__ == "__main__":

@@ -16,17 +16,20 @@ from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_json
 from pipeline.weights.stored_model import open_model
 
+File = Annotated[
+    Path | None, typer.Option(help="Read this file instead of the downloaded one.", show_default=False)
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),
+]
+
 
 def main(
     task: Annotated[str, typer.Argument(help="hellaswag, lambada or wikitext2.")],
     model: ModelName = str(MODEL),
-    data: Annotated[
-        Path | None, typer.Option(help="A file to read instead of the downloaded one.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),
-    ] = None,
+    file: File = None,
+    limit: Limit = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to save the figures instead.", show_default=False)
     ] = None,
@@ -38,7 +41,7 @@ def main(
     device, stored = use_device(params.runtime), open_model(model)
     tokenizer = stored.tokenizer()
     limit = params.zeroshot.limit if limit is None else limit
-    samples = open_task(task, tokenizer, stored.config.block_size, limit, data)
+    samples = open_task(task, tokenizer, stored.config.block_size, limit, file)
     gpt = load_model(stored, device)
     figures = evaluate_task(samples, gpt, tokenizer, device, params.zeroshot.batch_size)
     about = {"task": task, "model": model, "weights": stored.sha256, "samples": samples.samples}

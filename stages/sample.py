@@ -1,4 +1,4 @@
-"""Write text with the trained model: streamed to the terminal and saved in results/samples.txt."""
+"""Write text with a model, streamed to the terminal as it is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from pipeline.config.command_line import ModelName, Overrides, run
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
-from pipeline.config.paths import MODEL, SAMPLES
+from pipeline.config.paths import MODEL
 from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
@@ -30,12 +30,7 @@ def main(
     ] = None,
     model: ModelName = str(MODEL),
     out: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Where to save the samples; - shows them only, as for any model but {MODEL}, whose are "
-            f"saved in {SAMPLES}.",
-            show_default=False,
-        ),
+        Path | None, typer.Option(help="A file to save the samples in, too.", show_default=False)
     ] = None,
 ) -> None:
     """Decode sample.num_samples texts as one batch; the first is shown as it is written."""
@@ -72,10 +67,8 @@ def main(
     texts = [text + ending for text, ending in zip(texts, endings, strict=True)]
     for text in texts[1:]:
         _show(f"{text}\n{RULE}\n")
-    if out is None:  # the samples of the pipeline are those of its own model
-        out = str(SAMPLES) if Path(model) == MODEL else "-"
-    if out != "-":
-        write_text(Path(out), "".join(f"{text}\n{RULE}\n" for text in texts))
+    if out is not None and str(out) != "-":  # which is the screen, as everywhere
+        write_text(out, "".join(f"{text}\n{RULE}\n" for text in texts))
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
 
 

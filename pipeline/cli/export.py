@@ -1,69 +1,143 @@
-"""Write a model as a folder that Hugging Face's transformers loads: results/export/."""
+"""Write a model in another program's format."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.config.command_line import ModelName, RecurrentDepth, run
+from pipeline.config.command_line import ModelName, RecurrentDepth
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
-from pipeline.config.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, runs_folder
-from pipeline.evaluate.comparison import evaluated
+from pipeline.config.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, NANOGPT_EXPORT, runs_folder
+from pipeline.corpus.sources import META_FILE
+from pipeline.evaluate.comparison import baseline_files
 from pipeline.report.model_card import TAG, model_card, read_training
 from pipeline.storage.files import check_room_beside, replacing_folder, write_json, write_text
+from pipeline.tokens.nanogpt_ids import write_meta
+from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 from pipeline.weights.gpt2 import save_gpt2, to_gpt2
 from pipeline.weights.hub_models import CARD_FILE, EXPORTED, GENERATION_FILE, PICTURE_FILE
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.nanogpt_checkpoint import CHECKPOINT_FILE, is_written, write_checkpoint
+from pipeline.weights.stored_model import GPT2_VOCABULARIES, StoredModel, open_model
 from pipeline.weights.transformers_tokenizer import to_transformers
+
+
+class Format(StrEnum):
+    """What can be written."""
+
+    TRANSFORMERS = "transformers"
+    NANOGPT = "nanogpt"
 
 
 def main(
     model: ModelName = str(MODEL),
-    out: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")] = EXPORT,
+    format: Annotated[
+        Format, typer.Option(help="transformers: a GPT2LMHeadModel; nanogpt: a ckpt.pt for its sample.py.")
+    ] = Format.TRANSFORMERS,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Folder to write, {EXPORT} or {NANOGPT_EXPORT} by default; an earlier export there is "
+            "replaced.",
+            show_default=False,
+        ),
+    ] = None,
     recurrent_depth: RecurrentDepth = None,
 ) -> None:
-    """Turn a model into transformers' GPT2LMHeadModel, with its tokenizer and a model card."""
-    if out.exists() and not _is_export(out):
-        raise UserError(f"--out {out}: there is something else already; name a new folder")
-    check_room_beside(out)
+    """Write a model, its tokenizer and a model card for transformers, or for nanoGPT."""
+    write, is_export, default = FORMATS[format]
+    folder = out or default
+    if folder.exists() and not (folder.is_dir() and is_export(folder)):
+        raise UserError(f"--out {folder}: there is something else already; name a new folder")
+    check_room_beside(folder)
     stored = open_model(model)
-    tokenizer, config = stored.tokenizer(), stored.config
+    with replacing_folder(folder) as temporary:
+        message = write(stored, stored.tokenizer(), recurrent_depth, temporary, folder)
+    print(message)
+
+
+def _write_transformers(
+    stored: StoredModel, tokenizer: Tokenizer, recurrent_depth: int | None, folder: Path, out: Path
+) -> str:
+    config = stored.config
     values, tensors = to_gpt2(
         stored.weights.read_all(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
     )
-    ends = {name: values[name] for name in ("bos_token_id", "eos_token_id")}
     training, picture = None, None
-    if Path(model).resolve() == MODEL.resolve():  # of no other one is it known how it was trained
-        known = evaluated(load_params()) if METRICS.exists() else []
+    if stored.folder.resolve() == MODEL.resolve():  # of no other one is it known how it was trained
+        known = baseline_files(load_params()).values() if METRICS.exists() else ()
         training = read_training(METRICS, runs_folder(), known)
         picture = DEPTH_PICTURE if DEPTH_PICTURE.exists() else None
     num_params = sum(tensor.numel() for tensor in tensors.values())
     card = model_card(
         config, tokenizer, num_params, values["n_layer"], training, PICTURE_FILE if picture else None
     )
-    with replacing_folder(out) as folder:
-        save_gpt2(values, tensors, folder)
-        write_json(folder / GENERATION_FILE, ends)
-        for name, text in to_transformers(tokenizer, config.block_size).items():
-            write_text(folder / name, text)
-        write_text(folder / CARD_FILE, card)
-        if picture:
-            shutil.copyfile(picture, folder / PICTURE_FILE)
-    print(f"{out}: GPT2LMHeadModel with {values['n_layer']} layers; from_pretrained({str(out)!r}) loads it")
+    save_gpt2(values, tensors, folder)
+    write_json(folder / GENERATION_FILE, {name: values[name] for name in ("bos_token_id", "eos_token_id")})
+    for name, text in to_transformers(tokenizer, config.block_size).items():
+        write_text(folder / name, text)
+    write_text(folder / CARD_FILE, card)
+    if picture:
+        shutil.copyfile(picture, folder / PICTURE_FILE)
+    return f"{out}: GPT2LMHeadModel with {values['n_layer']} layers; from_pretrained({str(out)!r}) loads it"
 
 
-def _is_export(folder: Path) -> bool:
+def _is_transformers_export(folder: Path) -> bool:
     """Whether nothing is lost when the folder is replaced."""
-    if not folder.is_dir():
-        return False
     names = {path.name for path in folder.iterdir()}
     card = folder / CARD_FILE
     return not names or (names <= set(EXPORTED) and card.exists() and TAG in card.read_text(encoding="utf-8"))
 
 
-if __name__ == "__main__":
-    run(main)
+def _write_nanogpt(
+    stored: StoredModel, tokenizer: Tokenizer, recurrent_depth: int | None, folder: Path, out: Path
+) -> str:
+    _check_decodable(tokenizer, stored.name)
+    dataset, absolute = out.resolve().name, out.resolve()
+    tensors, checkpoint = stored.weights.read_all(), folder / CHECKPOINT_FILE
+    n_layer = write_checkpoint(
+        tensors, stored.config, tokenizer.vocab_size, dataset, checkpoint, recurrent_depth
+    )
+    lines = [f"{out}: nanoGPT's GPT with {n_layer} layers. In nanoGPT's folder:"]
+    if isinstance(tokenizer, CharTokenizer):
+        write_meta(tokenizer, folder / META_FILE)
+        lines.append(f"  mkdir -p {shlex.quote(f'data/{dataset}')}")
+        lines.append(f"  cp {shlex.quote(str(absolute / META_FILE))} {shlex.quote(f'data/{dataset}/')}")
+    lines.append(f"  python sample.py {shlex.quote(f'--out_dir={absolute}')}     (on a CPU: --device=cpu)")
+    if stored.config.activation == "gelu_new":
+        lines.append(
+            "note: nanoGPT computes the exact GELU, this model an approximation: logits differ a little"
+        )
+    return "\n".join(lines)
+
+
+def _is_nanogpt_export(folder: Path) -> bool:
+    """Whether nothing is lost when the folder is replaced."""
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    return CHECKPOINT_FILE in names <= {CHECKPOINT_FILE, META_FILE} and is_written(folder / CHECKPOINT_FILE)
+
+
+def _check_decodable(tokenizer: Tokenizer, model: str) -> None:
+    """Raise UserError unless nanoGPT's sample.py can decode the ids."""
+    if isinstance(tokenizer, CharTokenizer):
+        return
+    if tokenizer.vocab_size not in GPT2_VOCABULARIES or tokenizer.vocabulary != gpt2_tokenizer().vocabulary:
+        raise UserError(
+            f"--model {model}: its tokens are neither characters nor GPT-2's, and sample.py decodes nothing "
+            "else; train with tokenizer.name = char or gpt2"
+        )
+
+
+Write = Callable[[StoredModel, Tokenizer, int | None, Path, Path], str]
+FORMATS: dict[Format, tuple[Write, Callable[[Path], bool], Path]] = {
+    Format.TRANSFORMERS: (_write_transformers, _is_transformers_export, EXPORT),
+    Format.NANOGPT: (_write_nanogpt, _is_nanogpt_export, NANOGPT_EXPORT),
+}

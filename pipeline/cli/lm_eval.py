@@ -7,22 +7,20 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config.command_line import ModelName, Overrides, run
+from pipeline.config.command_line import ModelName, Overrides
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import MODEL
 from pipeline.corpus.hub_datasets import first_line, is_of_the_network
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_json
+from stages.eval_zeroshot import Limit
 
 
 def main(
     tasks: Annotated[list[str], typer.Argument(help="The harness's tasks, such as arc_easy.")],
     model: ModelName = str(MODEL),
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),
-    ] = None,
+    limit: Limit = None,
     tasks_folder: Annotated[
         Path | None,
         typer.Option(help="A folder of tasks in YAML, instead of the harness's own.", show_default=False),
@@ -72,7 +70,3 @@ def main(
     if out is not None:
         write_json(out, results["results"])
         print(f"{out}: these figures")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,4 @@
-"""Put a preset into params.yaml, or list the presets."""
+"""Put a preset into params.yaml."""
 
 from __future__ import annotations
 
@@ -9,26 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import presets
-from pipeline.config.command_line import run
+from pipeline.config.command_line import Force
 from pipeline.config.params import PARAMS_FILE
 from pipeline.storage.files import write_text
 
 
 def main(
-    name: Annotated[str | None, typer.Argument(help="The preset; without one, they are listed.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite values edited by hand.")] = False,
+    name: Annotated[str, typer.Argument(help="The preset; `gpt-pipeline presets` lists them.")],
+    force: Force = False,
 ) -> None:
-    """Put a preset's values into params.yaml, keeping its comments. Without a name, list the presets."""
-    if name is None:
-        known = presets.names()
-        width = max(map(len, known))
-        for preset in known:
-            print(f"{preset:<{width}}  {presets.description(preset)}")
-        return
+    """Put a preset's values into params.yaml, keeping its comments."""
     changed = apply(name, force)
     print(f"{PARAMS_FILE} is now preset {name}: {presets.description(name)}")
-    for key, (before, after) in changed.items():
-        print(f"  {key}: {presets.show(before)} -> {presets.show(after)}")
+    show_changes(changed)
 
 
 def apply(
@@ -44,5 +37,7 @@ def apply(
     return changed
 
 
-if __name__ == "__main__":
-    run(main)
+def show_changes(changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Print {dotted name: (value before, value now)}."""
+    for key, (before, after) in changed.items():
+        print(f"  {key}: {presets.show(before)} -> {presets.show(after)}")

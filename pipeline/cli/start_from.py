@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config.command_line import run
+from pipeline.cli.preset import show_changes
 from pipeline.config.errors import UserError
 from pipeline.config.model import Model
 from pipeline.config.params import PARAMS_FILE, load_params
-from pipeline.config.presets import differences, overlay, show
+from pipeline.config.presets import differences, overlay
 from pipeline.config.published import PUBLISHED
 from pipeline.config.validation import read_yaml
 from pipeline.storage.files import write_text
@@ -23,7 +23,7 @@ BlockSize = Annotated[
 
 
 def main(
-    name: Annotated[
+    model: Annotated[
         str,
         typer.Argument(
             metavar="MODEL", help="A model's folder, gpt2 (-medium, -large, -xl), or a name on the hub."
@@ -33,13 +33,12 @@ def main(
 ) -> None:
     """Set model.*, tokenizer.* and train.init_from for finetuning; model.dropout stays yours."""
     params, before = load_params(), read_yaml(PARAMS_FILE)
-    values = start_values(name, block_size, params.model.dropout)
+    values = start_values(model, block_size, params.model.dropout)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
-    print(f"{PARAMS_FILE}: training starts from {name}")
-    for key, (old, new) in differences(before, read_yaml(PARAMS_FILE)).items():
-        print(f"  {key}: {show(old)} -> {show(new)}")
+    print(f"{PARAMS_FILE}: training starts from {model}")
+    show_changes(differences(before, read_yaml(PARAMS_FILE)))
     if "tokenizer" not in values:
-        print(f"note: {name} has no tokenizer, so tokenizer.name has to be the one it was trained with")
+        print(f"note: {model} has no tokenizer, so tokenizer.name has to be the one it was trained with")
 
 
 def start_values(name: str, block_size: int | None, dropout: float) -> dict[str, Any]:
@@ -64,7 +63,3 @@ def start_values(name: str, block_size: int | None, dropout: float) -> dict[str,
     elif config.vocab_size in GPT2_VOCABULARIES:
         values["tokenizer"] = {"name": "gpt2", "model": None}
     return values
-
-
-if __name__ == "__main__":
-    run(main)

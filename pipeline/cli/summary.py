@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 
-from pipeline.config.command_line import run
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, SAMPLES
@@ -38,12 +37,11 @@ def main() -> None:
     print(f"\n{'Validation loss of ' + params.data.dataset:<{width}}  nats per token  bits per byte")
     for name, loss, bpb in sorted(rows, key=lambda row: row[2]):
         print(f"{name:<{width}}  {loss:>14.4f}  {bpb:>13.4f}")
-    finetuned = params.train.init_from not in ("scratch", "resume")
-    if finetuned and metrics.get("settings") == params.fingerprint and LOG.exists():
+    if metrics["init_from"] != "scratch" and LOG.exists():
         with LOG.open(encoding="utf-8", newline="") as file:
             before = next(csv.DictReader(file))["val_loss"]
         print(
-            f"It started from {params.train.init_from}, at {float(before):.4f} (on train.eval_iters batches)."
+            f"It started from {metrics['init_from']}, at {float(before):.4f} (on train.eval_iters batches)."
         )
     if metrics["best_step"] != metrics["steps"]:
         print(f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}.")
@@ -63,7 +61,3 @@ def main() -> None:
             print(f"  {path!s:<22} {what}")
     change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
     print("\n" + NEXT.format(change=change))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,19 +8,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config.command_line import run
 from pipeline.config.paths import EXPORT
 from pipeline.weights.hub_models import upload
 
 
 def main(
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="The model's name there: user/name.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The model's name there: user/name.")],
     folder: Annotated[Path, typer.Option(help="What `make export` wrote.")] = EXPORT,
     private: Annotated[bool, typer.Option("--private", help="For nobody else to see, if it is new.")] = False,
 ) -> None:
     """List what goes up, upload it, and print the model's address."""
-    print(upload(folder, repository, private, say=partial(print, flush=True)))
-
-
-if __name__ == "__main__":
-    run(main)
+    print(upload(folder, repo, private, say=partial(print, flush=True)))

@@ -6,7 +6,6 @@ what comes out, so no stage depends on them and changing them retrains nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,14 +193,6 @@ class Params(Section):
     zeroshot: Zeroshot
     sample: Sample
     log: Log
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the sections that training depends on."""
-        values = self.model_dump(include={"data", "tokenizer", "model", "train"})
-        if self.train.init_from == "resume":  # what it resumes
-            values["train"]["init_from"] = "scratch"
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def check_sections(self) -> None:
         """Raise UserError for what fits each section alone and cannot work together."""

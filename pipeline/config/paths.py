@@ -10,6 +10,7 @@ from pipeline.config.params import Params
 DATA = Path("data")
 RESULTS = Path("results")
 MODEL = RESULTS / "model"
+CHECKED = RESULTS / "checked"
 METRICS = RESULTS / "metrics.json"
 LOG = RESULTS / "log.csv"
 BASELINES = RESULTS / "baselines"
@@ -20,14 +21,12 @@ COMPARISON_PICTURE = RESULTS / "baselines.png"
 DEPTH_CURVE = RESULTS / "depth.csv"
 DEPTH_PICTURE = RESULTS / "depth.png"
 STOPPING = RESULTS / "stopping.csv"
-COMPARED = RESULTS / "depth-curves.csv"
-COMPARED_PICTURE = RESULTS / "depth-curves.png"
-COMPARED_TABLE = RESULTS / "depth-curves.md"
 ZEROSHOT = RESULTS / "zeroshot"
 SAMPLES = RESULTS / "samples.txt"
 
 RUN_FILE = "run.json"  # in runs/<key>/: what the key stands for
 EXPORT = RESULTS / "export"
+NANOGPT_EXPORT = RESULTS / "nanogpt"
 
 
 def raw_folder(params: Params) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import UserError
-from pipeline.storage.files import sha256_file
+from pipeline.storage.checksums import sha256_file
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

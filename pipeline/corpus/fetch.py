@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.config.errors import UserError
-from pipeline.storage.files import sha256_file
+from pipeline.storage.checksums import sha256_file
 
 MIRROR = "PIPELINE_MIRROR"
 RETRIES = 4

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.config.paths import BASELINES, PRETRAINED
 from pipeline.evaluate.baselines import file_name
@@ -29,7 +28,6 @@ class Row:
     val_bpb: float  # bits per byte compare whatever the tokens
     same_tokens: bool  # as the trained model's
     published: float | None  # the validation loss that others report
-    weights: str | None = None  # sha256, of a model that was not trained here
 
 
 def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[str, float]) -> list[Row]:
@@ -47,23 +45,13 @@ def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[
     return list(rows.values())
 
 
-def evaluated(params: Params) -> list[Path]:
-    """The files of those models and baselines that the parameters list, as far as they are there."""
-    files = [BASELINES / file_name(name) for name in params.baselines.models]
-    files += [PRETRAINED / file_name(name) for name in params.baselines.pretrained]
-    return [path for path in files if path.exists()]
-
-
-def is_stale(row: Row) -> bool:
-    """Whether the model's folder has other weights than those evaluated, or none: DVC cannot see that."""
-    if row.weights is None or not Path(row.name).is_dir():
-        return False
-    from pipeline.weights.stored_model import open_model
-
-    try:
-        return open_model(row.name).sha256 != row.weights
-    except UserError:
-        return True
+def baseline_files(params: Params) -> dict[str, Path]:
+    """Where the figures of each baseline and model in the parameters are, by the stage that writes them."""
+    files = {f"eval_baselines@{name}": BASELINES / file_name(name) for name in params.baselines.models}
+    return files | {
+        f"stages/dvc.yaml:eval_baselines@{name}": PRETRAINED / file_name(name)
+        for name in params.baselines.pretrained
+    }
 
 
 def of_the_saved_model(figures: dict[str, Any]) -> dict[str, Any]:
@@ -88,5 +76,4 @@ def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]
         val_bpb=figures["val_bpb"],
         same_tokens=counted in (tokens, tokens + 1),  # a compressor counts the first one too
         published=published.get(name),
-        weights=figures.get("weights"),
     )

@@ -21,7 +21,8 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.fetch import fetch
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.scoring import Group, Score, encode_pair, sliding_windows
-from pipeline.storage.files import sha256_file, write_text
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import Tokenizer
 
 

@@ -18,7 +18,7 @@ from pipeline.config.params import BASELINES
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.published import PUBLISHED
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.comparison import OURS, is_stale, of_the_saved_model, read_rows
+from pipeline.evaluate.comparison import OURS, of_the_saved_model, read_rows
 from pipeline.model.build import build_gpt
 from pipeline.report.comparison import as_markdown
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
@@ -87,7 +87,9 @@ def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> 
         metrics,
         {key: settings[key] for key in settings if key not in unused} | {"init_from": name},
         start["repository"],
-        _trained_on(Path(run["data"]), [*evaluated, metrics_file], metrics),
+        _trained_on(
+            Path(run["data"]), [*(path for path in evaluated if path.exists()), metrics_file], metrics
+        ),
     )
 
 
@@ -101,7 +103,6 @@ def _trained_on(tokens_folder: Path, figures: Iterable[Path], metrics: Mapping[s
     rows = [
         replace(row, name=_shown(row.name))
         for row in read_rows(figures, manifest.fingerprint, manifest.val.tokens - 1, {})
-        if not is_stale(row)
     ]
     return TrainedOn(
         dataset.name,

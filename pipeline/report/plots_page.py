@@ -6,7 +6,6 @@ DVC's own page loads Vega from the web. DVC puts the plots where its template sa
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pipeline.storage.files import write_text
@@ -31,7 +30,3 @@ def write_template(path: Path) -> None:
     import vl_convert
 
     write_text(path, PAGE.replace("SCRIPTS", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))
-
-
-if __name__ == "__main__":
-    write_template(Path(sys.argv[1]))

@@ -5,7 +5,6 @@ Outputs may be read-only hard links into DVC's cache, so nothing here ever write
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -82,9 +81,3 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

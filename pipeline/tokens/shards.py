@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError
 
 from pipeline.config.errors import UserError
 from pipeline.config.validation import Section
-from pipeline.storage.files import sha256_file, write_text
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import write_text
 
 MANIFEST_FILE = "manifest.json"
 SplitName = Literal["train", "val"]

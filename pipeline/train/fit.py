@@ -30,8 +30,9 @@ from pipeline.track.console import Console
 from pipeline.track.csv_log import CsvLog
 from pipeline.train.loop import STATE_FILE, Interrupted, Trainer
 from pipeline.train.runs import Run, run_key
+from pipeline.weights.names import place_on_hub
 from pipeline.weights.saved import WEIGHTS_FILE, Weights, save_config
-from pipeline.weights.stored_model import StoredModel, open_model, place_on_hub
+from pipeline.weights.stored_model import StoredModel, open_model
 
 
 def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:
@@ -208,7 +209,7 @@ def _metrics(trainer: Trainer, tokens: Tokens, val: Tokens, params: Params, key:
         "compile": params.runtime.compile,
         "torch": torch.__version__,
         "run": key,
-        "settings": params.fingerprint,
+        "init_from": "scratch" if train.init_from == "resume" else train.init_from,
         **({"recurrent_depth_histogram": {str(n): drawn[n] for n in sorted(drawn)}} if drawn else {}),
     }
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import RUN_FILE
-from pipeline.storage.files import replacing_folder, sha256_file, write_json
+from pipeline.storage.checksums import is_whole, save_folder, sha256_file
+from pipeline.storage.files import write_json
 
-MANIFEST_FILE = "manifest.json"
+PACKAGE = Path(__file__).parents[1]
 
 # The code that a result depends on: another version of it is another run.
 SOURCES = (
@@ -42,9 +43,8 @@ SOURCES = (
 
 def run_key(**ingredients: Any) -> str:
     """A short hash of what determines a run's result, the training code included."""
-    root = Path(__file__).parents[1]
-    files = sorted(path for source in SOURCES for path in _python_files(root / source))
-    code = {str(path.relative_to(root)): sha256_file(path) for path in files}
+    files = sorted(path for source in SOURCES for path in _python_files(PACKAGE / source))
+    code = {str(path.relative_to(PACKAGE)): sha256_file(path) for path in files}
     text = json.dumps({"code": code, **ingredients}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -139,23 +139,6 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("step-?????????"))
-
-
-def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder with `write`, with checksums of its files beside them, in one step."""
-    with replacing_folder(folder) as temporary:
-        write(temporary)
-        checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST_FILE, checksums)
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether every file that a folder's manifest lists is there and unchanged."""
-    try:
-        checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return all(sha256_file(folder / name) == checksum for name, checksum in checksums.items())
-    except (OSError, ValueError):
-        return False
 
 
 def _remove(path: Path) -> None:

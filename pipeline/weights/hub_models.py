@@ -6,7 +6,6 @@ HF_TOKEN.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.hub_datasets import first_line, is_of_the_network
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
 from pipeline.weights.gpt2 import INDEX_FILE, config_from_gpt2, is_transformers, weight_files
+from pipeline.weights.names import COMMIT
 from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE
 from pipeline.weights.transformers_tokenizer import TOKENIZER_CONFIG_FILE
 
@@ -44,7 +44,6 @@ EXPORTED = (
     TOKENIZER_CONFIG_FILE,
     PICTURE_FILE,
 )
-COMMIT = re.compile(r"[0-9a-f]{40}")
 SECONDS = 10.0  # to wait for the hub's first answer
 
 
@@ -76,6 +75,26 @@ def download_model(repository: str, revision: str) -> Path:
             raise
         explained = _explained(error, repository, revision)
         raise UserError(f"{repository}, revision {revision}: {explained}") from None
+
+
+def commit_of(repository: str, revision: str) -> str:
+    """The commit that a branch or a tag is at; without the hub, where it was at the last download.
+
+    Without either, the revision itself.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return HfApi().model_info(repository, revision=revision, timeout=SECONDS).sha or revision
+    except Exception as error:
+        if not (is_of_the_network(error) or isinstance(error, OSError | ValueError | RuntimeError)):
+            raise
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    try:
+        return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        return revision
 
 
 def upload(folder: Path, repository: str, private: bool, say: Callable[[str], None]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +13,12 @@ from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.published import PUBLISHED
-from pipeline.config.validation import suggest, validate
-from pipeline.storage.files import sha256_file
+from pipeline.config.validation import validate
+from pipeline.storage.checksums import sha256_file
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
 from pipeline.weights.hub_models import download_model
+from pipeline.weights.names import check_name, place_on_hub
 from pipeline.weights.saved import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -27,8 +27,6 @@ from pipeline.weights.saved import (
     read_config,
 )
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-OURS = ("results/", "runs/", "data/", "saved/")  # never somebody's name on the hub
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's, and as nanoGPT pads it
 
 
@@ -104,32 +102,16 @@ def open_model(name: str | Path) -> StoredModel:
 
 def find_model(name: str) -> Path:
     """The folder of a model, downloaded if need be. Raises UserError."""
-    if Path(name).is_dir():
+    check_name(name)
+    place = place_on_hub(name)
+    if place is None:
         return Path(name)
-    if place := place_on_hub(name):
-        try:
-            return download_model(*place)
-        except UserError as error:
-            if name in PUBLISHED:
-                raise
-            raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
-    known = list(PUBLISHED)
-    raise UserError(
-        f"model {name}: no such folder; train a model first, or name another one, or {', '.join(known)}, or "
-        f"one of the hub's like user/model{suggest(name, known)}"
-    )
-
-
-def place_on_hub(name: str) -> tuple[str, str] | None:
-    """The repository and the revision that a model's name stands for; None if it is no name on the hub."""
-    if Path(name).is_dir():
-        return None
-    if name in PUBLISHED:
-        return PUBLISHED[name].repository, PUBLISHED[name].revision
-    if HUB_ID.fullmatch(name) and not name.startswith(OURS):
-        repository, _, revision = name.partition("@")
-        return repository, revision or "main"
-    return None
+    try:
+        return download_model(*place)
+    except UserError as error:
+        if name in PUBLISHED:
+            raise
+        raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
 
 
 class _FirstPositions(Weights):

@@ -1,4 +1,4 @@
-"""What `make bench-interop` measures, on tiny models: the arithmetic is that of the references it names."""
+"""What `make bench WHAT=interop` measures, on tiny models: the references do what they are named for."""
 
 from __future__ import annotations
 

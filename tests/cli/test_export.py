@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from pipeline.corpus.sources import DatasetSpec, write_spec
 from pipeline.model.load import load_model
-from pipeline.storage.files import sha256_file, write_json, write_text
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer
 from pipeline.weights.hub_models import EXPORTED
 from pipeline.weights.saved import save_config, save_weights

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+from pipeline.cli.baselines import compare
 from pipeline.cli.preset import apply
 from pipeline.config.params import load_params
 from pipeline.evaluate.comparison import OURS
@@ -65,7 +66,7 @@ def test_our_own_model_brings_its_tokenizer(tiny_project: Path, stage: Stage) ->
     Path("results/model").rename("saved")
     write_text(Path("mine.txt"), tiny.text(300))
     assert stage("start_from", "saved").status == 0
-    assert stage("new_dataset", "mine.txt").status == 0
+    assert stage("train_on", "mine.txt", "--no-run").status == 0
     assert (load_params().tokenizer.name, load_params().tokenizer.model) == ("pretrained", "saved")
     for name in ("download", "tokenize"):
         assert stage(name).status == 0
@@ -109,16 +110,18 @@ def test_a_checkpoint_whose_tokenizer_was_replaced_is_refused(tiny_project: Path
     assert f"{tokenizer} is no longer the one it was trained with" in ended.err
 
 
-@pytest.mark.parametrize("name", ["export", "export_nanogpt"])
-def test_what_lies_beside_an_export_is_not_lost(tiny_project: Path, stage: Stage, name: str) -> None:
+@pytest.mark.parametrize("format", ["transformers", "nanogpt"])
+def test_what_lies_beside_an_export_is_not_lost(tiny_project: Path, stage: Stage, format: str) -> None:
     assert stage("train", *FEW_STEPS).status == 0
     write_text(Path("saved/mine.old/precious.txt"), "kept")
-    ended = stage(name, "--out", "saved/mine")
+    ended = stage("export", "--format", format, "--out", "saved/mine")
     assert ended.status == 2 and "saved/mine.old is in the way of writing saved/mine" in ended.err
     assert Path("saved/mine.old/precious.txt").read_text() == "kept"
 
 
-def test_it_is_evaluated_beside_the_others_and_sampled_from(theirs: GPT2LMHeadModel, stage: Stage) -> None:
+def test_it_is_evaluated_beside_the_others_and_sampled_from(
+    theirs: GPT2LMHeadModel, stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended = stage("eval_baselines", "saved/gpt2")
     assert ended.status == 0, ended.err
     figures = json.loads(Path("results/baselines/saved/gpt2.json").read_text())
@@ -131,27 +134,32 @@ def test_it_is_evaluated_beside_the_others_and_sampled_from(theirs: GPT2LMHeadMo
         Path("params.yaml"),
         text.replace("  - xz\n", "  - saved/gpt2\n").replace("  - gpt2\n", "  - unigram\n"),
     )
-    compared = stage("compare")
-    assert compared.status == 0, compared.err
-    assert "saved/gpt2" in compared.out and "unigram" in compared.out and "gpt2-xl" not in compared.out
-    saved(Path("saved/gpt2"), vocab_size=theirs.config.vocab_size, n_layer=3)
-    stale = stage("compare")
-    assert "saved/gpt2" not in stale.out
-    assert stale.err.startswith("note: saved/gpt2 has other weights than when it was evaluated: left out")
+    capsys.readouterr()
+    compare()
+    compared = capsys.readouterr().out
+    assert "saved/gpt2" in compared and "unigram" in compared and "gpt2-xl" not in compared
+    compare({"eval_baselines@saved/gpt2"})  # as DVC says when the folder has other weights by now
+    out, err = capsys.readouterr()
+    assert "saved/gpt2" not in out
+    assert err == "note: out of date and left out: eval_baselines@saved/gpt2; run `dvc repro`\n"
     tokenizer = Path("data/tiny/char/tokenizer.json").read_text()
     write_text(Path("saved/gpt2/tokenizer.json"), tokenizer)
     sampled = stage("sample", "--model", "saved/gpt2", "--out", "-", "--start", "the ")
     assert sampled.status == 0 and sampled.out.startswith("the ")
 
 
-def test_only_the_model_of_these_parameters_is_compared(tiny_project: Path, stage: Stage) -> None:
+def test_only_a_model_that_is_up_to_date_is_compared(
+    tiny_project: Path, stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_text(Path("data/tiny/dataset.yaml"), (tiny.ROOT / "data/pydocs/dataset.yaml").read_text())
     assert stage("train", *FEW_STEPS).status == 0
-    fresh = stage("compare", *FEW_STEPS)
-    assert OURS in fresh.out and fresh.err == ""
-    stale = stage("compare")
-    assert OURS not in stale.out
-    assert stale.err.startswith("note: results/model is of other parameters than those in params.yaml")
+    compare()
+    out, err = capsys.readouterr()
+    assert OURS in out and err == ""
+    compare({"train"})
+    out, err = capsys.readouterr()
+    assert OURS not in out
+    assert err == "note: out of date and left out: train; run `dvc repro`\n"
 
 
 def test_samples_of_another_model_are_shown_only(theirs: GPT2LMHeadModel, stage: Stage) -> None:

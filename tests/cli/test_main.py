@@ -1,8 +1,10 @@
-"""`gpt-pipeline`: the stages behind one command."""
+"""One table of commands is behind `make` and `gpt-pipeline`; a mistake is one line at every door."""
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,28 +12,41 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.cli.verbs import make_help, verbs
+from pipeline.config.command_line import FROM_MAKE
 from pipeline.corpus.sources import spec_for_text, write_spec
 from pipeline.storage.files import write_text
 from tests import tiny
 from tests.conftest import Ended
 
-VERBS = {
-    "prepare": ["--set-param"],
-    "train": ["--set-param"],
+OPTIONS = {
+    "repro": ["--preset", "--force"],
+    "train-on": ["TEXT", "--column", "--no-run"],
+    "finetune-on": ["TEXT", "--model", "--block-size", "--column", "--force", "--no-run"],
+    "presets": [],
+    "preset": ["NAME", "--force"],
+    "start-from": ["MODEL", "--block-size"],
+    "summary": [],
     "sample": ["--start", "--model", "--out", "--set-param"],
-    "eval": ["{task}", "--model", "--limit", "--data", "--set-param"],
-    "lm-eval": ["{tasks}", "--model", "--limit", "--out"],
-    "start-from": ["{MODEL}", "--block-size"],
-    "baseline": ["{name}", "--out", "--set-param"],
-    "export": ["--model", "--out", "--recurrent-depth"],
-    "upload": ["--folder", "--private"],
-    "import": ["--meta", "--out"],
-    "export-nanogpt": ["--model", "--out"],
+    "baselines": [],
+    "eval-zeroshot": ["TASKS", "--model", "--limit", "--file", "--set-param"],
+    "lm-eval": ["TASKS", "--model", "--limit", "--tasks-folder", "--out", "--set-param"],
+    "export": ["--model", "--format", "--out", "--recurrent-depth"],
+    "import": ["CKPT", "--meta", "--out"],
+    "upload": ["REPO", "--folder", "--private"],
+    "generate": [],
+    "download": ["--set-param"],
+    "tokenize": ["--set-param"],
+    "train": ["--set-param"],
+    "eval-baselines": ["NAME", "--out", "--set-param"],
+    "depth-curve": ["--set-param"],
 }
 
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    monkeypatch.delenv(FROM_MAKE, raising=False)
+
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["gpt-pipeline", *arguments])
         capsys.readouterr()
@@ -42,35 +57,111 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def test_help_lists_every_verb(cli: Callable[..., Ended]) -> None:
-    ended = cli("--help")
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_lists_every_command_with_what_the_table_says(
+    cli: Callable[..., Ended], arguments: list[str]
+) -> None:
+    ended = cli(*arguments)
     assert ended.status == 0
-    listed = [line.split()[0] for line in ended.out.split("Commands:")[1].splitlines() if line.strip()]
-    assert sorted(verb for verb in listed if verb in VERBS) == sorted(VERBS)
+    listed = ended.out.split("Commands:")[1]
+    for verb in verbs():
+        if verb.module is not None:
+            assert re.search(rf"^  {verb.name}  +{re.escape(verb.help[:20])}", listed, re.MULTILINE), verb
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_all_its_options(cli: Callable[..., Ended], verb: str) -> None:
+def test_every_command_is_tested_for_its_options() -> None:
+    assert list(OPTIONS) == [verb.name for verb in verbs() if verb.module is not None]
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_every_command_explains_all_its_options(cli: Callable[..., Ended], verb: str) -> None:
     ended = cli(verb, "--help")
     assert ended.status == 0
     assert ended.out.startswith(f"Usage: gpt-pipeline {verb} ")
-    assert [option for option in VERBS[verb] if option not in ended.out] == []
+    found = re.findall(r"--[a-z][a-z-]+", ended.out.split("Options:")[1])
+    assert set(found) - {"--help", "--no-force"} == {name for name in OPTIONS[verb] if name.startswith("--")}
+    for name in OPTIONS[verb]:
+        assert name.lower() in ended.out.lower()
 
 
-def test_prepare_train_and_sample(tiny_project: Path, cli: Callable[..., Ended]) -> None:
+def test_make_has_the_same_names() -> None:
+    makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = re.search(r"^COMMANDS := (.*?)\n\n", makefile, re.MULTILINE | re.DOTALL)
+    assert commands
+    targets = {
+        *commands[1].replace("\\\n", " ").split(),
+        *re.findall(r"^([a-z%-]+):", makefile, re.MULTILINE),
+    }
+    named = {(verb.make or verb.name) for verb in verbs() if verb.make is not None}
+    assert targets - {"help", "ready"} == {re.sub(r"<.*>", "%", name) for name in named}
+
+
+def test_recipes_are_two_lines_at_most() -> None:
+    recipe = 0
+    for line in (tiny.ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
+        recipe = recipe + 1 if line.startswith("\t") and not line.startswith("\timport") else 0
+        assert recipe <= 2, line
+
+
+def test_plain_make_prints_the_table_on_one_screen() -> None:
+    printed = subprocess.run(["make"], cwd=tiny.ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed == make_help() + "\n"
+    lines = printed.splitlines()
+    assert len(lines) <= 32 and max(map(len, lines)) <= 100
+
+
+def test_variables_of_make_are_options(
+    tiny_project: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(Path("my book.txt"), tiny.text())
+    monkeypatch.setenv("TEXT", "my book.txt")
+    monkeypatch.setenv("NO_RUN", "1")
+    assert cli("train-on").status == 2, "a shell's variables are nobody's options"
+    monkeypatch.setenv(FROM_MAKE, "1")
+    ended = cli("train-on")
+    assert ended.status == 0, ended.err
+    assert ended.out.startswith("data/my-book/dataset.yaml: ")
+
+
+def test_a_variable_that_is_missing_is_asked_for(
+    cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FROM_MAKE, "1")
+    monkeypatch.delenv("TEXT", raising=False)
+    ended = cli("train-on")
+    assert (ended.status, ended.err) == (
+        2,
+        "error: missing argument 'TEXT'; set it: make train-on TEXT=...\n",
+    )
+
+
+def test_download_tokenize_train_and_sample(tiny_project: Path, cli: Callable[..., Ended]) -> None:
     shutil.rmtree("data/tiny/char")
     write_text(Path("tiny.txt"), tiny.text())
     write_spec(spec_for_text("tiny.txt"), Path("data/tiny/dataset.yaml"))
-    prepared = cli("prepare")
-    assert prepared.status == 0, prepared.err
+    for verb in ("download", "tokenize"):
+        ended = cli(verb)
+        assert ended.status == 0, ended.err
     assert Path("data/tiny/char/manifest.json").exists()
     assert cli("train", "-S", "train.max_iters=2").status == 0
-    sampled = cli("sample", "--start", "the ", "--out", "-")
+    sampled = cli("sample", "--start", "the ")
     assert sampled.status == 0 and sampled.out.startswith("the ")
 
 
-def test_a_mistake_is_one_line(tiny_project: Path, cli: Callable[..., Ended]) -> None:
-    ended = cli("train", "-S", "train.max_itres=2")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("train -S train.max_itres=2", "did you mean train.max_iters?"),
+        ("train --sed 3", "no such option: --sed; see gpt-pipeline train --help"),
+        ("tain", "no such command 'tain'"),
+        ("upload", "missing argument 'REPO'; see gpt-pipeline upload --help"),
+        ("export --format pickle", "'pickle' is not one of 'transformers', 'nanogpt'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    tiny_project: Path, cli: Callable[..., Ended], arguments: str, expected: str
+) -> None:
+    ended = cli(*arguments.split())
     assert ended.status == 2
-    assert ended.err.startswith("error: ") and "did you mean train.max_iters?" in ended.err
+    assert ended.err.startswith("error: ") and expected in ended.err
     assert ended.err.count("\n") == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,25 +230,6 @@ def test_bad_overlay_gets_one_line(tmp_path: Path, overlay: str, message: str) -
         presets.compose("mine", tmp_path)
     assert message in str(error.value)
     assert str(error.value).startswith(f"{tmp_path / 'mine.yaml'}: ") and "\n" not in str(error.value)
-
-
-def stage(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli.preset", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-
-
-def test_command_lists_applies_and_refuses(tmp_path: Path) -> None:
-    (tmp_path / "presets").symlink_to(FOLDER)
-    listed = stage(folder=tmp_path)
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == presets.names(FOLDER)
-    assert stage("default", folder=tmp_path).returncode == 0
-    applied = stage("gpt2", folder=tmp_path)
-    assert "params.yaml is now preset gpt2" in applied.stdout and "data.dataset: " in applied.stdout
-    refused = stage("gpt3", folder=tmp_path)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("error: unknown preset gpt3") and refused.stderr.count("\n") == 1
 
 
 def test_dvc_changes_the_value_and_nothing_else(tmp_path: Path) -> None:

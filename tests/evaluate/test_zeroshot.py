@@ -19,7 +19,8 @@ from pipeline.evaluate.scoring import Group, Score, encode_pair, score
 from pipeline.evaluate.tasks import HellaSwag, Lambada, WikiText2
 from pipeline.evaluate.zeroshot import TASKS, evaluate_task, file_name, open_task
 from pipeline.model.gpt import GPT
-from pipeline.storage.files import sha256_file, write_text
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from tests import zeroshot as small
 from tests.conftest import Ended
@@ -275,7 +276,7 @@ def test_without_a_hub_wikitext2_says_where_its_file_goes(
 def test_the_stage(tiny_project: Path, files: dict[str, Path], stage: Stage) -> None:
     tokenizer = small.bpe()
     small.save_model(tiny_project / "results" / "model", tokenizer)
-    ended = stage("eval_zeroshot", "lambada", "--data", str(files["lambada"]), "--limit", "4")
+    ended = stage("eval_zeroshot", "lambada", "--file", str(files["lambada"]), "--limit", "4")
     assert ended.status == 0
     assert ended.out.startswith("results/zeroshot/results/model/lambada.json: accuracy ")
     assert ended.out.endswith(" on 4 samples\n")
@@ -286,9 +287,9 @@ def test_the_stage(tiny_project: Path, files: dict[str, Path], stage: Stage) -> 
     assert found == {"task": "lambada", "model": "results/model", "weights": weights, "samples": 4} | {
         name: pytest.approx(figure, rel=1e-5) for name, figure in expected.items()
     }
-    ended = stage("eval_zeroshot", "wikitext2", "--data", str(files["wikitext2"]), "--out", "own.json")
+    ended = stage("eval_zeroshot", "wikitext2", "--file", str(files["wikitext2"]), "--out", "own.json")
     assert ended.status == 0 and json.loads(Path("own.json").read_text())["samples"] == 33
-    ended = stage("eval_zeroshot", "lambda", "--data", str(files["lambada"]))
+    ended = stage("eval_zeroshot", "lambda", "--file", str(files["lambada"]))
     assert (ended.status, ended.err.count("\n")) == (2, 1)
     assert ended.err.startswith(
         "error: task lambda: none of hellaswag, lambada, wikitext2; did you mean lambada?"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cli import new_dataset
+from pipeline.cli import train_on
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.corpus.documents import read_pieces
@@ -34,7 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_own_text_becomes_the_active_dataset(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("params.yaml").read_text().splitlines()
     Path("my book.txt").write_text("Call me Ishmael.\n")
-    new_dataset.main("my book.txt")
+    train_on.main("my book.txt", no_run=True)
     assert load_params().data.dataset == "my-book"
     changed = [line for line in Path("params.yaml").read_text().splitlines() if line not in before]
     assert len(changed) == 1
@@ -50,7 +50,7 @@ def test_own_text_does_not_take_another_datasets_place(project: Path) -> None:
     Path("pydocs.txt").write_text("text")
     before = Path("data/pydocs/dataset.yaml").read_text()
     with pytest.raises(UserError, match="another dataset's"):
-        new_dataset.main("pydocs.txt")
+        train_on.main("pydocs.txt", no_run=True)
     assert Path("data/pydocs/dataset.yaml").read_text() == before
 
 
@@ -70,7 +70,7 @@ def test_nanogpts_ids_become_the_active_dataset_byte_for_byte(
 ) -> None:
     text = tiny.text()
     folder = prepared(Path("nanoGPT/data/pydocs"), text[:2000], text[2000:])
-    new_dataset.main(str(folder))
+    train_on.main(str(folder), no_run=True)
     params = load_params()
     assert (params.data.dataset, params.tokenizer.name) == ("nanogpt-pydocs", "char")  # pydocs is another
     assert "data.dataset is now nanogpt-pydocs, tokenizer.name is now char" in capsys.readouterr().out
@@ -87,13 +87,13 @@ def test_nanogpts_ids_become_the_active_dataset_byte_for_byte(
     assert manifest.vocab_size == len(set(text))
     assert load_tokenizer(shards).decode(np.fromfile(folder / "val.bin", np.uint16).tolist()) == text[2000:]
     eval_baselines.main("bigram")
-    new_dataset.main(f"{folder}/")  # again, and as a shell completes it
+    train_on.main(f"{folder}/", no_run=True)  # again, and as a shell completes it
     assert load_params().data.dataset == "nanogpt-pydocs"
 
 
 def test_nanogpts_ids_keep_their_tokenizer(project: Path) -> None:
     text = tiny.text()
-    new_dataset.main(str(prepared(Path("mine"), text[:2000], text[2000:])))
+    train_on.main(str(prepared(Path("mine"), text[:2000], text[2000:])), no_run=True)
     download.main()
     for name in ("byte", "bpe", "gpt2"):
         with pytest.raises(UserError, match="set tokenizer.name to char"):
@@ -103,7 +103,7 @@ def test_nanogpts_ids_keep_their_tokenizer(project: Path) -> None:
 
 def test_nanogpts_ids_that_changed_are_named(project: Path) -> None:
     folder = prepared(Path("mine"), "abc", "cab")
-    new_dataset.main(str(folder))
+    train_on.main(str(folder), no_run=True)
     np.array([0, 1], dtype=np.uint16).tofile(folder / "val.bin")
     with pytest.raises(UserError, match="val.bin: changed since dataset.yaml was made"):
         download.main()
@@ -114,10 +114,10 @@ def test_a_folder_of_ids_that_will_not_do_changes_nothing(project: Path) -> None
     folder = prepared(Path("mine"), "abc", "cab")
     (folder / "meta.pkl").write_bytes(b"cposix\nsystem\n.")
     with pytest.raises(UserError, match=r"meta.pkl: refused, it asks for 'posix.system'"):
-        new_dataset.main(str(folder))
+        train_on.main(str(folder), no_run=True)
     (folder / "val.bin").write_bytes(b"")
     with pytest.raises(UserError, match="val.bin: 0 bytes leave no token to predict"):
-        new_dataset.main(str(folder))
+        train_on.main(str(folder), no_run=True)
     assert Path("params.yaml").read_text() == before
     assert not Path("data/nanogpt-mine").exists()
 
@@ -130,7 +130,7 @@ def test_nanogpts_ids_without_a_meta_are_gpt2s(project: Path, mirrored: Callable
     Path("mine").mkdir()
     for name in ("train", "val"):
         ids.astype(np.uint16).tofile(f"mine/{name}.bin")
-    new_dataset.main("mine")
+    train_on.main("mine", no_run=True)
     assert load_params().tokenizer.name == "gpt2"
     download.main()
     tokenize.main()
@@ -140,7 +140,7 @@ def test_nanogpts_ids_without_a_meta_are_gpt2s(project: Path, mirrored: Callable
     with pytest.raises(UserError, match=r"no meta.pkl\); set tokenizer.name to gpt2"):
         tokenize.main(["tokenizer.name=char"])
     np.array([50256, 50257], dtype=np.uint16).tofile("mine/val.bin")
-    new_dataset.main("mine")
+    train_on.main("mine", no_run=True)
     download.main()
     with pytest.raises(UserError, match="id 50257 at position 1 is outside the vocabulary of 50257"):
         tokenize.main()

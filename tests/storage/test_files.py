@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.storage.files import replacing_folder, sha256_file, write_json, write_text
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import replacing_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.storage.files import sha256_file
+from pipeline.storage.checksums import sha256_file
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted, Trainer
 from tests import tiny

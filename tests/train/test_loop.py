@@ -22,7 +22,7 @@ from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
 from pipeline.model.load import load_model
 from pipeline.optim.schedule import learning_rate
-from pipeline.storage.files import sha256_file
+from pipeline.storage.checksums import sha256_file
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted, Trainer
 from tests import tiny

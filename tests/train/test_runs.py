@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.train.runs import Run, is_whole, run_key, save_folder
+from pipeline.storage.checksums import is_whole, save_folder
+from pipeline.train import runs
+from pipeline.train.runs import Run, run_key
 from tests.train.dying import DiesAfter, Killed
 
 
@@ -192,13 +194,10 @@ def test_key_depends_on_every_ingredient_and_not_on_their_order() -> None:
 
 
 def test_key_depends_on_the_training_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline
-
-    package = Path(pipeline.__file__).parent
     copy = tmp_path / "pipeline"
-    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(runs.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     key = run_key(data="a")
-    monkeypatch.setattr(pipeline, "__file__", str(copy / "__init__.py"))
+    monkeypatch.setattr(runs, "PACKAGE", copy)
     assert run_key(data="a") == key, "where the project lies does not matter"
     for name, matters in {"train/loop.py": True, "model/gpt.py": True, "track/console.py": False}.items():
         before = run_key(data="a")

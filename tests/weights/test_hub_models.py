@@ -15,7 +15,8 @@ from huggingface_hub import constants
 
 from pipeline.config.errors import UserError
 from pipeline.model.load import load_model
-from pipeline.storage.files import sha256_file, write_json, write_text
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer
 from pipeline.weights.gpt2 import save_gpt2, to_gpt2
 from pipeline.weights.hub_models import EXPORTED, download_model, upload

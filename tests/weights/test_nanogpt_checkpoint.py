@@ -494,7 +494,7 @@ def save_model(folder: Path, tokenizer: CharTokenizer | ByteTokenizer = CHARACTE
 def test_a_model_goes_to_nanogpt_and_comes_back(here: Path, stage: Stage) -> None:
     gpt = save_model(Path("results/model"), **RECURRENT)
     for depth, layers in ((), 3), (("--recurrent-depth", "4"), 4):
-        ended = stage("export_nanogpt", *depth)
+        ended = stage("export", "--format", "nanogpt", *depth)
         assert (ended.status, ended.err) == (0, "")
         assert ended.out.startswith(f"results/nanogpt: nanoGPT's GPT with {layers} layers")
     assert f"cp {here}/results/nanogpt/meta.pkl data/nanogpt/" in ended.out
@@ -502,18 +502,18 @@ def test_a_model_goes_to_nanogpt_and_comes_back(here: Path, stage: Stage) -> Non
     assert sorted(path.name for path in Path("results").rglob("*.p*")) == ["ckpt.pt", "meta.pkl"]
     assert read_meta(Path("results/nanogpt/meta.pkl")).to_json() == CHARACTERS.to_json()
     arguments = ("results/nanogpt/ckpt.pt", "--meta", "results/nanogpt/meta.pkl")
-    ended = stage("import_nanogpt", *arguments)
+    ended = stage("import_checkpoint", *arguments)
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith("saved/nanogpt: 0.01M parameters, 11 in the vocabulary\n")
     with torch.no_grad():
         assert torch.equal(load_model(Path("saved/nanogpt"))(IDS), gpt(IDS, depth=4))
     assert load_tokenizer(Path("saved/nanogpt")).to_json() == CHARACTERS.to_json()
-    again = stage("import_nanogpt", *arguments)
+    again = stage("import_checkpoint", *arguments)
     assert (again.status, again.err) == (
         2,
         "error: --out saved/nanogpt: is there already; name a new folder, or remove it\n",
     )
-    assert stage("import_nanogpt", *arguments, "--out", "saved/other").status == 0
+    assert stage("import_checkpoint", *arguments, "--out", "saved/other").status == 0
 
 
 def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> None:
@@ -521,7 +521,7 @@ def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> N
     Path("out").mkdir()
     trained = saved(Path("out/ckpt.pt"), theirs(tiny.model())).read_bytes()
     for out in ("out", "out/ckpt.pt", "results/model", "results"):
-        ended = stage("export_nanogpt", "--out", out)
+        ended = stage("export", "--format", "nanogpt", "--out", out)
         assert (ended.status, ended.err) == (
             2,
             f"error: --out {out}: there is something else already; name a new folder\n",
@@ -531,12 +531,12 @@ def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> N
 
 def test_gelus_difference_is_told(here: Path, stage: Stage) -> None:
     save_model(Path("results/model"), activation="gelu_new")
-    assert "note: nanoGPT computes GELU exactly" in stage("export_nanogpt").out
+    assert "note: nanoGPT computes the exact GELU" in stage("export", "--format", "nanogpt").out
 
 
 def test_tokens_that_nanogpt_cannot_decode_are_refused(here: Path, stage: Stage) -> None:
     save_model(Path("results/model"), ByteTokenizer(end_of_text=True), vocab_size=257)
-    ended = stage("export_nanogpt")
+    ended = stage("export", "--format", "nanogpt")
     assert ended.status == 2
     assert "neither characters nor GPT-2's" in ended.err
     assert not Path("results/nanogpt").exists()
@@ -544,15 +544,15 @@ def test_tokens_that_nanogpt_cannot_decode_are_refused(here: Path, stage: Stage)
 
 def test_a_tokenizer_that_is_missing_or_another_is_asked_for(here: Path, stage: Stage) -> None:
     saved(Path("ckpt.pt"), theirs(tiny.model()))
-    ended = stage("import_nanogpt", "ckpt.pt")
+    ended = stage("import_checkpoint", "ckpt.pt")
     assert ended.status == 2
     assert "a vocabulary of 11 is not GPT-2's; name the meta.pkl" in ended.err
     write_meta(CharTokenizer("ab", end_of_text=False), Path("meta.pkl"))
-    ended = stage("import_nanogpt", "ckpt.pt", "--meta", "meta.pkl")
+    ended = stage("import_checkpoint", "ckpt.pt", "--meta", "meta.pkl")
     assert ended.status == 2
     assert "--meta meta.pkl: a vocabulary of 2, but ckpt.pt has 11" in ended.err
     Path("meta.pkl").write_bytes(b"cposix\nsystem\n.")
-    ended = stage("import_nanogpt", "ckpt.pt", "--meta", "meta.pkl")
+    ended = stage("import_checkpoint", "ckpt.pt", "--meta", "meta.pkl")
     assert ended.status == 2
     assert ended.err.startswith("error: meta.pkl: refused, it asks for 'posix.system';")
     assert not Path("saved").exists()
@@ -564,7 +564,7 @@ def test_the_forks_noise_is_told(here: Path, stage: Stage) -> None:
     write_meta(CHARACTERS, Path("meta.pkl"))
     assert (
         "note: here noise is for training only"
-        in stage("import_nanogpt", "ckpt.pt", "--meta", "meta.pkl").out
+        in stage("import_checkpoint", "ckpt.pt", "--meta", "meta.pkl").out
     )
 
 
@@ -576,10 +576,10 @@ def test_gpt2s_vocabulary_needs_no_meta_and_loses_its_padding(
         mirrored(GPT2_URL + name)
     gpt = tiny.model(vocab_size=50304)
     saved(Path("ckpt.pt"), theirs(gpt), vocab_size=50304)
-    assert stage("import_nanogpt", "ckpt.pt").status == 0
+    assert stage("import_checkpoint", "ckpt.pt").status == 0
     assert load_config(Path("saved/nanogpt")).vocab_size == 50304
     assert load_tokenizer(Path("saved/nanogpt")).vocab_size == 50257
-    ended = stage("export_nanogpt", "--model", "saved/nanogpt")
+    ended = stage("export", "--format", "nanogpt", "--model", "saved/nanogpt")
     assert ended.status == 0
     assert "meta.pkl" not in ended.out
     assert [path.name for path in Path("results/nanogpt").iterdir()] == ["ckpt.pt"]

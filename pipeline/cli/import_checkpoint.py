@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config.command_line import run
 from pipeline.config.errors import UserError
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.load import build_with, parameter_shapes
@@ -22,7 +21,7 @@ IMPORTED = Path("saved/nanogpt")
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The ckpt.pt of a training run.")],
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The ckpt.pt of a training run.")],
     meta: Annotated[
         Path | None,
         typer.Option(
@@ -35,9 +34,9 @@ def main(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: is there already; name a new folder, or remove it")
     check_room_beside(out)
-    found = read_checkpoint(checkpoint)
+    found = read_checkpoint(ckpt)
     model = build_with(found.config, found.weights(parameter_shapes(found.config)))
-    tokenizer = _tokenizer(checkpoint, found.config.vocab_size, meta)
+    tokenizer = _tokenizer(ckpt, found.config.vocab_size, meta)
     with replacing_folder(out) as folder:
         save_weights(model.state_dict(), folder)
         save_config(found.config, folder)
@@ -61,10 +60,6 @@ def _tokenizer(checkpoint: Path, rows: int, meta: Path | None) -> Tokenizer:
     if rows not in GPT2_VOCABULARIES:
         raise UserError(
             f"{checkpoint}: a vocabulary of {rows} is not GPT-2's; name the meta.pkl of the data it was "
-            "trained on: --meta, or META= of make"
+            "trained on: --meta meta.pkl, or META=meta.pkl of make"
         )
     return gpt2_tokenizer()
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.config.command_line import run
 from pipeline.config.params import SCHEMA_FILE, json_schema
 from pipeline.storage.files import write_text
 
@@ -11,7 +10,3 @@ def main() -> None:
     """Write presets/params.schema.json from the typed sections in pipeline/config/params.py."""
     write_text(SCHEMA_FILE, json_schema())
     print(SCHEMA_FILE)
-
-
-if __name__ == "__main__":
-    run(main)

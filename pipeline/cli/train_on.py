@@ -1,4 +1,4 @@
-"""Make data/<name>/dataset.yaml for the user's own text or nanoGPT's ids, and make it the active dataset."""
+"""Train on the user's own text, or on ids that nanoGPT prepared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config.command_line import run
+from pipeline.cli.repro import run_pipeline
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import DATA
@@ -33,30 +33,32 @@ Text = Annotated[
         help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
     ),
 ]
-TextColumn = Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold their text.")]
+Column = Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold their text.")]
+NoRun = Annotated[
+    bool, typer.Option("--no-run", help="Only set the dataset up, and do not run the pipeline.")
+]
 
 
-def main(
-    text: Text,
-    text_column: TextColumn = "text",
-) -> None:
-    """Describe your own text in data/<name>/dataset.yaml, and set data.dataset to it.
+def main(text: Text, column: Column = "text", no_run: NoRun = False) -> None:
+    """Describe your text in data/<name>/dataset.yaml, make it the active dataset and run the pipeline.
 
     Ids come with their tokenizer, so tokenizer.name is set too.
     """
     load_params()  # a broken params.yaml stops here, before anything is written
-    path, spec, values = describe(text, text_column)
+    path, spec, values = describe(text, column)
     write_spec(spec, path)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
     changed = ", ".join(
         f"{section}.{key} is now {value}" for section, keys in values.items() for key, value in keys.items()
     )
-    print(f"{PARAMS_FILE}: {changed}\nnext: dvc repro")
+    print(f"{PARAMS_FILE}: {changed}")
     print(f"(experiments in a copy, `dvc exp run --temp`, need it in git: git add {path})")
+    if not no_run:
+        run_pipeline()
 
 
-def describe(text: str, text_column: str) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
+def describe(text: str, column: str) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
     """Where the dataset.yaml of TEXT goes, what is in it, and the parameters that choose it.
 
     Raises UserError for text that cannot be read, or whose place is taken.
@@ -67,7 +69,7 @@ def describe(text: str, text_column: str) -> tuple[Path, DatasetSpec, dict[str, 
         # nanoGPT's folders are called as ours are, and hold other splits of the same text.
         spec, name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
     else:
-        spec, name = spec_for_text(text, text_column), dataset_name(text)
+        spec, name = spec_for_text(text, column), dataset_name(text)
     path = DATA / name / "dataset.yaml"
     if path.exists() and not isinstance(load_spec(name).source, FilesSource | NanoGPTSource):
         raise UserError(f"TEXT={text}: {path} is another dataset's; rename the file or folder of your text")
@@ -75,7 +77,3 @@ def describe(text: str, text_column: str) -> tuple[Path, DatasetSpec, dict[str, 
     if isinstance(spec.source, NanoGPTSource):
         values["tokenizer"] = {"name": spec.source.tokenizer_name}
     return path, spec, values
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,4 @@
-"""Lay the depth curves of several variants over each other: results/depth-curves.{png,csv,md}."""
+"""Train variants of the model and compare their depth curves: results/bench-family.{png,csv,md}."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import typer
 
 from bench.variants import VARIANTS
 from bench.variants import overrides as switches
-from pipeline.config.command_line import Overrides, run
+from pipeline.config.command_line import Overrides
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params, load_params
-from pipeline.config.paths import COMPARED, COMPARED_PICTURE, COMPARED_TABLE, runs_folder, tokens_folder
+from pipeline.config.paths import RESULTS, runs_folder, tokens_folder
 from pipeline.evaluate.depth import DepthCurve, measure
 from pipeline.model.load import load_model
 from pipeline.report.depth_curve import draw, write_tables
@@ -26,6 +26,10 @@ from pipeline.storage.files import write_text
 from pipeline.tokens.shards import load_manifest
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted
+
+CURVES = RESULTS / "bench-family.csv"
+TABLE = RESULTS / "bench-family.md"
+PICTURE = RESULTS / "bench-family.png"
 
 Compared = tuple[DepthCurve, dict[str, Any]]  # a variant's curve and the metrics of its training
 
@@ -58,14 +62,12 @@ def main(
         compared.append((curve_of(name, fitted, its_params, device), fitted.metrics))
     compared.sort(key=lambda pair: pair[0].final.loss)
     curves = [curve for curve, _ in compared]
-    write_tables(COMPARED, curves)
+    write_tables(CURVES, curves)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {params.train.max_iters:,} steps"
-    draw(COMPARED_PICTURE, curves, [], title)
+    draw(PICTURE, curves, [], title)
     table = markdown(compared)
-    write_text(COMPARED_TABLE, f"{table}\n")
-    print(
-        f"{table}\n\n{COMPARED_TABLE}: these tables\n{COMPARED}: the curves\n{COMPARED_PICTURE}: the picture"
-    )
+    write_text(TABLE, f"{table}\n")
+    print(f"{table}\n\n{TABLE}: these tables\n{CURVES}: the curves\n{PICTURE}: the picture")
 
 
 def say(text: str) -> None:
@@ -116,7 +118,3 @@ def markdown(compared: Sequence[Compared]) -> str:
         rows.append(("never stops", f"{curve.trained_depth:.2f}", f"{full:.4f}"))
         tables.append(markdown_table(rows, "<>>"))
     return "\n\n".join(tables)
-
-
-if __name__ == "__main__":
-    run(main)

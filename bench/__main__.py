@@ -1,0 +1,22 @@
+"""`make bench`: this project measured beside other programs, and its variants beside each other."""
+
+from __future__ import annotations
+
+from pipeline.config.command_line import run_one_of
+
+HELP = "Measure this project. What comes out is written to results/."
+BENCHMARKS = {
+    "nanogpt": ("training and sampling beside nanoGPT: make bench WHAT=nanogpt CLONE=...", "bench.nanogpt"),
+    "fork": ("the model family beside nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
+    "interop": ("logits, losses, memory and speed beside transformers", "bench.interop"),
+    "family": ("train every variant of the model and compare their depth curves", "bench.family"),
+}
+
+
+def main() -> None:
+    """Run the benchmark that the first argument names."""
+    run_one_of(BENCHMARKS, HELP, "python -m bench")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The trained model beside its baselines, in one table: results/baselines.json, .md and .png."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+
+from pipeline.cli.repro import dvc, out_of_date
+from pipeline.config.params import load_params
+from pipeline.config.paths import (
+    COMPARISON,
+    COMPARISON_PICTURE,
+    COMPARISON_TABLE,
+    METRICS,
+    tokens_folder,
+)
+from pipeline.corpus.sources import load_spec
+from pipeline.evaluate.comparison import baseline_files, read_rows
+from pipeline.report.comparison import write_comparison
+from pipeline.tokens.shards import load_manifest
+
+STAGES = ("eval_baselines", "stages/dvc.yaml:eval_baselines")
+
+
+def main() -> None:
+    """Evaluate baselines.models and baselines.pretrained, and compare them with the trained model."""
+    status = dvc("repro", "--keep-going", *STAGES)
+    compare(out_of_date("train", *STAGES))
+    sys.exit(2 if status else 0)
+
+
+def compare(stale: Collection[str] = ()) -> None:
+    """Write the table of what has been evaluated on the active dataset's validation text, and print it.
+
+    What a stage wrote that is in `stale` is left out.
+    """
+    params = load_params()
+    dataset, manifest = params.data.dataset, load_manifest(tokens_folder(params))
+    files = baseline_files(params) | {"train": METRICS}
+    left_out = [stage for stage, path in files.items() if stage in stale and path.exists()]
+    if left_out:
+        print(f"note: out of date and left out: {', '.join(left_out)}; run `dvc repro`", file=sys.stderr)
+    current = [path for stage, path in files.items() if stage not in stale and path.exists()]
+    published = load_spec(dataset).published
+    rows = read_rows(current, manifest.fingerprint, manifest.val.tokens - 1, published)
+    title = f"The validation text of {dataset}"
+    print(write_comparison(rows, COMPARISON, COMPARISON_TABLE, COMPARISON_PICTURE, title))
+    print(f"{COMPARISON_TABLE}: this table")
+    print(f"{COMPARISON}: the same for programs")
+    print(f"{COMPARISON_PICTURE}: the picture")

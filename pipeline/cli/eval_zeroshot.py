@@ -1,0 +1,50 @@
+"""Evaluate models on tasks that they were not trained for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.repro import dvc
+from pipeline.config.command_line import ModelName, Overrides
+from pipeline.config.errors import UserError
+from pipeline.config.params import load_params
+from pipeline.config.paths import MODEL
+from stages import eval_zeroshot
+from stages.eval_zeroshot import File, Limit
+
+
+def main(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="hellaswag, lambada, wikitext2; zeroshot.tasks, unless given.", show_default=False
+        ),
+    ] = None,
+    model: ModelName = str(MODEL),
+    limit: Limit = None,
+    file: File = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure zero-shot accuracy and perplexity.
+
+    Without arguments, the trained model and zeroshot.models are evaluated, and what was evaluated before
+    comes from DVC's cache.
+    """
+    if file is not None and not tasks:
+        raise UserError(
+            "FILE is of one task: say which, such as TASKS=hellaswag (an argument, not an option)"
+        )
+    if not tasks and model == str(MODEL) and limit is None and not overrides:
+        status = dvc("repro", "--keep-going", "--glob", "stages/dvc.yaml:eval_zeroshot*")
+        sys.exit(2 if status else 0)
+    failed = False
+    for task in tasks or load_params(overrides or []).zeroshot.tasks:
+        try:
+            eval_zeroshot.main(task, model, file, limit, overrides=overrides)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    sys.exit(2 if failed else 0)

@@ -1,0 +1,57 @@
+"""Checksums of files, and folders that list the checksums of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.storage.files import replacing_folder, write_json
+
+MANIFEST_FILE = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class HashCache:
+    """Remembers the sha256 of files by their size and time, so that large ones are read once."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            self._known: dict[str, list[object]] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it only saves time
+            self._known = {}
+
+    def sha256(self, path: Path) -> str:
+        """The sha256 of a file, read again only if its size or its time has changed."""
+        key, status = str(path.absolute()), path.stat()
+        known = self._known.get(key, [])
+        if known[:2] != [status.st_size, status.st_mtime_ns]:
+            self._known[key] = known = [status.st_size, status.st_mtime_ns, sha256_file(path)]
+        return str(known[2])
+
+    def save(self) -> None:
+        write_json(self._file, self._known)
+
+
+def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder with `write`, with checksums of its files beside them, in one step."""
+    with replacing_folder(folder) as temporary:
+        write(temporary)
+        checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST_FILE, checksums)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file that a folder's manifest lists is there and unchanged."""
+    try:
+        checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        return all(sha256_file(folder / name) == checksum for name, checksum in checksums.items())
+    except (OSError, ValueError):
+        return False
