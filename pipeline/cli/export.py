@@ -21,11 +21,10 @@ from pipeline.report.model_card import TAG, model_card, read_training
 from pipeline.storage.files import check_room_beside, replacing_folder, write_json, write_text
 from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
-from pipeline.weights.gpt2 import save_gpt2, to_gpt2
+from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
 from pipeline.weights.hub_models import CARD_FILE, EXPORTED, GENERATION_FILE, PICTURE_FILE
 from pipeline.weights.nanogpt_checkpoint import CHECKPOINT_FILE, is_written, write_checkpoint
 from pipeline.weights.stored_model import GPT2_VOCABULARIES, StoredModel, open_model
-from pipeline.weights.transformers_tokenizer import to_transformers
 
 
 class Format(StrEnum):
@@ -80,8 +79,8 @@ def _write_transformers(
     )
     save_gpt2(values, tensors, folder)
     write_json(folder / GENERATION_FILE, {name: values[name] for name in ("bos_token_id", "eos_token_id")})
-    for name, text in to_transformers(tokenizer, config.block_size).items():
-        write_text(folder / name, text)
+    tokenizer.save(folder)
+    write_json(folder / TOKENIZER_CONFIG_FILE, tokenizer_config(tokenizer, config.block_size))
     write_text(folder / CARD_FILE, card)
     if picture:
         shutil.copyfile(picture, folder / PICTURE_FILE)

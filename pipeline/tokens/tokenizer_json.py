@@ -1,7 +1,6 @@
-"""What a `tokenizer.json` of Hugging Face's `tokenizers` describes, and which of our tokenizers does it.
+"""`tokenizer.json`, the format of Hugging Face's `tokenizers`: how ours are written, and which can be read.
 
-Three kinds are known: GPT-2's byte-level BPE, and what an export of ours makes of bytes and of characters,
-which are BPEs that merge nothing (see pipeline/weights/transformers_tokenizer.py).
+Three kinds are known: GPT-2's byte-level BPE, and bytes and characters, which are BPEs that merge nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +44,21 @@ def kind_of(values: dict[str, Any]) -> Kind:
     return "bpe"
 
 
+def characters_json(characters: list[str], end_of_text: bool) -> str:
+    """A tokenizer in which the n-th of `characters` has the id n."""
+    from tokenizers import decoders
+
+    return _without_merges(characters, None, decoders.Fuse(), end_of_text)
+
+
+def bytes_json(end_of_text: bool) -> str:
+    """A tokenizer in which byte n has the id n."""
+    from tokenizers import decoders, pre_tokenizers
+
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _without_merges(printable_bytes(), whole, decoders.ByteLevel(), end_of_text)
+
+
 def special_tokens(values: dict[str, Any]) -> dict[str, int]:
     """The ids of the special tokens. Raises UserError for other tokens that were added to the vocabulary."""
     added = values["added_tokens"]
@@ -61,6 +75,20 @@ def printable_bytes() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+
+
+def _without_merges(tokens: list[str], pre_tokenizer: Any, decoder: Any, end_of_text: bool) -> str:
+    """A BPE that merges nothing: each token's id is its index, <|endoftext|>, if it is there, comes last."""
+    from tokenizers import Tokenizer, models
+
+    tokenizer: Any = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoder
+    if end_of_text:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    text: str = tokenizer.to_str()
+    return text
 
 
 def _check_merges(plain: dict[str, int], merges: list[Any]) -> None:

@@ -1,8 +1,8 @@
 """Text to token ids and back: characters, bytes, and byte-level BPE (GPT-2's, or trained on the corpus).
 
 A tokenizer is its vocabulary, a table of the bytes each id stands for, and a way to cut text into ids.
-It is saved as one `tokenizer.json` that travels with the shards and with the model. Those of GPT-2's kind are
-read from transformers' files too.
+It is saved as one `tokenizer.json`, in the format of Hugging Face's `tokenizers`, that travels with the
+shards, the model and its exports. Those of GPT-2's kind are read from transformers' older files too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ import numpy as np
 from pipeline.config.errors import UserError
 from pipeline.corpus.fetch import fetch
 from pipeline.storage.files import write_text
-from pipeline.tokens.tokenizer_json import END_OF_TEXT, kind_of, printable_bytes, special_tokens
+from pipeline.tokens.tokenizer_json import (
+    END_OF_TEXT,
+    bytes_json,
+    characters_json,
+    kind_of,
+    printable_bytes,
+    special_tokens,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")  # in place of tokenizer.json in older folders of transformers
@@ -86,7 +93,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def to_json(self) -> str:
-        """What `tokenizer.json` holds."""
+        """What `tokenizer.json` holds, see pipeline/tokens/tokenizer_json.py."""
 
     def save(self, folder: Path) -> None:
         write_text(folder / TOKENIZER_FILE, self.to_json())
@@ -115,12 +122,7 @@ class CharTokenizer(Tokenizer):
         return ids.astype(np.uint32)
 
     def to_json(self) -> str:
-        values = {
-            "type": "char",
-            "characters": "".join(self.characters),
-            "end_of_text": self.end_of_text is not None,
-        }
-        return json.dumps(values, ensure_ascii=False) + "\n"
+        return characters_json(self.characters, end_of_text=self.end_of_text is not None)
 
 
 class ByteTokenizer(Tokenizer):
@@ -134,7 +136,7 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
 
     def to_json(self) -> str:
-        return json.dumps({"type": "byte", "end_of_text": self.end_of_text is not None}) + "\n"
+        return bytes_json(end_of_text=self.end_of_text is not None)
 
 
 class BPETokenizer(Tokenizer):
@@ -174,7 +176,7 @@ class BPETokenizer(Tokenizer):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`: ours, an export of ours, or one of transformers' of GPT-2's kind.
+    """The tokenizer saved in `folder`, ours or one of transformers' of GPT-2's kind.
 
     Raises UserError if there is none, if it is damaged, or of another kind.
     """
@@ -196,10 +198,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def _from_text(tokenizer_json: str) -> Tokenizer:
     values = json.loads(tokenizer_json)
-    if values.get("type") == "char":
-        return CharTokenizer(values["characters"], values["end_of_text"])
-    if values.get("type") == "byte":
-        return ByteTokenizer(values["end_of_text"])
     kind, has_end = kind_of(values), END_OF_TEXT in special_tokens(values)
     if kind == "char":
         return CharTokenizer(values["model"]["vocab"].keys() - {END_OF_TEXT}, has_end)

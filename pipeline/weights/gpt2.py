@@ -12,10 +12,13 @@ from pipeline.config.errors import UserError
 from pipeline.config.model import Count, Fraction, GPTConfig
 from pipeline.config.validation import Section, validate
 from pipeline.storage.files import write_json
+from pipeline.tokens.tokenizer_json import END_OF_TEXT
+from pipeline.tokens.tokenizers import Tokenizer
 from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config, write_tensors
 
 Tensors = Mapping[str, torch.Tensor]
 
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 INDEX_FILE = "model.safetensors.index.json"  # says which of several files holds which tensor
 PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # of a block
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # theirs are Conv1D's, (in, out)
@@ -176,6 +179,22 @@ def save_gpt2(values: dict[str, Any], tensors: Tensors, folder: Path) -> None:
     # Some readers want to be told that the tensors are PyTorch's.
     write_tensors(dict(sorted(tensors.items())), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)
+
+
+def tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
+    """What `tokenizer_config.json` says, so that AutoTokenizer loads the `tokenizer.json` beside it.
+
+    `<|endoftext|>`, where there is one, begins and ends a text. A character that a `char` tokenizer does not
+    know, an error here, is left out there.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # GPT2Tokenizer would cut characters into words first
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.end_of_text is not None:
+        config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    return config
 
 
 def unrolled_layers(config: GPTConfig, depth: int | None = None) -> list[str]:

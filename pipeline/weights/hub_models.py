@@ -13,10 +13,15 @@ from pathlib import Path
 from pipeline.config.errors import UserError
 from pipeline.corpus.hub_datasets import first_line, is_of_the_network
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
-from pipeline.weights.gpt2 import INDEX_FILE, config_from_gpt2, is_transformers, weight_files
+from pipeline.weights.gpt2 import (
+    INDEX_FILE,
+    TOKENIZER_CONFIG_FILE,
+    config_from_gpt2,
+    is_transformers,
+    weight_files,
+)
 from pipeline.weights.names import COMMIT
 from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE
-from pipeline.weights.transformers_tokenizer import TOKENIZER_CONFIG_FILE
 
 GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"

@@ -18,10 +18,9 @@ from pipeline.model.load import load_model
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer
-from pipeline.weights.gpt2 import save_gpt2, to_gpt2
+from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
 from pipeline.weights.hub_models import EXPORTED, download_model, upload
 from pipeline.weights.stored_model import open_model
-from pipeline.weights.transformers_tokenizer import to_transformers
 from tests import tiny
 from tests.conftest import Ended
 from tests.hub_server import COMMIT, TOKEN, serving_hub, use_hub
@@ -37,8 +36,9 @@ def export(tmp_path: Path) -> Path:
     folder = tmp_path / "export"
     folder.mkdir()
     save_gpt2(*to_gpt2(tiny.model().state_dict(), tiny.config()), folder)
-    for name, text in to_transformers(CharTokenizer("abcdefghijk", end_of_text=False), 8).items():
-        write_text(folder / name, text)
+    tokenizer = CharTokenizer("abcdefghijk", end_of_text=False)
+    tokenizer.save(folder)
+    write_json(folder / TOKENIZER_CONFIG_FILE, tokenizer_config(tokenizer, 8))
     write_json(folder / "generation_config.json", {})
     write_text(folder / "README.md", "---\nlibrary_name: transformers\n---\n")
     write_text(folder / "depth.png", "a picture")

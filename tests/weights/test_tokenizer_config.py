@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.storage.files import write_json, write_text
+from pipeline.storage.files import write_json
 from pipeline.tokens.tokenizers import (
     END_OF_TEXT,
     GPT2_FILES,
@@ -22,7 +21,7 @@ from pipeline.tokens.tokenizers import (
     load_tokenizer,
     train_bpe,
 )
-from pipeline.weights.transformers_tokenizer import to_transformers
+from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, tokenizer_config
 from tests import tiny
 from tests.tokens.test_tokenizers import ODD, random_texts
 
@@ -41,8 +40,8 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 def exported(tokenizer: Tokenizer, folder: Path) -> Any:
     """The tokenizer as AutoTokenizer loads it beside a GPT-2."""
     write_json(folder / "config.json", {"model_type": "gpt2", "bos_token_id": None, "eos_token_id": None})
-    for name, text in to_transformers(tokenizer, block_size=1024).items():
-        write_text(folder / name, text)
+    write_json(folder / TOKENIZER_CONFIG_FILE, tokenizer_config(tokenizer, block_size=1024))
+    tokenizer.save(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -86,6 +85,6 @@ def test_gpt2(mirrored: Callable[[str], Path], tmp_path: Path) -> None:
 
 
 def test_the_config_names_no_code_and_cleans_nothing_up(tmp_path: Path) -> None:
-    values = json.loads(to_transformers(TOKENIZERS["char"](), 8)["tokenizer_config.json"])
+    values = tokenizer_config(TOKENIZERS["char"](), 8)
     assert values["clean_up_tokenization_spaces"] is False
     assert "auto_map" not in values
