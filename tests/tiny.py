@@ -10,6 +10,7 @@ import torch
 
 from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params, load_params
+from pipeline.config.presets import compose
 from pipeline.model.build import build_gpt
 from pipeline.model.gpt import GPT
 
@@ -63,6 +64,11 @@ def text(words: int = 600) -> str:
     """Lines of words with some structure to learn, always the same."""
     draw = random.Random(0)
     return "".join(draw.choice(WORDS) + draw.choice("   \n") for _ in range(words))
+
+
+def params_yaml() -> str:
+    """The text of params.yaml under the default preset."""
+    return compose("default", ROOT / "presets")
 
 
 def params(*overrides: str) -> Params:

@@ -1,168 +1,257 @@
-"""The `model` section of params.yaml: the plain GPT-2, and a switch for each member of the family.
+"""The `model` section of params.yaml: the plain GPT-2, and a switch for each variant of it.
 
-Every switch is off by default. What contradicts itself, or asks for something that is off, is an error: a
-switch that was silently ignored has ruined many an experiment. Numbers that only describe a part that is off
-(how many experts, how deep) may stay, so that a part is one switch to turn off and on again.
+Every switch is off by default. A field says all there is to say of it: what it does, what it needs,
+whether GPT-2 has it and whether it changes the weights. The comments of params.yaml, its JSON schema and
+docs/parameters.md are made from that; which switches contradict each other is in `model_rules`.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.model_rules import check
 from pipeline.config.validation import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-# What asks for something that another switch has to be on for.
-NEEDS_LOOP = (
-    "fixed_edge_blocks",
-    "n_layers_prelude",
-    "n_layers_coda",
-    "recurrent_prelude_injection",
-    "recurrent_noise_mode",
-    "recurrent_noise_std",
-    "recurrent_noise_concat_dim",
-    "recurrent_extra_layernorm",
-    "recurrent_backprop_depth",
-    "sticky_dropout",
-    "learned_stopping",
-)
-NEEDS_RECURRENCE = ("recurrent_max_depth", "scale_loss_by_n_layer")
-NEEDS_MOE = ("moe_hard_routing", "share_moe_experts", "moe_aux_loss_weight", "moe_z_loss_weight")
-NEEDS_STOPPING = (
-    "learned_stopping_warmup_steps",
-    "learned_stopping_controller_weight",
-    "learned_stopping_target_depth",
-    "learned_stopping_entropy_weight",
-    "learned_stopping_use_threshold",
-)
+
+@dataclass(frozen=True)
+class Facts:
+    """What is to be known of a switch besides its type, its default and its description."""
+
+    needs: str = ""  # a field or property of Model that has to be true for this one to do anything
+    may_stay: bool = False  # without it: a number may, so that a part is one switch to turn off and on
+    in_gpt2: bool = True  # other programs' GPT-2 has a place for it
+    changes_weights: bool = True  # another value makes other parameters of it, or others mean something else
+
+    def __call__(self, schema: dict[str, Any]) -> None:
+        """Add to the JSON schema what an editor should show."""
+        if self.needs in Model.model_fields:
+            schema["description"] += f" (needs {self.needs})"
+
+
+def switch(
+    default: Any,
+    description: str,
+    *,
+    needs: str = "",
+    may_stay: bool = False,
+    in_gpt2: bool = True,
+    changes_weights: bool = True,
+) -> Any:
+    """A field of the `model` section with a default, and its facts."""
+    facts = Facts(needs, may_stay, in_gpt2, changes_weights)
+    return Field(default, description=description, json_schema_extra=facts)
 
 
 class Model(Section):
+    """GPT-2, and a switch for each variant of it"""
+
     n_layer: Count = Field(
-        description="transformer blocks; times one shared block is applied, if it is not recurrent"
+        description="transformer blocks; with one shared block, how often it is applied (unless recurrent)"
     )
-    n_head: Count = Field(description="attention heads; must divide n_embd")
+    n_head: Count = Field(description="attention heads in each block; must divide n_embd")
     n_embd: Count = Field(description="width of the residual stream")
     block_size: Count = Field(description="context length in tokens")
     bias: bool = Field(description="biases in the blocks' Linear and LayerNorm layers, as in GPT-2")
-    dropout: Fraction = Field(description="0 for pretraining; 0.1 or more for finetuning or small data")
-
-    # parts of a block
-    position: Literal["learned", "rotary", "alibi"] = Field(
-        "learned", description="learned embeddings, rotary (Su et al. 2021) or ALiBi (Press et al. 2022)"
+    dropout: Fraction = Field(
+        description="0.0 for pretraining; 0.1 or more for finetuning or little data",
+        json_schema_extra=Facts(changes_weights=False),
     )
-    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm: Zhang and Sennrich 2019")
-    activation: Literal["gelu", "gelu_new", "relu2", "swiglu"] = Field(
+
+    position: Literal["learned", "rotary", "alibi"] = switch(
+        "learned", "learned, rotary (Su et al. 2021) or alibi (Press et al. 2022)", in_gpt2=False
+    )
+    norm: Literal["layernorm", "rmsnorm"] = switch(
+        "layernorm", "layernorm or rmsnorm (Zhang and Sennrich 2019)", in_gpt2=False
+    )
+    activation: Literal["gelu", "gelu_new", "relu2", "swiglu"] = switch(
         "gelu",
-        description="gelu_new: OpenAI's approximation; relu2: So et al. 2021; swiglu: Shazeer 2020, narrower",
+        "gelu, gelu_new (GPT-2's approximation), relu2 (So et al. 2021) or swiglu (Shazeer 2020)",
+        in_gpt2=False,
     )
-    qk_norm: bool = Field(False, description="RMSNorm on each head's queries and keys (Henry et al. 2020)")
-    n_kv_head: Count | None = Field(
-        None, description="heads of keys and values (Ainslie et al. 2023); null is n_head"
+    qk_norm: bool = switch(
+        False, "RMSNorm on each head's queries and keys (Henry et al. 2020)", in_gpt2=False
     )
-    value_embeddings: bool = Field(
-        False, description="a second token embedding that each attention mixes into its values"
+    n_kv_head: Count | None = switch(
+        None,
+        "heads of keys and values, shared by groups of queries (Ainslie et al. 2023); blank: n_head",
+        in_gpt2=False,
     )
-    tie_word_embeddings: bool = Field(True, description="one matrix reads and writes tokens; false unties")
-    logit_softcap: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="keep logits within ± this, smoothly (Gemma 2); null leaves them"
+    value_embeddings: bool = switch(
+        False, "a second token embedding that each attention layer mixes into its values", in_gpt2=False
+    )
+    tie_word_embeddings: bool = switch(True, "one matrix for the input and the output embedding")
+    logit_softcap: Annotated[float, Field(gt=0)] | None = switch(
+        None, "keep logits within ± this, smoothly (Gemma 2), such as 30.0; blank: no limit", in_gpt2=False
     )
 
-    # one block for all layers, and how often it is applied
-    share_parameters_across_layers: bool = Field(
-        False, description="one block at every layer (ALBERT, Lan et al. 2020)"
+    share_parameters_across_layers: bool = switch(
+        False, "the same block at every layer (ALBERT, Lan et al. 2020)"
     )
-    recurrent_shared_weights: bool = Field(
-        False, description="one block applied a varying number of times; implies sharing"
+    recurrent_shared_weights: bool = switch(
+        False, "the same block, a varying number of times; implies sharing"
     )
-    recurrent_depth: Count = Field(
-        4, description="mean number of applications in training, the number after it"
+    recurrent_depth: Count = switch(
+        4,
+        "applications of the block: the mean in training, the number after it",
+        needs="recurrent_shared_weights",
+        may_stay=True,
+        changes_weights=False,
     )
-    recurrent_depth_spread: Annotated[float, Field(ge=0, le=3)] = Field(
-        0.5, description="deviation of the logarithm of the number of applications in training; 0 fixes it"
+    recurrent_depth_spread: Annotated[float, Field(ge=0, le=3)] = switch(
+        0.5,
+        "standard deviation of the logarithm of that number in training; 0.0 fixes it",
+        needs="recurrent_shared_weights",
+        may_stay=True,
+        changes_weights=False,
     )
-    recurrent_max_depth: Count | None = Field(
-        None, description="most applications in training; null is twice recurrent_depth"
+    recurrent_max_depth: Count | None = switch(
+        None,
+        "most applications in training; blank: twice recurrent_depth",
+        needs="recurrent_shared_weights",
+        changes_weights=False,
     )
-    scale_loss_by_n_layer: bool = Field(
-        False, description="draw 1 … recurrent_depth uniformly, and scale the loss by n / recurrent_depth"
-    )
-    recurrent_backprop_depth: Count | None = Field(
-        None, description="gradients through the last so many applications only; null is all"
-    )
-    fixed_edge_blocks: bool = Field(False, description="an unshared block before the loop and one after it")
-    n_layers_prelude: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="unshared blocks before the loop; null is 1 with fixed_edge_blocks, else 0"
-    )
-    n_layers_coda: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="unshared blocks after the loop; null is 1 with fixed_edge_blocks, else 0"
-    )
-    recurrent_prelude_injection: bool = Field(
-        False, description="every application sees the prelude's output again (Geiping et al. 2025)"
-    )
-    recurrent_noise_mode: Literal["none", "add", "concat"] = Field(
-        "none", description="noise before every application, in training only"
-    )
-    recurrent_noise_std: NonNegative = Field(0.0, description="deviation of that noise")
-    recurrent_noise_concat_dim: Count | None = Field(
-        None, description="noise channels that concat adds; null is n_embd"
-    )
-    recurrent_extra_layernorm: bool = Field(False, description="a norm after every application")
-
-    # mixture of experts
-    moe: bool = Field(False, description="experts in place of each feed-forward network")
-    moe_num_experts: Count = Field(4, description="experts in a layer, besides the dummy that does nothing")
-    moe_top_k: Count = Field(2, description="experts that each token uses, the dummy among the candidates")
-    moe_hard_routing: bool = Field(False, description="one expert a token, whatever moe_top_k says")
-    share_moe_experts: bool = Field(False, description="one bank of experts for all layers, a router each")
-    moe_dummy_share: Fraction | None = Field(
-        None, description="the dummy's share of the choices; null is 0.45, or 0.9 / moe_top_k if that is less"
-    )
-    moe_bias_update_rate: NonNegative = Field(
-        0.001, description="step of the selection bias that balances the load (Wang et al. 2024); 0 is off"
-    )
-    moe_aux_loss_weight: NonNegative = Field(
-        0.0, description="of the load-balancing loss (Fedus et al. 2022)"
-    )
-    moe_z_loss_weight: NonNegative = Field(0.0, description="of the router's z-loss (Zoph et al. 2022)")
-
-    # leaving layers out
-    layer_dropout: Fraction = Field(0.0, description="probability that a sequence skips a block, in training")
-    sticky_dropout: Fraction = Field(
-        0.0,
-        description="probability, at each application, that a sequence skips all further ones, in training",
-    )
-    learned_stopping: bool = Field(False, description="a gate decides, token by token, when to stop the loop")
-    learned_stopping_warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="optimizer steps before the gate stops anything"
-    )
-    learned_stopping_controller_weight: NonNegative = Field(
-        0.0, description="of (mean depth − target depth)², a part of the loss"
-    )
-    learned_stopping_target_depth: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="mean depth to aim at; null is that of stopping anywhere alike, (n + 1) / 2"
-    )
-    learned_stopping_entropy_weight: NonNegative = Field(
-        0.0, description="of the entropy of the stopping step, which the loss rewards"
-    )
-    learned_stopping_temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="the gate's logits are divided by it"
-    )
-    learned_stopping_min_prob: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        1e-4, description="the gate's probabilities stay this far from 0 and 1"
-    )
-    learned_stopping_use_threshold: bool = Field(
+    scale_loss_by_n_layer: bool = switch(
         False,
-        description="after training, a token stops for good once its stopping mass exceeds the threshold",
+        "draw 1 to recurrent_depth uniformly instead; loss x applications / recurrent_depth",
+        needs="recurrent_shared_weights",
+        changes_weights=False,
     )
-    learned_stopping_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.9, description="that threshold: 0.9 stops a token when a tenth of its mass is left to go on"
+    recurrent_backprop_depth: Count | None = switch(
+        None,
+        "backpropagate through the last so many applications; blank: all",
+        needs="loops",
+        changes_weights=False,
+    )
+    fixed_edge_blocks: bool = switch(
+        False, "one unshared block before the loop and one after it", needs="loops"
+    )
+    n_layers_prelude: Annotated[int, Field(ge=0)] | None = switch(
+        None, "unshared blocks before the loop; blank: 1 with fixed_edge_blocks, else 0", needs="loops"
+    )
+    n_layers_coda: Annotated[int, Field(ge=0)] | None = switch(
+        None, "unshared blocks after the loop; blank: 1 with fixed_edge_blocks, else 0", needs="loops"
+    )
+    recurrent_prelude_injection: bool = switch(
+        False,
+        "each application also sees the prelude's output (Geiping et al. 2025)",
+        needs="loops",
+        in_gpt2=False,
+    )
+    recurrent_noise_mode: Literal["none", "add", "concat"] = switch(
+        "none",
+        "noise before each application, in training: none, add or concat",
+        needs="loops",
+        changes_weights=False,  # unless it is concat
+    )
+    recurrent_noise_std: NonNegative = switch(
+        0.0, "standard deviation of that noise", needs="loops", changes_weights=False
+    )
+    recurrent_noise_concat_dim: Count | None = switch(
+        None, "noise channels with concat; blank: n_embd", needs="loops"
+    )
+    recurrent_extra_layernorm: bool = switch(
+        False, "a norm after each application", needs="loops", in_gpt2=False
+    )
+
+    moe: bool = switch(False, "experts, and a dummy expert that returns its input", in_gpt2=False)
+    moe_num_experts: Count = switch(
+        4, "experts in each layer, not counting the dummy", needs="moe", may_stay=True
+    )
+    moe_top_k: Count = switch(
+        2, "experts per token, chosen among the experts and the dummy", needs="moe", may_stay=True
+    )
+    moe_hard_routing: bool = switch(
+        False, "one expert per token, whatever moe_top_k says (Fedus et al. 2022)", needs="moe"
+    )
+    share_moe_experts: bool = switch(
+        False, "the same experts in all layers, each layer with a router of its own", needs="moe"
+    )
+    moe_dummy_share: Fraction | None = switch(
+        None,
+        "the dummy's share of all choices; blank: 0.45, or 0.9 / moe_top_k if that is less",
+        needs="moe",
+        may_stay=True,
+        changes_weights=False,
+    )
+    moe_bias_update_rate: NonNegative = switch(
+        0.001,
+        "step of the selection bias that balances the load (Wang et al. 2024); 0.0: off",
+        needs="moe",
+        may_stay=True,
+        changes_weights=False,
+    )
+    moe_aux_loss_weight: NonNegative = switch(
+        0.0, "weight of the load-balancing loss (Fedus et al. 2022)", needs="moe", changes_weights=False
+    )
+    moe_z_loss_weight: NonNegative = switch(
+        0.0, "weight of the router's z-loss (Zoph et al. 2022)", needs="moe", changes_weights=False
+    )
+
+    layer_dropout: Fraction = switch(
+        0.0, "probability that a sequence skips a block, in training"
+    )  # it wraps the block, which gives parameters other names
+    sticky_dropout: Fraction = switch(
+        0.0,
+        "probability, after each application, that a sequence skips all further ones, in training",
+        needs="loops",
+        changes_weights=False,
+    )
+    learned_stopping: bool = switch(
+        False, "a gate learns for each token when to stop the loop", needs="loops", in_gpt2=False
+    )
+    learned_stopping_warmup_steps: Annotated[int, Field(ge=0)] = switch(
+        0, "optimizer steps before the gate stops anything", needs="learned_stopping"
+    )  # the gate counts the steps that were taken
+    learned_stopping_controller_weight: NonNegative = switch(
+        0.0,
+        "weight of (mean depth - target depth)^2 in the loss",
+        needs="learned_stopping",
+        changes_weights=False,
+    )
+    learned_stopping_target_depth: Annotated[float, Field(ge=1)] | None = switch(
+        None,
+        "mean depth to aim at; blank: (n + 1) / 2 for n applications",
+        needs="learned_stopping_controller_weight",
+        changes_weights=False,
+    )
+    learned_stopping_entropy_weight: NonNegative = switch(
+        0.0,
+        "weight of the entropy of the stopping step, which the loss rewards",
+        needs="learned_stopping",
+        changes_weights=False,
+    )
+    learned_stopping_temperature: Annotated[float, Field(gt=0)] = switch(
+        1.0,
+        "divides the gate's logit: above 1.0 softer, below 1.0 harder",
+        needs="learned_stopping",
+        may_stay=True,
+    )
+    learned_stopping_min_prob: Annotated[float, Field(ge=0, lt=0.5)] = switch(
+        1e-4,
+        "the gate's probability stays this far from 0 and 1",
+        needs="learned_stopping",
+        may_stay=True,
+    )
+    learned_stopping_use_threshold: bool = switch(
+        False,
+        "after training, a token stops for good above the threshold, which saves computing",
+        needs="learned_stopping",
+        changes_weights=False,
+    )
+    learned_stopping_threshold: Annotated[float, Field(gt=0, lt=1)] = switch(
+        0.9,
+        "stopped probability mass at which a token stops; lower stops earlier",
+        needs="learned_stopping",
+        may_stay=True,
+        changes_weights=False,
     )
 
     @property
@@ -203,13 +292,18 @@ class Model(Section):
     def coda(self) -> int:
         return int(self.fixed_edge_blocks) if self.n_layers_coda is None else self.n_layers_coda
 
+    @classmethod
+    def facts(cls, name: str) -> Facts:
+        """What is to be known of the field `name`."""
+        facts = cls.model_fields[name].json_schema_extra
+        return facts if isinstance(facts, Facts) else Facts()
+
     def changed(self, *names: str) -> list[str]:
-        """`name = value` of those of the named switches that are not as they are in GPT-2."""
-        values = {name: getattr(self, name) for name in names}
+        """`name = value` of those of the named switches that are not at their default."""
         return [
             f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
-            for name, value in values.items()
-            if value != Model.model_fields[name].default
+            for name in names
+            if (value := getattr(self, name)) != Model.model_fields[name].default
         ]
 
     def beyond_gpt2(self) -> list[str]:
@@ -218,139 +312,18 @@ class Model(Section):
         Sharing and recurrence are not among them: a loop of fixed depth is that many layers. Nor is what acts
         in training only.
         """
-        names = set(BEYOND_GPT2)
+        beyond = {name for name in Model.model_fields if not self.facts(name).in_gpt2}
         if self.n_kv_head == self.n_head:
-            names.remove("n_kv_head")
+            beyond.remove("n_kv_head")
         if self.activation == "gelu_new":
-            names.remove("activation")
+            beyond.remove("activation")
         if self.recurrent_noise_mode == "concat":
-            names.add("recurrent_noise_mode")
-        return self.changed(*(name for name in Model.model_fields if name in names))
+            beyond.add("recurrent_noise_mode")
+        return self.changed(*(name for name in Model.model_fields if name in beyond))
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Model:
-        if self.n_embd % self.n_head:
-            nearest = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
-            raise ValueError(
-                f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}; try n_embd = {nearest}"
-            )
-        if self.n_kv_head is not None and self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"n_kv_head = {self.n_kv_head} does not divide n_head = {self.n_head}; try n_kv_head = 1"
-            )
-        head_size = self.n_embd // self.n_head
-        if self.position == "rotary" and head_size % 2:
-            raise ValueError(
-                f"position = rotary turns pairs of channels, but n_embd / n_head = {head_size} is odd; "
-                "choose another n_head"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _no_switch_is_ignored(self) -> Model:
-        sharing = "share_parameters_across_layers or recurrent_shared_weights"
-        for names, needed, is_on in (
-            (NEEDS_LOOP, f"needs one block at every layer: set {sharing} to true", self.loops),
-            (NEEDS_RECURRENCE, "needs recurrent_shared_weights = true", self.recurrent_shared_weights),
-            (NEEDS_MOE, "needs moe = true", self.moe),
-            (NEEDS_STOPPING, "needs learned_stopping = true", self.learned_stopping),
-            (
-                ("learned_stopping_target_depth",),
-                "needs learned_stopping_controller_weight above 0",
-                self.learned_stopping_controller_weight > 0,
-            ),
-        ):
-            changed = self.changed(*names)
-            if changed and not is_on:
-                raise ValueError(f"{changed[0]} {needed}, or leave it at its default")
-        return self
-
-    @model_validator(mode="after")
-    def _depths_agree(self) -> Model:
-        if self.recurrent_max_depth is not None and self.recurrent_max_depth < self.recurrent_depth:
-            raise ValueError(
-                f"recurrent_max_depth = {self.recurrent_max_depth} is below recurrent_depth = "
-                f"{self.recurrent_depth}, the mean; raise it"
-            )
-        if self.recurrent_max_depth is not None and self.recurrent_depth_spread == 0:
-            raise ValueError(
-                f"recurrent_max_depth = {self.recurrent_max_depth} caps a depth that recurrent_depth_spread "
-                "= 0 fixes; leave one of them at its default"
-            )
-        if self.max_depth == 1 and (self.learned_stopping or self.sticky_dropout) and self.loops:
-            which = "learned_stopping" if self.learned_stopping else "sticky_dropout"
-            raise ValueError(f"{which} has nothing to end in a loop of one step; make it deeper")
-        shape_of_draw = self.changed("recurrent_max_depth", "recurrent_depth_spread")
-        if shape_of_draw and self.scale_loss_by_n_layer:
-            raise ValueError(
-                f"{shape_of_draw[0]} is of the log-normal draw, but scale_loss_by_n_layer = true draws "
-                "1 … recurrent_depth uniformly; set one of them only"
-            )
-        if self.recurrent_backprop_depth is not None and self.recurrent_backprop_depth > self.max_depth:
-            raise ValueError(
-                f"recurrent_backprop_depth = {self.recurrent_backprop_depth} is above the {self.max_depth} "
-                "steps that training takes at most; lower it, or leave it blank for all"
-            )
-        if self.fixed_edge_blocks and self.prelude == 0 == self.coda:
-            raise ValueError(
-                "fixed_edge_blocks = true contradicts n_layers_prelude = n_layers_coda = 0; drop one of them"
-            )
-        target = self.learned_stopping_target_depth
-        if target is not None and target > self.loop_depth:
-            raise ValueError(
-                f"learned_stopping_target_depth = {target} is above the {self.loop_depth} steps there are; "
-                "lower it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _noise_is_heard(self) -> Model:
-        mode, std = self.recurrent_noise_mode, self.recurrent_noise_std
-        if (mode == "none") != (std == 0):
-            raise ValueError(
-                f"recurrent_noise_mode = {mode} contradicts recurrent_noise_std = {std}; for noise set both, "
-                "such as add and 0.1"
-            )
-        if mode != "concat" and self.recurrent_noise_concat_dim is not None:
-            raise ValueError(
-                f"recurrent_noise_concat_dim = {self.recurrent_noise_concat_dim} needs recurrent_noise_mode "
-                f"= concat; it is {mode}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _experts_suffice(self) -> Model:
-        candidates = self.moe_num_experts + 1
-        if self.moe and self.moe_top_k > candidates:
-            raise ValueError(
-                f"moe_top_k = {self.moe_top_k} is above moe_num_experts + 1 = {candidates} (the dummy counts "
-                "too); lower it"
-            )
-        share = self.moe_dummy_share
-        if self.moe and share is not None and share * self.choices >= 1:
-            raise ValueError(
-                f"moe_dummy_share = {share} is out of reach: a token chooses the dummy once, which is 1 / "
-                f"{self.choices} of its choices; set less, or leave it blank"
-            )
-        if self.moe and share is not None and self.moe_bias_update_rate == 0:
-            raise ValueError(
-                f"moe_dummy_share = {share} is held by the bias, but moe_bias_update_rate = 0 keeps that "
-                "still; leave moe_dummy_share blank"
-            )
-        mixtures = 1 + self.prelude + self.coda if self.loops else self.n_layer
-        if self.share_moe_experts and mixtures == 1:
-            raise ValueError(
-                "share_moe_experts = true, but there is only one block to have experts; set it to false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_stop(self) -> Model:
-        if self.learned_stopping and self.sticky_dropout:
-            raise ValueError(
-                f"learned_stopping = true contradicts sticky_dropout = {self.sticky_dropout}: both end the "
-                "loop; set one of them only"
-            )
+    def _makes_sense(self) -> Model:
+        check(self)
         return self
 
 
@@ -360,41 +333,10 @@ class GPTConfig(Model):
     vocab_size: int = Field(ge=1, description="rows of the embedding, padding included")
 
 
-# What GPT-2's architecture, as other programs have it, has no place for.
-BEYOND_GPT2 = (
-    "position",
-    "norm",
-    "activation",
-    "qk_norm",
-    "n_kv_head",
-    "value_embeddings",
-    "logit_softcap",
-    "recurrent_prelude_injection",
-    "recurrent_extra_layernorm",
-    "moe",
-    "learned_stopping",
-)
-
-# What may change when a saved model's weights are trained on: how they are trained, how often the loop they
-# are in is applied, and when it stops; never what a parameter is or does. (Not layer_dropout, which gives
-# parameters other names, and not the gate's warmup, which counts the steps that are already taken.)
-CHANGES_NO_WEIGHT = (
-    "dropout",
-    "recurrent_depth",
-    "recurrent_depth_spread",
-    "recurrent_max_depth",
-    "scale_loss_by_n_layer",
-    "recurrent_backprop_depth",
-    "recurrent_noise_mode",  # unless it is concat
-    "recurrent_noise_std",
-    "moe_dummy_share",
-    "moe_bias_update_rate",
-    "moe_aux_loss_weight",
-    "moe_z_loss_weight",
-    "sticky_dropout",
-    "learned_stopping_controller_weight",
-    "learned_stopping_target_depth",
-    "learned_stopping_entropy_weight",
-    "learned_stopping_use_threshold",
-    "learned_stopping_threshold",
-)
+# The parts that the switches make up, each with its first field: the headings of params.yaml and the docs.
+HEADINGS = {
+    "position": "parts of a block that are not GPT-2's",
+    "share_parameters_across_layers": "one block for all layers",
+    "moe": "a mixture of experts in place of the feed-forward network",
+    "layer_dropout": "leaving layers out",
+}

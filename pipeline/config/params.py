@@ -1,4 +1,4 @@
-"""params.yaml as typed, frozen sections. Each key is documented once, here.
+"""params.yaml as typed, frozen sections. Each key is documented once, here and in `model`.
 
 Names are nanoGPT's where nanoGPT has the parameter. `runtime` and `log` say how and where to run, never
 what comes out, so no stage depends on them and changing them retrains nothing.
@@ -6,10 +6,9 @@ what comes out, so no stage depends on them and changing them retrains nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from ruamel.yaml import YAML
@@ -21,25 +20,29 @@ from pipeline.config.published import PUBLISHED, check_start
 from pipeline.config.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")
-SCHEMA_FILE = Path("presets/params.schema.json")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Data(Section):
-    dataset: Name = Field(description="a folder data/<dataset>/ with a dataset.yaml")
-    shard_tokens: int = Field(gt=0, description="tokens in one shard file")
+    """the text"""
+
+    dataset: Name = Field(description="the folder data/<dataset>/; its dataset.yaml says where the text is")
+    shard_tokens: int = Field(gt=0, description="tokens in one shard file; the last shard holds the rest")
 
 
 class Tokenizer(Section):
+    """how text is cut into tokens"""
+
     name: Literal["char", "byte", "gpt2", "bpe", "pretrained"] = Field(
-        description="char and bpe learn their vocabulary from the corpus; gpt2 is GPT-2's BPE; pretrained is "
-        "another model's"
+        description="char, byte, gpt2 (OpenAI's), bpe (learned from the text) or pretrained"
     )
-    vocab_size: int = Field(ge=257, le=1 << 20, description="size of the vocabulary that bpe learns")
+    vocab_size: int = Field(
+        ge=257, le=1 << 20, description="for bpe: ids to learn; the other tokenizers know their size"
+    )
     model: Annotated[str, Field(min_length=1)] | None = Field(
-        description="of pretrained: the model whose tokenizer it is, a folder or a name on the hub"
+        description="for pretrained: the model whose tokenizer to use, a folder or a name on the hub"
     )
 
     @model_validator(mode="after")
@@ -50,32 +53,35 @@ class Tokenizer(Section):
 
 
 class Train(Section):
+    """how the model is trained"""
+
     init_from: Annotated[str, Field(min_length=1)] = Field(
-        description="scratch, resume (continue this very run, or fail), gpt2 (-medium, -large, -xl), a "
-        "model's folder or its name on the hub (user/model@revision)"
+        description="scratch, resume (this very run, or an error), gpt2, a model's folder or hub name"
     )
-    seed: int = Field(ge=0, lt=2**63, description="of the initial weights, the batch order and dropout")
+    seed: int = Field(ge=0, lt=2**63, description="for the initial weights, the batch order and dropout")
     batch_size: int = Field(ge=1, description="sequences in a micro-batch")
-    gradient_accumulation_steps: int = Field(ge=1, description="micro-batches whose gradients make one step")
+    gradient_accumulation_steps: int = Field(ge=1, description="micro-batches in a step")
     max_iters: int = Field(ge=0, description="optimizer steps")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        description="precision of the matrix products; float16 scales its gradients"
+        description="of matrix products: float32, bfloat16, or float16 with scaled gradients"
     )
     learning_rate: float = Field(ge=0, description="the peak, reached after warmup_iters")
     weight_decay: float = Field(ge=0, description="on matrices and embeddings, not on biases and norms")
-    beta1: Fraction = Field(description="AdamW: decay of the gradient's running mean")
-    beta2: Fraction = Field(description="AdamW: decay of the gradient's running square")
-    grad_clip: float = Field(ge=0, description="largest gradient norm; 0 turns clipping off")
-    decay_lr: bool = Field(description="warm up, then decay along a cosine; false keeps learning_rate")
+    beta1: Fraction = Field(description="AdamW: decay of the running mean of the gradient")
+    beta2: Fraction = Field(description="AdamW: decay of the running mean of its square")
+    grad_clip: float = Field(ge=0, description="largest gradient norm; 0.0: no limit")
+    decay_lr: bool = Field(description="warm up, then decay along a cosine; false: keep learning_rate")
     warmup_iters: int = Field(ge=0, description="steps of linear warmup")
     lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
     min_lr: float = Field(ge=0, description="where the cosine ends; usually learning_rate / 10")
-    eval_interval: int = Field(ge=1, description="steps between evaluations (and checkpoints)")
+    eval_interval: int = Field(ge=1, description="steps between evaluations")
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
-        description="batches in an evaluation while training; null is the whole split, as at the end"
+        description="batches in each of them; blank: the whole split, as at the end"
     )
     eval_only: bool = Field(description="evaluate the initial model and stop")
-    always_save_checkpoint: bool = Field(description="keep the last model; false keeps the best on val")
+    always_save_checkpoint: bool = Field(
+        description="keep the last model; false: keep the one with the best val loss"
+    )
 
     @model_validator(mode="after")
     def _schedule_is_ordered(self) -> Train:
@@ -93,13 +99,15 @@ class Train(Section):
 
 
 class Runtime(Section):
+    """how to run, never what comes out: changing these retrains nothing"""
+
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
-        description="cpu, cuda, cuda:1, mps, or auto for the best there is"
+        description="cpu, cuda, cuda:1, mps, or auto for the fastest there is"
     )
     compile: bool = Field(description="torch.compile: a minute to start, then faster, above all on a GPU")
-    threads: Annotated[int, Field(ge=1)] | None = Field(description="CPU threads; null lets PyTorch choose")
+    threads: Annotated[int, Field(ge=1)] | None = Field(description="CPU threads; blank: PyTorch chooses")
     checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(
-        description="steps between checkpoints; null is train.eval_interval"
+        description="steps between checkpoints; blank: train.eval_interval"
     )
 
 
@@ -107,12 +115,13 @@ BASELINES = ("uniform", "unigram", "bigram", "trigram", "xz")
 
 
 class Baselines(Section):
+    """what to compare the model with"""
+
     models: Annotated[list[str], Field(min_length=1)] = Field(
-        description="uniform, unigram, bigram, trigram, xz, gpt2 (-medium, -large, -xl), a model's folder "
-        "(saved/mine) or its name on the hub (user/model)"
+        description="uniform, unigram, bigram, trigram, xz; gpt2, a model's folder or hub name work too"
     )
     pretrained: list[str] = Field(
-        description="models that only `make baselines` compares with, because they are large downloads"
+        description="only compared by `make baselines`, because they have to be downloaded first"
     )
     train_tokens: int = Field(ge=2, description="n-grams are counted on the first so many training tokens")
 
@@ -126,25 +135,29 @@ class Baselines(Section):
 
 
 class Depth(Section):
+    """the curve of validation loss over depth"""
+
     stopping_thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        description="where a model with learned stopping is measured besides, as (mean depth, loss)"
+        description="a model with learned stopping is also evaluated at these thresholds"
     )
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
-        description="batches per point of the curve; null is the whole validation split"
+        description="batches behind each point of the curve; blank: the whole validation split"
     )
 
 
 class Zeroshot(Section):
+    """tasks that the model was not trained for: `make eval-zeroshot`"""
+
     tasks: Annotated[list[Literal["hellaswag", "lambada", "wikitext2"]], Field(min_length=1)] = Field(
         description="hellaswag, lambada, wikitext2"
     )
     models: list[str] = Field(
-        description="models that `make eval-zeroshot` evaluates besides the trained one"
+        description="evaluated besides the trained model: gpt2, folders, names on the hub"
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
-        description="samples of each task, the first ones; null is all of them"
+        description="only the first so many samples of each task; blank: all"
     )
-    batch_size: int = Field(ge=1, description="texts read at once")
+    batch_size: int = Field(ge=1, description="texts evaluated at once")
 
     @model_validator(mode="after")
     def _are_others(self) -> Zeroshot:
@@ -154,29 +167,33 @@ class Zeroshot(Section):
 
 
 class Sample(Section):
+    """text written by the model"""
+
     start: Annotated[str, Field(min_length=1)] = Field(
-        description="the prompt, or FILE:path to read it from a file"
+        description="the prompt; FILE:prompt.txt reads it from a file"
     )
     num_samples: int = Field(ge=1, description="decoded together, as one batch")
     max_new_tokens: int = Field(ge=1, description="tokens in each sample")
-    temperature: float = Field(gt=0, description="below 1 is more predictable, above 1 more random")
+    temperature: float = Field(gt=0, description="below 1.0 more predictable, above 1.0 more random")
     top_k: Annotated[int, Field(ge=1)] | None = Field(
-        description="keep the k likeliest tokens; null keeps all"
+        description="choose among the k likeliest tokens; blank: all"
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="keep the likeliest tokens that make up this probability; null keeps all"
+        description="choose among the likeliest tokens that make up this probability; blank: all"
     )
-    greedy: bool = Field(description="always the likeliest token, no randomness")
+    greedy: bool = Field(description="always the likeliest token")
     seed: int = Field(ge=0, lt=2**63, description="same seed, same text")
     recurrent_depth: Annotated[int, Field(ge=1)] | None = Field(
-        description="applications of a recurrent model's block; null is as many as it was trained for"
+        description="applications of a recurrent model's block; blank: as many as it was trained for"
     )
 
 
 class Log(Section):
+    """what is recorded while training"""
+
     log_interval: int = Field(ge=1, description="steps between rows of log.csv and plain progress lines")
     zeroshot_interval: Annotated[int, Field(ge=1)] | None = Field(
-        description="steps between zero-shot evaluations in the log; null is never"
+        description="steps between zero-shot evaluations in log.csv; blank: none"
     )
 
 
@@ -228,9 +245,3 @@ class Params(Section):
 def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:
     """The parameters in a YAML file, with `section.key=value` overrides. Raises UserError."""
     return validate(Params, read_yaml(path), path).with_overrides(overrides)
-
-
-def json_schema() -> str:
-    """JSON schema of params.yaml, for editors to complete and check it by."""
-    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(schema | Params.model_json_schema(), indent=2, sort_keys=True) + "\n"

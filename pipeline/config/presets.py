@@ -1,4 +1,4 @@
-"""Presets: overlays on presets/default.yaml, composed into params.yaml with its comments kept.
+"""Presets: files of values on top of presets/default.yaml, composed into params.yaml.
 
 params.yaml is the only parameter file that the stages and DVC read. A preset replaces it as a whole,
 and never silently: values edited by hand are only overwritten when forced.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.config.errors import UserError
+from pipeline.config.generated import params_yaml
 from pipeline.config.params import PARAMS_FILE, Params
 from pipeline.config.validation import read_yaml, suggest, validate
 
 FOLDER = Path("presets")
 DEFAULT = "default"
+
+Values = Mapping[str, Mapping[str, Any]]  # {section: {key: value}}
 
 # What commands set for the user, again and again, in params.yaml: no edits of the user's.
 SET_BY_TRAIN_ON = ("data.dataset",)
@@ -35,29 +37,25 @@ def names(folder: Path = FOLDER) -> list[str]:
 def description(name: str, folder: Path = FOLDER) -> str:
     """The first comment in a preset's file that is meant for people: what it trains, on what."""
     for line in _path(name, folder).read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and not line.startswith("# yaml-language-server:"):
+        if line.startswith("# "):
             return line.removeprefix("# ")
     return ""
 
 
-def compose(name: str, folder: Path = FOLDER) -> str:
-    """The text of params.yaml under a preset: default.yaml with the preset's values in place.
+def compose(name: str, folder: Path = FOLDER, values: Values | None = None) -> str:
+    """The text of params.yaml under a preset: what it leaves out is as in default.yaml.
 
-    Raises UserError for an unknown preset, an unknown key, or a value that does not fit.
+    `values`, {section: {key: value}}, take the place of some of its own. Raises UserError for an unknown
+    preset, an unknown key, or a value that does not fit.
     """
+    return params_yaml(composed(name, folder, values), description(name, folder))
+
+
+def composed(name: str, folder: Path = FOLDER, values: Values | None = None) -> Params:
+    """The parameters under a preset, see `compose`."""
     path = _path(name, folder)
-    text = _path(DEFAULT, folder).read_text(encoding="utf-8")
-    if name != DEFAULT:
-        text = text.replace(description(DEFAULT, folder), description(name, folder), 1)
-        text = overlay(text, _read_round_trip(path))
-    try:
-        values = _parse(text)
-    except YAMLError:  # an empty list cannot take the place of one in lines
-        raise UserError(
-            f"{path}: an empty list does not fit where a list is; set it in {PARAMS_FILE}"
-        ) from None
-    validate(Params, values, path)
-    return text
+    layers = [read_yaml(_path(DEFAULT, folder)), read_yaml(path), values or {}]
+    return validate(Params, _merged(layers), path if values is None else PARAMS_FILE)
 
 
 def replacement(
@@ -65,17 +63,14 @@ def replacement(
     force: bool = False,
     folder: Path = FOLDER,
     params_file: Path = PARAMS_FILE,
-    values: Mapping[str, Any] | None = None,
+    values: Values | None = None,
 ) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """The text of params.yaml under a preset, with `{section: {key: value}}` in place of some of its values.
 
     Also {dotted name: (value before, value then)} of what differs from the present params.yaml. Raises
     UserError when that holds values of no preset, unless forced, and for values that do not fit.
     """
-    text = compose(name, folder)
-    if values:
-        text = overlay(text, values)
-        validate(Params, _parse(text), params_file)
+    text = compose(name, folder, values)
     if not params_file.exists():
         return text, {}
     try:
@@ -138,16 +133,21 @@ def _by_hand(preset: str, edits: Mapping[str, tuple[Any, Any]]) -> dict[str, tup
     return {key: edits[key] for key in by_hand}
 
 
+def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One mapping of sections, of which each layer replaces single keys; what is no section is kept as is."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for section, keys in layer.items():
+            known = merged.get(section, {})
+            merged[section] = {**known, **keys} if isinstance(keys, Mapping) and known is not None else keys
+    return merged
+
+
 def _path(name: str, folder: Path) -> Path:
     known = names(folder)
     if name not in known:
         raise UserError(f"unknown preset {name}{suggest(name, known)} (there are {', '.join(known)})")
     return folder / f"{name}.yaml"
-
-
-def _read_round_trip(path: Path) -> Any:
-    read_yaml(path)  # has the one-line errors for what is no YAML mapping
-    return _round_trip().load(path.read_text(encoding="utf-8"))
 
 
 def _round_trip() -> YAML:

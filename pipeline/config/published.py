@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from pipeline.config.errors import UserError
-from pipeline.config.model import CHANGES_NO_WEIGHT, GPTConfig, Model
+from pipeline.config.model import GPTConfig, Model
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def check_start(model: Model, start: Model, name: str) -> None:
     for field in Model.model_fields:
         asked, has = getattr(model, field), getattr(start, field)
         shorter = field == "block_size" and asked < has
-        may_change = field in CHANGES_NO_WEIGHT and "concat" not in (asked, has)
+        may_change = not Model.facts(field).changes_weights and "concat" not in (asked, has)
         if asked != has and not shorter and not may_change:
             differing.append(field)
     if not differing:

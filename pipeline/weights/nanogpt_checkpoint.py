@@ -16,7 +16,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from pipeline.config.errors import UserError
-from pipeline.config.model import GPTConfig
+from pipeline.config.model import GPTConfig, Model
 from pipeline.config.validation import validate
 from pipeline.weights.gpt2 import PARTS, unrolled_layers
 from pipeline.weights.saved import Weights
@@ -26,20 +26,26 @@ CHECKPOINT_FILE = "ckpt.pt"
 OLD_FORMAT = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 WRITTEN = {"model", "model_args", "config"}  # all that sample.py reads; training writes more
 
-# The switches in model_args: nanoGPT's, and the fork's by the one that has to be on for them to count.
+# The switches in model_args that mean the same here: nanoGPT's, and its fork's.
 PLAIN = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
-OF_LOOP = (
+FORKS = (
     "share_parameters_across_layers",
     "recurrent_shared_weights",
+    "recurrent_depth",
+    "scale_loss_by_n_layer",
     "fixed_edge_blocks",
     "recurrent_extra_layernorm",
+    "recurrent_noise_mode",
+    "recurrent_noise_std",
+    "recurrent_noise_concat_dim",
+    "moe",
+    "moe_num_experts",
+    "moe_top_k",
+    "share_moe_experts",
     "layer_dropout",
     "sticky_dropout",
 )
-OF_RECURRENCE = ("recurrent_depth", "scale_loss_by_n_layer")
-OF_NOISE = ("recurrent_noise_mode", "recurrent_noise_std", "recurrent_noise_concat_dim")
-OF_EXPERTS = ("moe", "moe_num_experts", "moe_top_k", "share_moe_experts")
-READ = {*PLAIN, *OF_LOOP, *OF_RECURRENCE, *OF_NOISE, *OF_EXPERTS}
+NEED_LOOP_THERE = ("recurrent_shared_weights", "layer_dropout")  # and not here
 
 # The fork's own: it computes something else than any model here.
 ELSEWHERE = {
@@ -180,26 +186,33 @@ def _config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
     for name, why in ELSEWHERE.items():
         if args.get(name) and (name != "moe_hard_routing" or args.get("moe")):
             raise UserError(f"{path}: {name} = {args[name]}: {why}, unlike any model here; train one anew")
-    for name in sorted(args.keys() - READ - ELSEWHERE.keys(), key=str):
+    for name in sorted(args.keys() - {*PLAIN, *FORKS, *ELSEWHERE}, key=str):
         if not str(name).startswith(SETTINGS_ELSEWHERE):
             raise UserError(
                 f"{path}: unknown switch {name} in model_args; nanoGPT's and its fork's are known"
             )
-    # The fork ignores what is there for something that is off; here that would be an error.
-    loops, recurs = args.get("share_parameters_across_layers"), args.get("recurrent_shared_weights")
-    noisy = args.get("recurrent_noise_mode", "none") != "none" and args.get("recurrent_noise_std")
-    names = [
-        *PLAIN,
-        *(OF_LOOP if loops else ()),
-        *(OF_RECURRENCE if loops and recurs else ()),
-        *(OF_NOISE if loops and noisy else ()),
-        *(OF_EXPERTS if args.get("moe") else ()),
-    ]
+    names = [*PLAIN, *(name for name in FORKS if _counts(name, args))]
     values = {"bias": True, "dropout": 0.0} | {name: args[name] for name in names if name in args}
+    loops = args.get("share_parameters_across_layers")
     one_block = not args.get("fixed_edge_blocks") if loops else args.get("n_layer") == 1
     if one_block:  # which has none to share its experts with
         values.pop("share_moe_experts", None)
     return validate(GPTConfig, values | {"tie_word_embeddings": tied}, f"{path}: model_args")
+
+
+def _counts(name: str, args: Mapping[str, Any]) -> bool:
+    """Whether a switch does anything there: the fork ignores what is set for something that is off.
+
+    Here that would be an error.
+    """
+    needs = "loops" if name in NEED_LOOP_THERE else Model.facts(name).needs
+    if name.startswith("recurrent_noise") and not (
+        args.get("recurrent_noise_mode", "none") != "none" and args.get("recurrent_noise_std")
+    ):
+        return False
+    if needs == "loops":
+        return bool(args.get("share_parameters_across_layers"))
+    return not needs or (bool(args.get(needs)) and _counts(needs, args))
 
 
 class _Tensors(Weights):

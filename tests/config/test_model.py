@@ -10,10 +10,11 @@ import torch
 from pydantic_core import PydanticUndefined
 
 from pipeline.config.errors import UserError
-from pipeline.config.model import BEYOND_GPT2, CHANGES_NO_WEIGHT, GPTConfig, Model
+from pipeline.config.model import GPTConfig, Model
 from pipeline.config.params import load_params
 from pipeline.config.validation import read_yaml
 from pipeline.model.build import build_gpt
+from pipeline.model.load import parameter_shapes
 from pipeline.model.recurrence import Recurrence
 from tests import tiny
 from tests.conftest import Ended
@@ -26,12 +27,13 @@ def model_section(*switches: str) -> Model:
     return load_params([f"model.{switch}" for switch in switches], DEFAULT).model
 
 
-def test_defaults_are_those_of_the_default_preset() -> None:
-    """So that a saved config which knows nothing of a switch means what the file says."""
+def test_the_default_preset_is_the_plain_gpt2() -> None:
+    """Every switch is at its default, which is what a saved config that knows nothing of it means."""
     fields = Model.model_fields.items()
     defaults = {name: field.default for name, field in fields if field.default is not PydanticUndefined}
     assert len(defaults) == len(Model.model_fields) - 6, "the sizes alone have no default"
-    assert {name: read_yaml(DEFAULT)["model"][name] for name in defaults} == defaults
+    found = read_yaml(tiny.ROOT / "params.yaml")["model"]
+    assert {name: found[name] for name in defaults} == defaults
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -275,8 +277,49 @@ def test_what_gpt2_has_no_place_for(switches: str, expected: list[str]) -> None:
     assert model_section(*switches.split()).beyond_gpt2() == expected
 
 
-def test_lists_of_switches_name_switches() -> None:
-    assert {*BEYOND_GPT2, *CHANGES_NO_WEIGHT} <= set(Model.model_fields)
+@pytest.mark.parametrize("name", Model.model_fields)
+def test_what_a_switch_needs_is_a_switch_or_a_property(name: str) -> None:
+    needs = Model.facts(name).needs
+    assert not needs or needs in Model.model_fields or isinstance(getattr(Model, needs), property)
+
+
+# For each switch that changes no weights: what it needs, and another value than its default.
+FREE: dict[str, str] = {
+    "dropout": "dropout=0.3",
+    "recurrent_depth": f"{RECURRENT}recurrent_depth=7",
+    "recurrent_depth_spread": f"{RECURRENT}recurrent_depth_spread=0.1",
+    "recurrent_max_depth": f"{RECURRENT}recurrent_max_depth=5",
+    "scale_loss_by_n_layer": f"{RECURRENT}scale_loss_by_n_layer=true",
+    "recurrent_backprop_depth": f"{RECURRENT}recurrent_backprop_depth=1",
+    "recurrent_noise_mode": f"{RECURRENT}recurrent_noise_mode=add recurrent_noise_std=0.1",
+    "recurrent_noise_std": f"{RECURRENT}recurrent_noise_mode=add recurrent_noise_std=0.2",
+    "moe_dummy_share": "moe=true moe_dummy_share=0.2",
+    "moe_bias_update_rate": "moe=true moe_bias_update_rate=0.1",
+    "moe_aux_loss_weight": "moe=true moe_aux_loss_weight=0.1",
+    "moe_z_loss_weight": "moe=true moe_z_loss_weight=0.1",
+    "sticky_dropout": f"{RECURRENT}sticky_dropout=0.1",
+    "learned_stopping_controller_weight": f"{GATE}learned_stopping_controller_weight=0.1",
+    "learned_stopping_target_depth": f"{GATE}learned_stopping_controller_weight=0.1 "
+    "learned_stopping_target_depth=2.0",
+    "learned_stopping_entropy_weight": f"{GATE}learned_stopping_entropy_weight=0.1",
+    "learned_stopping_use_threshold": f"{GATE}learned_stopping_use_threshold=true",
+    "learned_stopping_threshold": f"{GATE}learned_stopping_threshold=0.5",
+}
+
+
+def test_what_changes_no_weights_changes_none() -> None:
+    assert [name for name in Model.model_fields if not Model.facts(name).changes_weights] == list(FREE)
+    for name, switches in FREE.items():
+        others = [switch for switch in switches.split() if not switch.startswith(f"{name}=")]
+        if name.startswith("recurrent_noise"):
+            others = RECURRENT.split()
+        without, having = model_section(*others), model_section(*switches.split())
+        assert getattr(without, name) != getattr(having, name)
+        shapes = [
+            parameter_shapes(GPTConfig(**section.model_dump(), vocab_size=11))
+            for section in (without, having)
+        ]
+        assert shapes[0] == shapes[1], name
 
 
 @pytest.mark.parametrize(

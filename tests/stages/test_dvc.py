@@ -64,7 +64,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(tiny.ROOT / name, folder / name)
     write_text(folder / ".dvc/config.local", "[core]\n    no_scm = true\n")
-    default = (folder / "presets" / "default.yaml").read_text(encoding="utf-8")
+    default = tiny.params_yaml()
     values = tiny.params("train.max_iters=2", "depth.eval_iters=2").model_dump()
     values["baselines"] |= {"models": ["unigram"], "pretrained": ["gpt2"]}
     write_text(folder / "params.yaml", overlay(default, values))

@@ -26,7 +26,7 @@ PROJECT = Path(__file__).parents[2]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with the default parameters and the dataset pydocs."""
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_bytes((PROJECT / "presets" / "default.yaml").read_bytes())
+    Path("params.yaml").write_text(tiny.params_yaml())
     write_spec(load_spec("pydocs", PROJECT / "data"), Path("data/pydocs/dataset.yaml"))
     return tmp_path
 

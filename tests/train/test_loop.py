@@ -456,7 +456,7 @@ def test_half_a_model_folder_is_no_start(runs: Runs, tmp_path: Path, missing: st
 def test_a_start_with_another_tokenizer_is_refused(runs: Runs, tmp_path: Path) -> None:
     runs("train.max_iters=1").publish_model(tmp_path / "model")
     tokenizer = tmp_path / "model" / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text().replace("v", "w"))
+    tokenizer.write_text(tokenizer.read_text().replace('"v"', '"w"'))
     with pytest.raises(UserError, match="its tokenizer is not that of"):
         runs(f"train.init_from={tmp_path / 'model'}")
 

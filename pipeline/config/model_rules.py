@@ -1,0 +1,134 @@
+"""Which switches of the `model` section contradict each other: an error, and never a silent choice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.model import Model
+
+
+def check(model: Model) -> None:
+    """Raise ValueError for switches that contradict each other, or ask for something that is off."""
+    for rule in (
+        _heads_divide_width,
+        _no_switch_is_ignored,
+        _depths_agree,
+        _noise_is_heard,
+        _experts_suffice,
+        _one_way_to_stop,
+    ):
+        rule(model)
+
+
+def _heads_divide_width(m: Model) -> None:
+    if m.n_embd % m.n_head:
+        nearest = max(m.n_head, round(m.n_embd / m.n_head) * m.n_head)
+        raise ValueError(
+            f"n_embd = {m.n_embd} is not divisible by n_head = {m.n_head}; try n_embd = {nearest}"
+        )
+    if m.n_kv_head is not None and m.n_head % m.n_kv_head:
+        raise ValueError(f"n_kv_head = {m.n_kv_head} does not divide n_head = {m.n_head}; try n_kv_head = 1")
+    head_size = m.n_embd // m.n_head
+    if m.position == "rotary" and head_size % 2:
+        raise ValueError(
+            f"position = rotary turns pairs of channels, but n_embd / n_head = {head_size} is odd; "
+            "choose another n_head"
+        )
+
+
+def _no_switch_is_ignored(m: Model) -> None:
+    sharing = "share_parameters_across_layers or recurrent_shared_weights"
+    remedies = {
+        "loops": f"one block at every layer: set {sharing} to true",
+        "learned_stopping_controller_weight": "learned_stopping_controller_weight above 0",
+    }
+    for name in type(m).model_fields:
+        facts = m.facts(name)
+        if facts.needs and not facts.may_stay and not getattr(m, facts.needs):
+            remedy = remedies.get(facts.needs, f"{facts.needs} = true")
+            for switch in m.changed(name):
+                raise ValueError(f"{switch} needs {remedy}, or leave it at its default")
+
+
+def _depths_agree(m: Model) -> None:
+    if m.recurrent_max_depth is not None and m.recurrent_max_depth < m.recurrent_depth:
+        raise ValueError(
+            f"recurrent_max_depth = {m.recurrent_max_depth} is below recurrent_depth = "
+            f"{m.recurrent_depth}, the mean; raise it"
+        )
+    if m.recurrent_max_depth is not None and m.recurrent_depth_spread == 0:
+        raise ValueError(
+            f"recurrent_max_depth = {m.recurrent_max_depth} caps a depth that recurrent_depth_spread "
+            "= 0 fixes; leave one of them at its default"
+        )
+    if m.max_depth == 1 and (m.learned_stopping or m.sticky_dropout) and m.loops:
+        which = "learned_stopping" if m.learned_stopping else "sticky_dropout"
+        raise ValueError(f"{which} has nothing to end in a loop of one step; make it deeper")
+    shape_of_draw = m.changed("recurrent_max_depth", "recurrent_depth_spread")
+    if shape_of_draw and m.scale_loss_by_n_layer:
+        raise ValueError(
+            f"{shape_of_draw[0]} is of the log-normal draw, but scale_loss_by_n_layer = true draws "
+            "1 … recurrent_depth uniformly; set one of them only"
+        )
+    if m.recurrent_backprop_depth is not None and m.recurrent_backprop_depth > m.max_depth:
+        raise ValueError(
+            f"recurrent_backprop_depth = {m.recurrent_backprop_depth} is above the {m.max_depth} "
+            "steps that training takes at most; lower it, or leave it blank for all"
+        )
+    if m.fixed_edge_blocks and m.prelude == 0 == m.coda:
+        raise ValueError(
+            "fixed_edge_blocks = true contradicts n_layers_prelude = n_layers_coda = 0; drop one of them"
+        )
+    target = m.learned_stopping_target_depth
+    if target is not None and target > m.loop_depth:
+        raise ValueError(
+            f"learned_stopping_target_depth = {target} is above the {m.loop_depth} steps there are; lower it"
+        )
+
+
+def _noise_is_heard(m: Model) -> None:
+    mode, std = m.recurrent_noise_mode, m.recurrent_noise_std
+    if (mode == "none") != (std == 0):
+        raise ValueError(
+            f"recurrent_noise_mode = {mode} contradicts recurrent_noise_std = {std}; for noise set both, "
+            "such as add and 0.1"
+        )
+    if mode != "concat" and m.recurrent_noise_concat_dim is not None:
+        raise ValueError(
+            f"recurrent_noise_concat_dim = {m.recurrent_noise_concat_dim} needs recurrent_noise_mode "
+            f"= concat; it is {mode}"
+        )
+
+
+def _experts_suffice(m: Model) -> None:
+    candidates = m.moe_num_experts + 1
+    if m.moe and m.moe_top_k > candidates:
+        raise ValueError(
+            f"moe_top_k = {m.moe_top_k} is above moe_num_experts + 1 = {candidates} (the dummy counts "
+            "too); lower it"
+        )
+    share = m.moe_dummy_share
+    if m.moe and share is not None and share * m.choices >= 1:
+        raise ValueError(
+            f"moe_dummy_share = {share} is out of reach: a token chooses the dummy once, which is 1 / "
+            f"{m.choices} of its choices; set less, or leave it blank"
+        )
+    if m.moe and share is not None and m.moe_bias_update_rate == 0:
+        raise ValueError(
+            f"moe_dummy_share = {share} is held by the bias, but moe_bias_update_rate = 0 keeps that "
+            "still; leave moe_dummy_share blank"
+        )
+    mixtures = 1 + m.prelude + m.coda if m.loops else m.n_layer
+    if m.share_moe_experts and mixtures == 1:
+        raise ValueError(
+            "share_moe_experts = true, but there is only one block to have experts; set it to false"
+        )
+
+
+def _one_way_to_stop(m: Model) -> None:
+    if m.learned_stopping and m.sticky_dropout:
+        raise ValueError(
+            f"learned_stopping = true contradicts sticky_dropout = {m.sticky_dropout}: both end the "
+            "loop; set one of them only"
+        )
