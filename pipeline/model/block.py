@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.context import Context
+from pipeline.model.part import Part
 
 
 class Block(nn.Module):
@@ -29,7 +30,7 @@ class Block(nn.Module):
         self.attn.remember(self.ln_1(x), context, place)
 
 
-class LayerDropout(nn.Module):
+class LayerDropout(Part):
     """A block that each sequence of a batch skips with a probability, in training (Huang et al. 2016).
 
     What is skipped is not computed.

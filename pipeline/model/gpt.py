@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.halting import LearnedStopping
+from pipeline.model.part import Part
 from pipeline.model.trunk import Trunk
 
 
@@ -88,13 +89,6 @@ class Loss(NamedTuple):
     figures: dict[str, torch.Tensor]
 
 
-@runtime_checkable
-class ChangesAfterStep(Protocol):
-    """A part that counts optimizer steps, or balances itself after each."""
-
-    def after_step(self) -> None: ...
-
-
 class GPT(nn.Module):
     """A decoder-only language model; `block_size` is the longest sequence it takes."""
 
@@ -104,7 +98,6 @@ class GPT(nn.Module):
         self.trunk = trunk
         self.head = head
         self.block_size = block_size
-        self._changing = [part for part in trunk.modules() if isinstance(part, ChangesAfterStep)]
 
     @property
     def depth(self) -> int:
@@ -127,13 +120,26 @@ class GPT(nn.Module):
         return next((part for part in self.modules() if isinstance(part, LearnedStopping)), None)
 
     def forward(
-        self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
-    ) -> torch.Tensor:
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        depth: int | None = None,
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor | Loss:
         """Logits (B, T, vocabulary) for ids (B, T), which continue what `cache` has seen.
 
-        A recurrent model takes `depth` steps, by default as many as it was trained for.
+        With `targets` (B, T) the Loss on them instead. A recurrent model takes `depth` steps, by default as
+        many as it was trained for.
         """
-        return self.head(self.hidden_states(ids, cache, depth))
+        if targets is None:
+            return self.head(self.hidden_states(ids, cache, depth))
+        context = Context(cache)
+        nats = cross_entropy(self.head(self._read(ids, context, depth)), targets)
+        report = context.report
+        total = nats * report.loss_scale
+        for part in report.losses:
+            total = total + part
+        return Loss(total, nats.detach(), report.means())
 
     def hidden_states(
         self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
@@ -149,16 +155,6 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """Logits (B, vocabulary) for the token after ids (B, T)."""
         return self.head(self.hidden_states(ids, cache, depth)[:, -1])
-
-    def loss(self, ids: torch.Tensor, targets: torch.Tensor, depth: int | None = None) -> Loss:
-        """The loss on targets (B, T) after ids (B, T)."""
-        context = Context()
-        nats = cross_entropy(self.head(self._read(ids, context, depth)), targets)
-        report = context.report
-        total = nats * report.loss_scale
-        for part in report.losses:
-            total = total + part
-        return Loss(total, nats.detach(), report.means())
 
     def logits_by_depth(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits read after each of `depths` steps, each (B, T, vocabulary).
@@ -177,8 +173,9 @@ class GPT(nn.Module):
 
     def after_step(self) -> None:
         """Tell the parts that change after an optimizer step that one was taken."""
-        for part in self._changing:
-            part.after_step()
+        for part in self.modules():
+            if isinstance(part, Part):
+                part.after_step()
 
     def num_params(self, positions: bool = True) -> int:
         """Parameters, tied ones counted once; position embeddings only on request, as nanoGPT counts."""
@@ -210,7 +207,7 @@ class GPT(nn.Module):
 
 def active_params(part: nn.Module) -> int:
     """Parameters of a part that one token meets on its way through."""
-    idle = sum(getattr(module, "idle_params", 0) for module in part.modules())
+    idle = sum(module.idle_params for module in part.modules() if isinstance(module, Part))
     return sum(parameter.numel() for parameter in part.parameters()) - idle
 
 

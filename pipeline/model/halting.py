@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.model.context import Context
+from pipeline.model.part import Part
 
 
 class Steps(Protocol):
@@ -60,7 +61,7 @@ class StickyDropout(nn.Module):
                 rows = rows[torch.rand(len(rows), device=x.device) >= probability]
 
 
-class StoppingGate(nn.Module):
+class StoppingGate(Part):
     """The probability that a token stops here, from its own state, which has seen its past only.
 
     (B, T, C) -> (B, T, 1). It keeps `min_prob` away from 0 and 1, and is just that for the first
@@ -92,7 +93,7 @@ class StoppingGate(nn.Module):
         self.steps += 1
 
 
-class LearnedStopping(nn.Module):
+class LearnedStopping(Part):
     """A gate decides after each step which tokens go on; softly, so that it can be trained.
 
     Of a token's mass, 1 at first, the share that the gate gives stops; what is left, s, weighs the next step:
@@ -106,7 +107,7 @@ class LearnedStopping(nn.Module):
     """
 
     eager = ("forward", "_softly", "_at_once")  # the number of steps changes
-    eager_throughout = ("_report",)
+    eager_recursively = ("_report",)
 
     def __init__(
         self,

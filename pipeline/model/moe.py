@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.model.context import Context
 from pipeline.model.feedforward import ACTIVATIONS, widths
+from pipeline.model.part import Part
 
 
 class Routing(NamedTuple):
@@ -25,7 +26,7 @@ class Routing(NamedTuple):
     weights: torch.Tensor  # (N, top_k): of what the chosen say
 
 
-class Router(nn.Module):
+class Router(Part):
     """Scores the candidates for each token and picks `top_k` of them; the last candidate is the dummy.
 
     What a chosen expert says is weighted by its probability, which is how the router is trained, also where
@@ -115,7 +116,7 @@ class Experts(nn.Module):
         return self.c_proj(self.activation(self.c_fc(x, counts)), counts)
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Part):
     """Each token goes to the experts its router picks, and their outputs are summed by weight.
 
     `experts` may be another layer's: then pass `owns_experts=False`, and they are trained, counted and saved
@@ -123,7 +124,7 @@ class MixtureOfExperts(nn.Module):
     """
 
     eager = ("forward",)  # how many tokens an expert gets is known only when it gets them
-    eager_throughout = ("_report",)
+    eager_recursively = ("_report",)
 
     def __init__(
         self,

@@ -11,9 +11,10 @@ from torch import nn
 from pipeline.model.block import Block, LayerDropout
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
+from pipeline.model.part import Part
 
 
-class Trunk(nn.Module, ABC):
+class Trunk(Part, ABC):
     """Turns embeddings (B, T, C) into what the head reads, (B, T, C)."""
 
     distribution: DepthDistribution | None = None  # of the steps that training takes, if they vary

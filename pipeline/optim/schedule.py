@@ -1,19 +1,52 @@
-"""The learning rate as a function of the step."""
+"""Schedules: the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
 
-from pipeline.config.params import Train
+import torch
 
 
-def learning_rate(step: int, train: Train) -> float:
-    """Linear warmup, then a cosine from `learning_rate` to `min_lr` at `lr_decay_iters`, then `min_lr`."""
-    if not train.decay_lr:
-        return train.learning_rate
-    if step < train.warmup_iters:
-        return train.learning_rate * (step + 1) / (train.warmup_iters + 1)
-    if step >= train.lr_decay_iters:
-        return train.min_lr
-    progress = (step - train.warmup_iters) / (train.lr_decay_iters - train.warmup_iters)
-    return train.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (train.learning_rate - train.min_lr)
+class Schedule(Protocol):
+    """Gives the learning rate of each step, counted from 0."""
+
+    def __call__(self, step: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same learning rate at every step."""
+
+    learning_rate: float
+
+    def __call__(self, step: int) -> float:
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear warmup, then a cosine from `learning_rate` to `min_lr` at `lr_decay_iters`, then `min_lr`.
+
+    nanoGPT's schedule; cosine decay is from Loshchilov and Hutter 2017.
+    """
+
+    learning_rate: float
+    warmup_iters: int
+    lr_decay_iters: int
+    min_lr: float
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_iters:
+            return self.learning_rate * (step + 1) / (self.warmup_iters + 1)
+        if step >= self.lr_decay_iters:
+            return self.min_lr
+        progress = (step - self.warmup_iters) / (self.lr_decay_iters - self.warmup_iters)
+        return self.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (self.learning_rate - self.min_lr)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give each group of parameters its part, `lr_scale`, of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]

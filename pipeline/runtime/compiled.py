@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
-from pipeline.model.gpt import GPT, Loss
+from pipeline.model.part import Part
 
 
-def compile_loss(model: GPT, backend: str = "inductor") -> Callable[..., Loss]:
-    """`model.loss`, compiled: as a whole, or round the methods that parts list as `eager`.
+def compiled(model: nn.Module, backend: str = "inductor") -> Callable[..., Any]:
+    """`model`, compiled: as a whole, or around the methods that its parts list as `eager`.
 
-    Those run as they are (a loop, the choice of experts) and what they call is compiled by itself, once. What
-    `eager_throughout` lists (reports) is not compiled at all.
+    Its parameters keep their names, because the model itself stays as it is.
     """
     for part in model.modules():
-        for attribute, recursive in (("eager", False), ("eager_throughout", True)):
-            for name in getattr(part, attribute, ()):
-                setattr(part, name, torch.compiler.disable(getattr(part, name), recursive=recursive))
-    return torch.compile(model.loss, backend=backend)
+        if isinstance(part, Part):
+            for names, recursive in ((part.eager, False), (part.eager_recursively, True)):
+                for name in names:
+                    setattr(part, name, torch.compiler.disable(getattr(part, name), recursive=recursive))
+    module: Callable[..., Any] = torch.compile(model, backend=backend)
+    return module

@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from pipeline.track import Row
+from pipeline.track.tracker import Row
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from pipeline.storage.files import write_text
-from pipeline.track import COLUMNS, Row
+from pipeline.track.tracker import COLUMNS, Row
 
 
 class CsvLog:

@@ -23,18 +23,21 @@ from pipeline.storage.files import write_json
 
 PACKAGE = Path(__file__).parents[1]
 
-# The code that a result depends on: another version of it is another run.
+# The code that determines the steps of a run, and which model is its best: other code makes another run.
+# How a run is logged, stored and reported is not among it, nor are checks that end before the first step.
 SOURCES = (
-    "model",
-    "optim",
-    "train",
-    "runtime",
-    "tokens/batches.py",
-    "tokens/shards.py",
-    "tokens/tokenizer_json.py",
-    "tokens/tokenizers.py",
     "evaluate/evaluation.py",
     "evaluate/loss.py",
+    "model",
+    "optim",
+    "runtime/compiled.py",
+    "runtime/device.py",
+    "tokens/batches.py",
+    "tokens/keyed_random.py",
+    "tokens/shards.py",
+    "train/loop.py",
+    "train/start.py",
+    "train/state.py",
     "weights/gpt2.py",
     "weights/saved.py",
     "weights/stored_model.py",

@@ -92,7 +92,7 @@ def test_value_embeddings_are_added_to_the_values() -> None:
 
 def test_a_value_embedding_is_that_of_its_token_in_every_layer() -> None:
     model = tiny.model(value_embeddings=True)
-    model.loss(torch.tensor([[1, 2]]), torch.tensor([[2, 3]])).total.backward()
+    model(torch.tensor([[1, 2]]), targets=torch.tensor([[2, 3]])).total.backward()
     assert model.embed.vte is not None
     gradient = model.embed.vte.weight.grad
     assert gradient is not None

@@ -11,8 +11,8 @@ from pipeline.model.build import build_gpt
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
 from pipeline.model.load import load_model
-from pipeline.optim.adamw import AdamW
-from pipeline.runtime.compiled import compile_loss
+from pipeline.optim.build import build_optimizer
+from pipeline.runtime.compiled import compiled
 from pipeline.serve.sampling import TokenSampler, generate
 from pipeline.weights.saved import save_config, save_weights
 from tests import tiny
@@ -59,7 +59,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = model_of(name).train()
     torch.manual_seed(0)
     for _ in range(8):  # dropout may leave a block out once, and an expert may have no token
-        model.loss(IDS, TARGETS, depth=3 if model.depth_distribution else None).total.backward()
+        model(IDS, targets=TARGETS, depth=3 if model.depth_distribution else None).total.backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -99,10 +99,10 @@ def test_compiling_changes_no_loss(name: str) -> None:
     losses, gradients = [], []
     for backend in (None, "aot_eager"):
         model = model_of(name).train()
-        loss = model.loss if backend is None else compile_loss(model, backend)
+        loss = model if backend is None else compiled(model, backend)
         torch.manual_seed(1)
         for depth in (2, 3) if model.depth_distribution else (None, None):
-            result = loss(IDS, TARGETS, depth)
+            result = loss(IDS, targets=TARGETS, depth=depth)
             result.total.backward()
             losses.append(result)
         gradients.append(model.embed.wte.weight.grad)
@@ -116,18 +116,18 @@ def test_compiling_changes_no_loss(name: str) -> None:
 def test_training_lowers_the_loss(name: str) -> None:
     torch.manual_seed(0)
     model = build_gpt(tiny.config(**VARIANTS[name]))
-    optimizer = AdamW(model, tiny.params("train.learning_rate=0.01").train)
+    optimizer = build_optimizer(model, tiny.params("train.learning_rate=0.01").train)
     with torch.no_grad():
-        before = model.eval().loss(IDS, TARGETS).cross_entropy
+        before = model.eval()(IDS, targets=TARGETS).cross_entropy
     model.train()
     for step in range(50):
         depth = 1 + step % 4 if model.depth_distribution else None
-        model.loss(IDS, TARGETS, depth).total.backward()
+        model(IDS, targets=TARGETS, depth=depth).total.backward()
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()
     with torch.no_grad():
-        after = model.eval().loss(IDS, TARGETS).cross_entropy
+        after = model.eval()(IDS, targets=TARGETS).cross_entropy
     assert after < before - 0.3
 
 

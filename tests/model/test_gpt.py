@@ -54,7 +54,7 @@ def test_logits_equal_hugging_faces_gpt2() -> None:
 def test_loss_equals_hugging_faces() -> None:
     model = tiny.model()
     theirs = hugging_face_twin(model, n_head=2)(IDS, labels=IDS).loss
-    torch.testing.assert_close(model.loss(IDS[:, :-1], IDS[:, 1:]).total, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(IDS[:, :-1], targets=IDS[:, 1:]).total, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_fresh_model_knows_nothing() -> None:
     torch.manual_seed(0)
     model = build_gpt(tiny.config(vocab_size=1000))
     ids, targets = torch.randint(1000, (2, 64, 8))
-    assert model.loss(ids, targets).total.item() == pytest.approx(math.log(1000), abs=0.02)
+    assert model(ids, targets=targets).total.item() == pytest.approx(math.log(1000), abs=0.02)
 
 
 def test_bias_switch_removes_every_bias() -> None:
@@ -133,7 +133,7 @@ def test_bias_switch_removes_every_bias() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     model = tiny.model()
-    model.loss(IDS, IDS.roll(-1, 1)).total.backward()
+    model(IDS, targets=IDS.roll(-1, 1)).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -142,7 +142,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_tied_head_trains_the_embedding_from_both_ends() -> None:
     model = tiny.model()
     ids, targets = torch.tensor([[1, 2]]), torch.tensor([[2, 3]])
-    model.loss(ids, targets).total.backward()
+    model(ids, targets=targets).total.backward()
     both = model.embed.wte.weight.grad
     assert both is not None
     assert both[10].any()  # read by no position, but among the logits

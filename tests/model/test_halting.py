@@ -179,7 +179,7 @@ def test_warmup_goes_on_after_a_checkpoint(tmp_path: Any) -> None:
     depths = []
     for each in (model, resumed):
         for _ in range(2):
-            depths.append(each.loss(IDS, IDS, depth=3).figures["mean_depth"].item())
+            depths.append(each(IDS, targets=IDS, depth=3).figures["mean_depth"].item())
             each.after_step()
     closed = sum((1 - 1e-4) ** n for n in (0, 1, 2))
     assert depths[::2] == pytest.approx([closed, closed])
@@ -355,7 +355,7 @@ def test_sticky_dropout_saves_the_models_work_in_training_only() -> None:
         rows.clear()
         model.train()
         torch.manual_seed(0)
-        figures = model.loss(IDS, IDS).figures
+        figures = model(IDS, targets=IDS).figures
     assert sum(rows) < 18
     assert figures["mean_depth"].item() == pytest.approx(sum(rows) / 3)
 

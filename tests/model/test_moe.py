@@ -160,7 +160,7 @@ def test_hard_routing_trains_its_router() -> None:
     """One expert a token, whatever moe_top_k says; its probability weighs it, and gets a gradient."""
     model = tiny.model(**MOE, moe_hard_routing=True, moe_top_k=3).train()
     ids = torch.arange(16).view(2, 8) % 11
-    loss = model.loss(ids, ids.roll(-1, 1))
+    loss = model(ids, targets=ids.roll(-1, 1))
     assert (loss.figures["moe0_load"].sum() + loss.figures["moe0_dummy"]).item() == pytest.approx(1)
     loss.total.backward()
     for layer in range(3):
@@ -317,7 +317,7 @@ def test_figures_by_hand() -> None:
 def test_loads_and_dummy_sum_to_the_experts_a_token_uses(switches: dict[str, Any], each: int) -> None:
     model = tiny.model(**{**MOE, **switches}).train()
     ids = torch.arange(16).view(2, 8) % 11
-    figures = model.loss(ids, ids).figures
+    figures = model(ids, targets=ids).figures
     for layer in range(3):
         assert figures[f"moe{layer}_load"].shape == (3,)
         total = figures[f"moe{layer}_load"].sum() + figures[f"moe{layer}_dummy"]
@@ -341,7 +341,7 @@ def test_shared_experts_are_one_bank_with_a_router_for_each_layer() -> None:
     unshared.load_state_dict(state)
     assert torch.equal(model(ids), unshared(ids))
     for each in (model, unshared):
-        each.loss(ids, ids.roll(-1, 1)).total.backward()
+        each(ids, targets=ids.roll(-1, 1)).total.backward()
     name = "trunk.h.0.mlp.experts.c_fc.weight"
     gradients = [unshared.get_parameter(name.replace("h.0", f"h.{layer}")).grad for layer in range(3)]
     total = sum(gradient for gradient in gradients if gradient is not None)
@@ -369,7 +369,7 @@ def test_bfloat16_autocast(switches: dict[str, Any]) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny.model(**MOE, **switches).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = model.loss(ids, ids.roll(-1, 1))
+            loss = model(ids, targets=ids.roll(-1, 1))
         loss.total.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         assert all(

@@ -73,7 +73,7 @@ def test_a_shared_block_is_a_stack_of_equal_ones() -> None:
     stack.load_state_dict(state)
     torch.testing.assert_close(shared(IDS), stack(IDS))
     for model in (shared, stack):
-        model.loss(IDS, TARGETS).total.backward()
+        model(IDS, targets=TARGETS).total.backward()
     for name, parameter in shared.trunk.step.block.named_parameters():
         gradients = [stack.get_parameter(f"trunk.h.{layer}.{name}").grad for layer in range(3)]
         torch.testing.assert_close(parameter.grad, sum(gradients))
@@ -197,7 +197,7 @@ def test_the_extra_norm_ends_every_step() -> None:
 def test_truncated_gradients_are_those_of_a_stream_cut_off(k: int, switches: dict[str, Any]) -> None:
     model = member(**RECURRENT, **switches, recurrent_backprop_depth=k, tie_word_embeddings=False).train()
     parts = [*model.trunk.step.parameters(), *model.trunk.coda.parameters(), *model.head.parameters()]
-    loss = model.loss(IDS, TARGETS, depth=5)
+    loss = model(IDS, targets=TARGETS, depth=5)
     cut_off = cross_entropy(by_hand(model, 5, detached=5 - k), TARGETS)
     torch.testing.assert_close(loss.total, cut_off)
     gradients = torch.autograd.grad(loss.total, parts, retain_graph=True)
@@ -222,7 +222,7 @@ def test_truncated_steps_keep_no_activations() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.loss(IDS, TARGETS, depth=depth)
+            model(IDS, targets=TARGETS, depth=depth)
         sizes.append(sum(saved))
     assert sizes[0] == sizes[1] == sizes[2]
 
@@ -233,7 +233,7 @@ def test_truncated_gradients_survive_autocast() -> None:
     for cache in (True, False):
         model = member(**RECURRENT, recurrent_backprop_depth=1).train()
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
-            loss = model.loss(IDS, TARGETS, depth=4)
+            loss = model(IDS, targets=TARGETS, depth=4)
         loss.total.backward()
         gradients.append(model.get_parameter("trunk.step.block.mlp.c_fc.weight").grad)
     assert gradients[0] is not None
@@ -244,8 +244,8 @@ def test_truncated_gradients_survive_autocast() -> None:
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_the_loss_is_scaled_by_the_steps_taken(n: int) -> None:
     recurrent = {**RECURRENT, "recurrent_depth": 4}
-    scaled = member(**recurrent, scale_loss_by_n_layer=True).train().loss(IDS, TARGETS, depth=n)
-    plain = member(**recurrent).train().loss(IDS, TARGETS, depth=n)
+    scaled = member(**recurrent, scale_loss_by_n_layer=True).train()(IDS, targets=TARGETS, depth=n)
+    plain = member(**recurrent).train()(IDS, targets=TARGETS, depth=n)
     assert torch.equal(scaled.cross_entropy, plain.cross_entropy)
     assert scaled.total.item() == pytest.approx(plain.total.item() * n / 4)
     assert plain.figures["mean_depth"].item() == scaled.figures["mean_depth"].item() == n

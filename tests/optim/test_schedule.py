@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.optim.schedule import learning_rate
+from pipeline.optim.build import build_schedule
 from tests import tiny
 
 NANOGPT = [
@@ -29,16 +29,16 @@ NANOGPT = [
     ],
 )
 def test_warmup_cosine_and_floor(step: int, expected: float) -> None:
-    assert learning_rate(step, tiny.params(*NANOGPT).train) == pytest.approx(expected, rel=1e-12)
+    assert build_schedule(tiny.params(*NANOGPT).train)(step) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("step", [0, 5, 10**6])
 def test_without_decay_the_rate_is_constant(step: int) -> None:
-    assert learning_rate(step, tiny.params(*NANOGPT, "train.decay_lr=false").train) == 6e-4
+    assert build_schedule(tiny.params(*NANOGPT, "train.decay_lr=false").train)(step) == 6e-4
 
 
 def test_warmup_may_last_until_the_end_of_the_decay() -> None:
     train = tiny.params("train.warmup_iters=20", "train.lr_decay_iters=20").train
-    rates = [learning_rate(step, train) for step in range(22)]
+    rates = [build_schedule(train)(step) for step in range(22)]
     assert rates[19] == pytest.approx(0.01 * 20 / 21)
     assert rates[20:] == [0.001, 0.001]

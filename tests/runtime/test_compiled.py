@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipeline.runtime.compiled import compile_loss
+from pipeline.runtime.compiled import compiled
 from tests import tiny
 from tests.family import MOE, RECURRENT, STOPPING
 
@@ -30,10 +30,10 @@ def test_machine_code_computes_the_same(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
     results = []
-    for compiled in (False, True):
+    for fast in (False, True):
         model = tiny.model(n_layer=1, **switches).train()
-        loss = compile_loss(model) if compiled else model.loss
-        result = loss(IDS, TARGETS, 2 if model.depth_distribution else None)
+        loss = compiled(model) if fast else model
+        result = loss(IDS, targets=TARGETS, depth=2 if model.depth_distribution else None)
         result.total.backward()
         results.append((result.total, [parameter.grad for parameter in model.parameters()]))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
@@ -47,11 +47,14 @@ def test_machine_code_computes_the_same(
 def test_a_loop_is_compiled_once_for_all_depths(switches: dict[str, Any]) -> None:
     torch.compiler.reset()
     model = tiny.model(**RECURRENT, **switches).train()
-    loss = compile_loss(model, "aot_eager")
+    loss = compiled(model, "aot_eager")
     graphs = []
     for depth in (1, 2, 3, 4, 7, 12):
         torch.testing.assert_close(
-            loss(IDS, TARGETS, depth).total, model.loss(IDS, TARGETS, depth).total, atol=1e-5, rtol=0
+            loss(IDS, targets=TARGETS, depth=depth).total,
+            model(IDS, targets=TARGETS, depth=depth).total,
+            atol=1e-5,
+            rtol=0,
         )
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0

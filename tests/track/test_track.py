@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.track import COLUMNS, Row, console
+from pipeline.track import console
 from pipeline.track.console import Console
 from pipeline.track.csv_log import CsvLog
+from pipeline.track.tracker import COLUMNS, Row
 
 
 def row(step: int, val_loss: float | None = None) -> Row:

@@ -19,7 +19,7 @@ from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted, Trainer
 from tests import tiny
 
-SPEED = {"tokens_per_second", "mfu", "seconds", "interval_seconds", "device"}
+SPEED = {"tokens_per_second", "mfu", "seconds", "device"}
 
 
 def quiet(text: str) -> None:
@@ -61,7 +61,11 @@ def log_of(fitted: FittedRun) -> list[dict[str, float | None]]:
 
 
 def without_speed(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in SPEED}
+    return {
+        name: without_speed(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in SPEED
+    }
 
 
 def outcome(fitted: FittedRun) -> dict[str, Any]:

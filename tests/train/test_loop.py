@@ -21,7 +21,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
 from pipeline.model.load import load_model
-from pipeline.optim.schedule import learning_rate
+from pipeline.optim.build import build_schedule
 from pipeline.storage.checksums import sha256_file
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted, Trainer
@@ -260,7 +260,7 @@ def test_clipping_shortens_the_update_and_logs_the_length_before(runs: Runs) -> 
         before, after = weights_of(start), weights_of(fitted)
         return max((after[name] - before[name]).abs().max().item() for name in before)
 
-    rate = learning_rate(0, tiny.params(*few).train)
+    rate = build_schedule(tiny.params(*few).train)(0)
     assert moved(free) == pytest.approx(
         rate, rel=1e-3
     )  # AdamW's first step has one length, whatever the gradient

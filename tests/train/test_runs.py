@@ -15,6 +15,8 @@ from pipeline.config.errors import UserError
 from pipeline.storage.checksums import is_whole, save_folder
 from pipeline.train import runs
 from pipeline.train.runs import Run, run_key
+from tests.stages.test_dvc_yaml import STAGES
+from tests.test_architecture import imports
 from tests.train.dying import DiesAfter, Killed
 
 
@@ -199,7 +201,47 @@ def test_key_depends_on_the_training_code(tmp_path: Path, monkeypatch: pytest.Mo
     key = run_key(data="a")
     monkeypatch.setattr(runs, "PACKAGE", copy)
     assert run_key(data="a") == key, "where the project lies does not matter"
-    for name, matters in {"train/loop.py": True, "model/gpt.py": True, "track/console.py": False}.items():
+    for name, matters in {
+        "train/loop.py": True,
+        "model/gpt.py": True,
+        "optim/schedule.py": True,
+        "track/console.py": False,
+        "train/results.py": False,
+        "config/presets.py": False,
+        "report/tables.py": False,
+    }.items():
         before = run_key(data="a")
         (copy / name).write_text((copy / name).read_text() + "# changed\n")
         assert (run_key(data="a") != before) == matters, name
+
+
+# What the loop and the start of a run reach, and what determines no step: an answer for each module.
+NO_STEP = {
+    "config",  # its values are in the key
+    "corpus",  # so is the text, as a hash of the tokens
+    "storage",
+    "track",
+    "runtime/stop.py",
+    "tokens/tokenizer_json.py",  # only refuses a start, and counts bytes for the reports
+    "tokens/tokenizers.py",
+    "train/meter.py",
+    "train/runs.py",
+    "weights/hub_models.py",  # finds weights, which are known by their hash
+    "weights/names.py",
+}
+
+
+def test_the_key_covers_all_code_that_training_reaches_or_says_why_not() -> None:
+    reached = {"pipeline.train.loop", "pipeline.train.start"}
+    for module in sorted(reached):
+        reached |= imports().find_upstream_modules(module)
+    for module in reached:
+        path = module.removeprefix("pipeline.").replace(".", "/")
+        names = {path.partition("/")[0], f"{path}.py"}
+        covered, excused = names & set(runs.SOURCES), names & NO_STEP
+        assert bool(covered) != bool(excused), module
+
+
+def test_dvc_runs_the_stage_again_whenever_the_key_changes() -> None:
+    (stage,) = (stage for name, stage in STAGES.items() if name == "dvc.yaml:train")
+    assert {f"pipeline/{source.partition('/')[0]}" for source in runs.SOURCES} <= set(stage["deps"])

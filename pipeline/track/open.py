@@ -1,0 +1,42 @@
+"""All trackers of a run: the one place that picks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config.params import Params
+from pipeline.track.console import Console
+from pipeline.track.csv_log import CsvLog
+from pipeline.track.tracker import Row, Tracker
+
+
+def open_trackers(log: Path, params: Params, step: int) -> Trackers:
+    """The trackers of a run that continues at `step`: a log file and the screen."""
+    return Trackers([CsvLog(log, step)], Console(params.train.max_iters, step))
+
+
+class Trackers:
+    """Several trackers as one; closed at the end of a `with` block."""
+
+    def __init__(self, trackers: Sequence[Tracker], console: Console) -> None:
+        self._console = console
+        self._all = [*trackers, console]
+
+    def log(self, row: Row) -> None:
+        for tracker in self._all:
+            tracker.log(row)
+
+    def note(self, text: str) -> None:
+        """A line for whoever watches."""
+        self._console.note(text)
+
+    def close(self) -> None:
+        for tracker in self._all:
+            tracker.close()
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

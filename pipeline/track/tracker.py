@@ -1,0 +1,21 @@
+"""What a tracker is: something that takes the figures of a run, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+
+Row = Mapping[str, float | int | None]
+
+
+class Tracker(Protocol):
+    """Takes a row per log step: COLUMNS, and whatever else the model reports of itself.
+
+    None is "not measured at this step".
+    """
+
+    def log(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,57 @@
+"""What training looks at between two rows of the log: mean loss, the model's own figures, time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pipeline.model.gpt import Loss
+from pipeline.train.state import Interval
+
+
+class Meter:
+    """Sums losses and figures on the device, so that no step waits for them, and measures time."""
+
+    def __init__(self, interval: Interval, device: torch.device) -> None:
+        """Continue from `interval`, which `sync` brings up to date."""
+        self._interval = interval
+        self._loss = torch.tensor(interval.loss, device=device)
+        self._figures = {name: torch.tensor(value, device=device) for name, value in interval.figures.items()}
+        self._clock = time.perf_counter()
+
+    def add(self, loss: Loss, micro_batches: int) -> None:
+        """Count one of the micro-batches of a step."""
+        self._loss += loss.cross_entropy / micro_batches
+        counts = self._interval.reports
+        for name, value in loss.figures.items():
+            self._figures[name] = self._figures[name] + value if name in counts else value
+            counts[name] = counts.get(name, 0) + 1  # a part that was left out reports nothing
+
+    def sync(self) -> None:
+        """Wait for the device, and write what was summed into the interval."""
+        self._interval.loss = self._loss.item()
+        self._interval.figures = {name: value.tolist() for name, value in self._figures.items()}
+
+    def means(self) -> dict[str, float]:
+        """The model's figures in the interval; `name_0`, `name_1`, … where it is one for each expert."""
+        means: dict[str, float] = {}
+        for name, total in self._interval.figures.items():
+            reports = self._interval.reports[name]
+            if isinstance(total, list):
+                means |= {f"{name}_{index}": value / reports for index, value in enumerate(total)}
+            else:
+                means[name] = total / reports
+        return means
+
+    def begin_interval(self, interval: Interval) -> None:
+        """Start the next interval at zero."""
+        self._interval = interval
+        self._loss.zero_()
+        self._figures = {}
+
+    def restart_clock(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        return elapsed

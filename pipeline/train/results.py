@@ -1,0 +1,52 @@
+"""The figures of a finished run: results/metrics.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from pipeline.config.params import Params
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.model.load import load_weights
+from pipeline.train.loop import Trainer, best_step
+from pipeline.weights.saved import WEIGHTS_FILE, Weights
+
+
+def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
+    """What training came to. The last and the best model are both measured on the whole validation split."""
+    state, train = trainer.state, params.train
+    final = trainer.evaluate(trainer.data.val, None)
+    as_many = max(1, final.tokens // (train.batch_size * params.model.block_size))
+    on_train = trainer.evaluate(trainer.data.train, as_many)
+    best = _best(trainer, final)
+    steps = state.step * trainer.tokens_per_step
+    drawn = Counter(depth for depth in trainer.drawn_depths(0, state.step) if depth is not None)
+    return {
+        "val_loss": final.loss,
+        "best_val_loss": best.loss,
+        "train_loss": on_train.loss,
+        "val_bpb": final.bits_per_byte,
+        "best_val_bpb": best.bits_per_byte,
+        "perplexity": final.perplexity,
+        "tokens": steps,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(steps / state.seconds, 1),
+        "params": trainer.model.num_params(),
+        "steps": state.step,
+        "best_step": state.best_step,
+        "saved": "last" if train.always_save_checkpoint else "best",
+        "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+        "compile": params.runtime.compile,
+        "torch": torch.__version__,
+        **({"recurrent_depth_histogram": {str(n): drawn[n] for n in sorted(drawn)}} if drawn else {}),
+    }
+
+
+def _best(trainer: Trainer, final: Evaluation) -> Evaluation:
+    if best_step(trainer.run) == trainer.state.step:
+        return final
+    load_weights(trainer.model, Weights(trainer.run.best / WEIGHTS_FILE))
+    return trainer.evaluate(trainer.data.val, None)

@@ -1,0 +1,68 @@
+"""What a run starts from: random weights, or those of another model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
+from pipeline.config.params import Params
+from pipeline.config.published import check_start
+from pipeline.model.build import build_gpt, padded_vocab_size
+from pipeline.model.gpt import GPT
+from pipeline.model.load import build_with
+from pipeline.tokens.tokenizers import Tokenizer
+from pipeline.weights.names import place_on_hub
+from pipeline.weights.stored_model import StoredModel, open_model
+
+
+class Start:
+    """The model that a run starts from, if it starts from one, and the config that it trains."""
+
+    def __init__(self, params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> None:
+        """Raises UserError for a model that is not there, or does not fit the parameters or the tokens."""
+        init_from = params.train.init_from
+        self.name = "scratch" if init_from == "resume" else init_from
+        self._stored = _open(params, tokenizer, tokens_folder)
+        rows = (
+            padded_vocab_size(tokenizer.vocab_size)
+            if self._stored is None
+            else self._stored.config.vocab_size
+        )
+        self.config = GPTConfig(**params.model.model_dump(), vocab_size=rows)
+
+    @property
+    def weights(self) -> str | None:
+        """Their sha256: what counts is which weights a run starts from, not what their folder is called."""
+        return None if self._stored is None else self._stored.sha256
+
+    @property
+    def repository(self) -> str | None:
+        """Where the model is on the hub."""
+        place = place_on_hub(self.name)
+        return place and place[0]
+
+    def build(self) -> GPT:
+        """The model at step 0, on the CPU; random weights are drawn from torch's global random state."""
+        if self._stored is None:
+            return build_gpt(self.config)
+        return build_with(self.config, self._stored.first_positions(self.config.block_size))
+
+
+def _open(params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> StoredModel | None:
+    name = params.train.init_from
+    if name in ("scratch", "resume"):
+        return None
+    try:
+        stored = open_model(name)
+        check_start(params.model, stored.config, name)
+        own = stored.tokenizer(like=tokenizer)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if "train.init_from" in message else f"train.init_from: {message}") from None
+    if not own.has_the_ids_of(tokenizer):
+        raise UserError(
+            f"train.init_from = {name}: its tokenizer is not that of {tokens_folder}; use its own: "
+            f"tokenizer.name = pretrained, tokenizer.model = {name}"
+        )
+    return stored
