@@ -11,7 +11,7 @@ from pipeline.config.command_line import ModelName, Overrides
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import MODEL
-from pipeline.corpus.hub_datasets import first_line, is_of_the_network
+from pipeline.corpus.hub_datasets import first_line, is_network_error
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_json
 from stages.eval_zeroshot import Limit
@@ -62,7 +62,7 @@ def main(
             log_samples=False,
         )
     except Exception as error:
-        if is_of_the_network(error):
+        if is_network_error(error):
             message = f"{' '.join(tasks)}: cannot reach the hub ({first_line(error)}); try again with network"
             raise UserError(message) from None
         raise

@@ -14,9 +14,9 @@ def check(model: Model) -> None:
         _heads_divide_width,
         _no_switch_is_ignored,
         _depths_agree,
-        _noise_is_heard,
-        _experts_suffice,
-        _one_way_to_stop,
+        _noise_mode_fits_its_size,
+        _enough_experts,
+        _one_halting_policy,
     ):
         rule(model)
 
@@ -87,7 +87,7 @@ def _depths_agree(m: Model) -> None:
         )
 
 
-def _noise_is_heard(m: Model) -> None:
+def _noise_mode_fits_its_size(m: Model) -> None:
     mode, std = m.recurrent_noise_mode, m.recurrent_noise_std
     if (mode == "none") != (std == 0):
         raise ValueError(
@@ -101,7 +101,7 @@ def _noise_is_heard(m: Model) -> None:
         )
 
 
-def _experts_suffice(m: Model) -> None:
+def _enough_experts(m: Model) -> None:
     candidates = m.moe_num_experts + 1
     if m.moe and m.moe_top_k > candidates:
         raise ValueError(
@@ -126,7 +126,7 @@ def _experts_suffice(m: Model) -> None:
         )
 
 
-def _one_way_to_stop(m: Model) -> None:
+def _one_halting_policy(m: Model) -> None:
     if m.learned_stopping and m.sticky_dropout:
         raise ValueError(
             f"learned_stopping = true contradicts sticky_dropout = {m.sticky_dropout}: both end the "

@@ -47,7 +47,7 @@ def write_documents(
             f"{where}: {first_line(error)}; correct source.repository or source.revision"
         ) from None
     except Exception as error:
-        if is_of_the_network(error):
+        if is_network_error(error):
             raise UserError(
                 f"{where}: cannot reach the hub ({first_line(error)}); try again with network"
             ) from None
@@ -111,7 +111,7 @@ def _reported(tables: Iterator[pyarrow.Table], name: str) -> Iterator[pyarrow.Ta
                 print(f"{name}: {documents:,} documents, {rate:,.0f} per second", file=sys.stderr, flush=True)
 
 
-def is_of_the_network(error: Exception) -> bool:
+def is_network_error(error: Exception) -> bool:
     """Whether the hub was not reached, or refused.
 
     By name, because the hub's client changes the HTTP library whose errors it lets through.

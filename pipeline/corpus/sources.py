@@ -239,7 +239,7 @@ def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
         if not in_file:
             raise UserError(f"{path}: no documents; put text into it or leave it out")
         documents += in_file
-        files.append(_as_it_is(path))
+        files.append(_hashed(path))
     many = documents >= FEW_DOCUMENTS
     return DatasetSpec(
         description=f"made by `make train-on` from {pattern}",
@@ -262,9 +262,9 @@ def spec_for_nanogpt(folder: Path) -> DatasetSpec:
         description=f"made by `make train-on` from {folder}",
         source=NanoGPTSource(
             kind="nanogpt",
-            train=_as_it_is(train),
-            val=_as_it_is(val),
-            meta=_as_it_is(meta) if meta.exists() else None,
+            train=_hashed(train),
+            val=_hashed(val),
+            meta=_hashed(meta) if meta.exists() else None,
         ),
         split=GivenSplit(by="source"),
     )
@@ -277,7 +277,7 @@ def dataset_name(pattern: str) -> str:
     return _safe(last.stem if last.suffix.lower() in EXTENSIONS else last.name)
 
 
-def _as_it_is(path: Path) -> UserFile:
+def _hashed(path: Path) -> UserFile:
     return UserFile(path=str(path), sha256=sha256_file(path))
 
 

@@ -100,7 +100,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     results = {}
     for split, tokens in texts.items():
         ids = tokens.read(0, min(len(tokens), len(val)))
-        if not tokenizer.has_the_ids_of(own):
+        if not tokenizer.same_ids(own):
             ids = _retokenized(ids, own, tokenizer)
         which = (Tokens([ids]), model.block_size, rows)
         windows = tqdm(

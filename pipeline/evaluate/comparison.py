@@ -38,7 +38,7 @@ def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[
     """
     rows = {}
     for path in files:
-        figures = of_the_saved_model(json.loads(path.read_text(encoding="utf-8")))
+        figures = of_kept_model(json.loads(path.read_text(encoding="utf-8")))
         if figures.get("data") == data:
             row = _row(figures, tokens, published)
             rows[row.name] = row
@@ -54,7 +54,7 @@ def baseline_files(params: Params) -> dict[str, Path]:
     }
 
 
-def of_the_saved_model(figures: dict[str, Any]) -> dict[str, Any]:
+def of_kept_model(figures: dict[str, Any]) -> dict[str, Any]:
     """Metrics of training have the last model's figures first; the best one's are those of what was kept."""
     if figures.get("saved") != "best":
         return figures

@@ -18,7 +18,7 @@ from pipeline.model.gpt import GPT
 from pipeline.tokens.tokenizers import Tokenizer
 
 POSITIONS_PER_PROJECTION = 256  # bounds the logits in memory: 50 MB with GPT-2's vocabulary
-MOST_PADDING = 0.2  # of the longest sequence in a batch
+MAX_PADDING = 0.2  # of the longest sequence in a batch
 
 
 class Group(NamedTuple):
@@ -149,7 +149,7 @@ def _score_batch(
     scores = [[Score(0.0, True)] * len(group.continuations) for group in groups]
     for some in _similar(windows, past, batch_size):
         rows = torch.tensor([window.row for window in some], device=device)
-        own = None if cache is None else cache.at(rows)
+        own = None if cache is None else cache.select(rows)
         for window, new in zip(some, _score_windows(model, some, past, own, vocab_size, device), strict=True):
             so_far = scores[window.row][window.continuation]
             total = so_far.log_probability + new.log_probability
@@ -167,7 +167,7 @@ def _similar(windows: list[_Window], past: int, batch_size: int) -> Iterator[lis
             yield batch
             batch = []
         if not batch:
-            shortest = (1 - MOST_PADDING) * length
+            shortest = (1 - MAX_PADDING) * length
         batch.append(window)
     yield batch
 

@@ -61,11 +61,11 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = k_norm
         self.value_mix = value_mix
 
-    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
         B, T, C = x.shape
         q, k, v = self._heads(x, context)
         if context.cache is not None:
-            k, v = context.cache.append(place, k, v, context.rows)
+            k, v = context.cache.append(layer_index, k, v, context.rows)
         past = k.shape[2] - T
         mask = None  # a first chunk is plainly causal; a single new token may attend to everything so far
         if self.alibi is not None:
@@ -85,11 +85,11 @@ class CausalSelfAttention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
-    def remember(self, x: torch.Tensor, context: Context, place: int) -> None:
+    def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
         """Leave keys and values in the cache without attending to anything."""
         _, k, v = self._heads(x, context)
-        assert context.cache is not None, "there is nowhere to remember"
-        context.cache.append(place, k, v, context.rows)
+        assert context.cache is not None, "there is no cache to fill"
+        context.cache.append(layer_index, k, v, context.rows)
 
     def _heads(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values of (B, T, C), each (B, heads, T, head size)."""

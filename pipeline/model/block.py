@@ -20,14 +20,14 @@ class Block(nn.Module):
         self.ln_2 = ln_2
         self.mlp = mlp
 
-    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
-        """`place` is the block's in the cache."""
-        x = x + self.attn(self.ln_1(x), context, place)
+    def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
+        """`layer_index` is the block's in the cache."""
+        x = x + self.attn(self.ln_1(x), context, layer_index)
         return x + self.mlp(self.ln_2(x), context)
 
-    def remember(self, x: torch.Tensor, context: Context, place: int) -> None:
+    def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
         """Let later tokens attend to these here, without computing what comes of them."""
-        self.attn.remember(self.ln_1(x), context, place)
+        self.attn.fill_cache(self.ln_1(x), context, layer_index)
 
 
 class LayerDropout(Part):
@@ -43,13 +43,13 @@ class LayerDropout(Part):
         self.block = block
         self.probability = probability
 
-    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
         if not self.training:
-            return self.block(x, context, place)
+            return self.block(x, context, layer_index)
         rows = (torch.rand(x.shape[0], device=x.device) >= self.probability).nonzero()[:, 0]
         if not len(rows):
             return x
-        return x.index_copy(0, rows, self.block(x[rows], context.at(rows), place))
+        return x.index_copy(0, rows, self.block(x[rows], context.select(rows), layer_index))
 
-    def remember(self, x: torch.Tensor, context: Context, place: int) -> None:
-        self.block.remember(x, context, place)
+    def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
+        self.block.fill_cache(x, context, layer_index)

@@ -50,7 +50,7 @@ class Context:
         self.rows = rows
         self.report = Report() if report is None else report
 
-    def at(self, rows: torch.Tensor) -> Context:
+    def select(self, rows: torch.Tensor) -> Context:
         """The same pass for some of its sequences."""
         values = self.value_embedding
         return Context(

@@ -22,7 +22,7 @@ class Steps(Protocol):
     def advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Step n on x (B, T, C), or on those `rows` of the batch that x holds."""
 
-    def remember(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
+    def fill_cache(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
         """Leave in step n's cache what later tokens attend to there, for sequences that have stopped."""
 
 
@@ -106,7 +106,7 @@ class LearnedStopping(Part):
     steps could add has little weight then. A sequence none of whose tokens goes on is not computed.
     """
 
-    eager = ("forward", "_softly", "_at_once")  # the number of steps changes
+    eager = ("forward", "_soft", "_hard")  # the number of steps changes
     eager_recursively = ("_report",)
 
     def __init__(
@@ -126,10 +126,10 @@ class LearnedStopping(Part):
 
     def forward(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
         if self.training or self.threshold is None:
-            return self._softly(steps, x, depth, context)
-        return self._at_once(steps, x, depth, context, self.threshold)
+            return self._soft(steps, x, depth, context)
+        return self._hard(steps, x, depth, context, self.threshold)
 
-    def _softly(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
+    def _soft(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
         going = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
         stopped, expected_depth = [], torch.zeros_like(going)
         for n in range(depth):
@@ -138,13 +138,13 @@ class LearnedStopping(Part):
                 stopped.append(going * probability)
                 going = going * (1 - probability)
             expected_depth = expected_depth + going
-            x = _blend(x, steps.advance(x, n), going)
+            x = lerp(x, steps.advance(x, n), going)
             context.report.mean_depth += going.detach().mean()
             yield x
         masses = torch.cat([*stopped, going], dim=-1)  # (B, T, depth): of stopping after step 1, 2, ...
         self._report(masses, expected_depth.mean(), depth, context)
 
-    def _at_once(
+    def _hard(
         self, steps: Steps, x: torch.Tensor, depth: int, context: Context, threshold: float
     ) -> Iterator[torch.Tensor]:
         left = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
@@ -157,9 +157,9 @@ class LearnedStopping(Part):
             rows = some.nonzero()[:, 0]
             if context.cache is not None and len(rows) < len(some):
                 rest = (~some).nonzero()[:, 0]
-                steps.remember(x[rest], n, rest)
+                steps.fill_cache(x[rest], n, rest)
             if len(rows):
-                further = _blend(x[rows], steps.advance(x[rows], n, rows), left[rows])
+                further = lerp(x[rows], steps.advance(x[rows], n, rows), left[rows])
                 x = x.index_copy(0, rows, torch.where(going[rows], further, x[rows]))
             yield x
 
@@ -177,6 +177,6 @@ class LearnedStopping(Part):
         report.add("target_depth", torch.tensor(float(target)))
 
 
-def _blend(x: torch.Tensor, further: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def lerp(x: torch.Tensor, further: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """As far from x towards `further`, (B, T, C) both, as a weight (B, T, 1) says."""
     return x + weight.to(x.dtype) * (further - x)

@@ -68,13 +68,15 @@ class RecurrentStep(nn.Module):
         self.block = block
         self.norm = norm
 
-    def forward(self, x: torch.Tensor, start: torch.Tensor, context: Context, place: int) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, start: torch.Tensor, context: Context, layer_index: int
+    ) -> torch.Tensor:
         """The stream x and where the loop started from, both (B, T, C) -> (B, T, C)."""
-        x = self.block(self._before(x, start), context, place)
+        x = self.block(self._before(x, start), context, layer_index)
         return self.norm(x) if self.norm is not None else x
 
-    def remember(self, x: torch.Tensor, start: torch.Tensor, context: Context, place: int) -> None:
-        self.block.remember(self._before(x, start), context, place)
+    def fill_cache(self, x: torch.Tensor, start: torch.Tensor, context: Context, layer_index: int) -> None:
+        self.block.fill_cache(self._before(x, start), context, layer_index)
 
     def _before(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         x = self.injection(x, start) if self.injection is not None else x
@@ -141,9 +143,9 @@ class Recurrence(Trunk):
 
     def _states(self, x: torch.Tensor, context: Context, depth: int) -> Iterator[torch.Tensor]:
         """The stream after each step."""
-        for place, block in enumerate(self.prelude):
-            x = block(x, context, place)
-        steps = _Pass(self.step, x, context, len(self.prelude), depth - (self.backprop_depth or depth))
+        for layer_index, block in enumerate(self.prelude):
+            x = block(x, context, layer_index)
+        steps = _LoopSteps(self.step, x, context, len(self.prelude), depth - (self.backprop_depth or depth))
         return self.halting(steps, x, depth, context)
 
     def _finish(self, x: torch.Tensor, context: Context) -> torch.Tensor:
@@ -153,13 +155,13 @@ class Recurrence(Trunk):
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _LoopSteps:
     """The steps of one forward pass, for whatever sequences are still going."""
 
     step: RecurrentStep
     start: torch.Tensor
     context: Context
-    first_place: int
+    first_layer_index: int
     without_gradient: int
 
     def advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -169,11 +171,11 @@ class _Pass:
             change = self._advance(x, n, rows) - x
         return x + change
 
-    def remember(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
-        self.step.remember(x, self.start[rows], self.context.at(rows), self.first_place + n)
+    def fill_cache(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
+        self.step.fill_cache(x, self.start[rows], self.context.select(rows), self.first_layer_index + n)
 
     def _advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None) -> torch.Tensor:
         start, context = self.start, self.context
         if rows is not None:
-            start, context = start[rows], context.at(rows)
-        return self.step(x, start, context, self.first_place + n)
+            start, context = start[rows], context.select(rows)
+        return self.step(x, start, context, self.first_layer_index + n)

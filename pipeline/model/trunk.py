@@ -65,8 +65,8 @@ class Stack(Trunk):
         return x
 
     def readings(self, x: torch.Tensor, context: Context) -> Iterator[torch.Tensor]:
-        for place, block in enumerate(self.h):
-            x = block(x, context, place)
+        for layer_index, block in enumerate(self.h):
+            x = block(x, context, layer_index)
             yield x
 
     def blocks(self) -> list[nn.Module]:

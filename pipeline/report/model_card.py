@@ -18,7 +18,7 @@ from pipeline.config.params import BASELINES
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.published import PUBLISHED
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.comparison import OURS, of_the_saved_model, read_rows
+from pipeline.evaluate.comparison import OURS, of_kept_model, read_rows
 from pipeline.model.build import build_gpt
 from pipeline.report.comparison import as_markdown
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
@@ -74,7 +74,7 @@ def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> 
     """
     if not metrics_file.exists():
         return None
-    metrics = of_the_saved_model(_read(metrics_file))
+    metrics = of_kept_model(_read(metrics_file))
     run_file = runs / metrics["run"] / RUN_FILE
     if not run_file.exists():
         return Training(metrics, {}, None, None)

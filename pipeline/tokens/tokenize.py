@@ -83,7 +83,7 @@ def tokenize(
     return manifest
 
 
-class Part(NamedTuple):
+class EncodedPiece(NamedTuple):
     """Some ids of a split, how many documents end in them, and how much text they stand for."""
 
     split: SplitName
@@ -126,7 +126,7 @@ class Corpus:
             return train_bpe((piece.text for split, piece in self.pieces() if split == "train"), vocab_size)
         return gpt2_tokenizer()
 
-    def encoded(self, tokenizer: Tokenizer) -> Iterator[Part]:
+    def encoded(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
         """All of it in ids, an end-of-text id after each document if there are several."""
         end = tokenizer.end_of_text if self.documents > 1 else None
         with tqdm(
@@ -141,7 +141,7 @@ class Corpus:
                 for (split, piece), ids in zip(batch, encoded, strict=True):
                     if piece.last and end is not None:
                         ids = np.append(ids, np.uint32(end))
-                    yield Part(split, ids, int(piece.last), len(piece.text.encode()))
+                    yield EncodedPiece(split, ids, int(piece.last), len(piece.text.encode()))
                 progress.update(sum(len(piece.text) for _, piece in batch))
 
     def pieces(self) -> Iterator[tuple[SplitName, Piece]]:
@@ -197,12 +197,12 @@ class IdFiles:
             f"{'its characters' if of_characters else 'GPT-2 (no meta.pkl)'}; set tokenizer.name to {needed}"
         )
 
-    def encoded(self, tokenizer: Tokenizer) -> Iterator[Part]:
+    def encoded(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
         """The ids as they are."""
         for split, path in zip(SPLITS, self.files, strict=True):
             for ids in read_ids(path, tokenizer.vocab_size):
                 ends = 0 if tokenizer.end_of_text is None else int((ids == tokenizer.end_of_text).sum())
-                yield Part(split, ids, ends, int(tokenizer.token_bytes[ids].sum()))
+                yield EncodedPiece(split, ids, ends, int(tokenizer.token_bytes[ids].sum()))
 
 
 class SplitWriter:
@@ -213,7 +213,7 @@ class SplitWriter:
         self._documents = 0
         self._utf8_bytes = 0
 
-    def append(self, part: Part) -> None:
+    def append(self, part: EncodedPiece) -> None:
         self._writer.append(part.ids)
         self._documents += part.documents
         self._utf8_bytes += part.utf8_bytes

@@ -56,7 +56,7 @@ class Tokenizer(ABC):
         """UTF-8 bytes per id, int64 (vocab_size,): what turns nats per token into bits per byte."""
         return np.array([len(token) for token in self.vocabulary], dtype=np.int64)
 
-    def has_the_ids_of(self, other: Tokenizer) -> bool:
+    def same_ids(self, other: Tokenizer) -> bool:
         """Whether each id stands for the same in both."""
         return (self.vocabulary, self.end_of_text) == (other.vocabulary, other.end_of_text)
 

@@ -46,7 +46,7 @@ class Start:
         """The model at step 0, on the CPU; random weights are drawn from torch's global random state."""
         if self._stored is None:
             return build_gpt(self.config)
-        return build_with(self.config, self._stored.first_positions(self.config.block_size))
+        return build_with(self.config, self._stored.weights_for(self.config.block_size))
 
 
 def _open(params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> StoredModel | None:
@@ -60,7 +60,7 @@ def _open(params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> StoredMo
     except UserError as error:
         message = str(error)
         raise UserError(message if "train.init_from" in message else f"train.init_from: {message}") from None
-    if not own.has_the_ids_of(tokenizer):
+    if not own.same_ids(tokenizer):
         raise UserError(
             f"train.init_from = {name}: its tokenizer is not that of {tokens_folder}; use its own: "
             f"tokenizer.name = pretrained, tokenizer.model = {name}"

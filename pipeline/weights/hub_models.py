@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.hub_datasets import first_line, is_of_the_network
+from pipeline.corpus.hub_datasets import first_line, is_network_error
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
 from pipeline.weights.gpt2 import (
     INDEX_FILE,
@@ -49,7 +49,7 @@ EXPORTED = (
     TOKENIZER_CONFIG_FILE,
     PICTURE_FILE,
 )
-SECONDS = 10.0  # to wait for the hub's first answer
+TIMEOUT_SECONDS = 10.0  # to wait for the hub's first answer
 
 
 def download_model(repository: str, revision: str) -> Path:
@@ -67,16 +67,16 @@ def download_model(repository: str, revision: str) -> Path:
     if cached and whole and COMMIT.fullmatch(revision):
         return cached
     try:
-        info = HfApi().model_info(repository, revision=revision, timeout=SECONDS)
+        info = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
         _check_files({file.rfilename for file in info.siblings or []}, f"{repository}, revision {revision}")
         config_from_gpt2(Path(hf_hub_download(repository, CONFIG_FILE, revision=info.sha)).parent)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(WANTED)))
     except UserError:
         raise
     except Exception as error:
-        if cached and is_of_the_network(error):
+        if cached and is_network_error(error):
             return cached
-        if not (is_of_the_network(error) or isinstance(error, OSError | ValueError | RuntimeError)):
+        if not (is_network_error(error) or isinstance(error, OSError | ValueError | RuntimeError)):
             raise
         explained = _explained(error, repository, revision)
         raise UserError(f"{repository}, revision {revision}: {explained}") from None
@@ -91,9 +91,9 @@ def commit_of(repository: str, revision: str) -> str:
     from huggingface_hub.file_download import repo_folder_name
 
     try:
-        return HfApi().model_info(repository, revision=revision, timeout=SECONDS).sha or revision
+        return HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS).sha or revision
     except Exception as error:
-        if not (is_of_the_network(error) or isinstance(error, OSError | ValueError | RuntimeError)):
+        if not (is_network_error(error) or isinstance(error, OSError | ValueError | RuntimeError)):
             raise
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     try:
@@ -134,7 +134,7 @@ def upload(folder: Path, repository: str, private: bool, say: Callable[[str], No
             commit_message="Upload a model exported by gpt-pipeline",
         )
     except Exception as error:
-        if not (is_of_the_network(error) or isinstance(error, OSError | ValueError | RuntimeError)):
+        if not (is_network_error(error) or isinstance(error, OSError | ValueError | RuntimeError)):
             raise
         raise UserError(
             f"{repository}: not uploaded ({first_line(error)}); check the network, the name, and that the "
@@ -211,7 +211,7 @@ def _explained(error: Exception, repository: str, revision: str) -> str:
         return f"nothing at {page}, unless it is private; correct the name, or log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no such revision; choose one of {page}/commits/main"
-    if not is_of_the_network(error):
+    if not is_network_error(error):
         return f"{first_line(error)}; once that is mended, call again: what has arrived is kept"
     return (
         f"not in the cache {constants.HF_HUB_CACHE}, and no way to the hub ({first_line(error)}); get "

@@ -27,8 +27,8 @@ OLD_FORMAT = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 WRITTEN = {"model", "model_args", "config"}  # all that sample.py reads; training writes more
 
 # The switches in model_args that mean the same here: nanoGPT's, and its fork's.
-PLAIN = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
-FORKS = (
+NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
+FORK_ARGS = (
     "share_parameters_across_layers",
     "recurrent_shared_weights",
     "recurrent_depth",
@@ -48,13 +48,13 @@ FORKS = (
 NEED_LOOP_THERE = ("recurrent_shared_weights", "layer_dropout")  # and not here
 
 # The fork's own: it computes something else than any model here.
-ELSEWHERE = {
+UNSUPPORTED = {
     "learned_stopping": "its gate reads the mean over the sequence, so a token sees the future",
     "attentive_stopping": "its gate reads the mean over the sequence, so a token sees the future",
     "use_rmsnorm": "its blocks have four norms each",
     "moe_hard_routing": "it does not weigh an expert by its probability",
 }
-SETTINGS_ELSEWHERE = ("learned_stopping_", "attentive_stopping_")
+UNSUPPORTED_PREFIXES = ("learned_stopping_", "attentive_stopping_")
 
 NAMES = (  # how the names of parameters begin here, and there
     ("embed.", "transformer."),
@@ -137,7 +137,7 @@ def write_checkpoint(
         raise UserError(f"model.{beyond[0]}: nanoGPT has no place for it, so there is no export")
     assert vocab_size <= config.vocab_size, "the tokenizer has ids that the model lacks"
     layers = unrolled_layers(config, depth)
-    args = {name: getattr(config, name) for name in PLAIN}
+    args = {name: getattr(config, name) for name in NANOGPT_ARGS}
     found = {
         "model": dict(_renamed(tensors, layers, vocab_size)),
         "model_args": args | {"n_layer": len(layers), "vocab_size": vocab_size},
@@ -183,15 +183,15 @@ def _asked_for(path: Path) -> str:
 
 
 def _config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
-    for name, why in ELSEWHERE.items():
+    for name, why in UNSUPPORTED.items():
         if args.get(name) and (name != "moe_hard_routing" or args.get("moe")):
             raise UserError(f"{path}: {name} = {args[name]}: {why}, unlike any model here; train one anew")
-    for name in sorted(args.keys() - {*PLAIN, *FORKS, *ELSEWHERE}, key=str):
-        if not str(name).startswith(SETTINGS_ELSEWHERE):
+    for name in sorted(args.keys() - {*NANOGPT_ARGS, *FORK_ARGS, *UNSUPPORTED}, key=str):
+        if not str(name).startswith(UNSUPPORTED_PREFIXES):
             raise UserError(
                 f"{path}: unknown switch {name} in model_args; nanoGPT's and its fork's are known"
             )
-    names = [*PLAIN, *(name for name in FORKS if _counts(name, args))]
+    names = [*NANOGPT_ARGS, *(name for name in FORK_ARGS if _counts(name, args))]
     values = {"bias": True, "dropout": 0.0} | {name: args[name] for name in names if name in args}
     loops = args.get("share_parameters_across_layers")
     one_block = not args.get("fixed_edge_blocks") if loops else args.get("n_layer") == 1
@@ -227,7 +227,7 @@ class _Tensors(Weights):
         self._unfit: dict[str, str] = {}  # by our name, the first tensor that is missing or misshapen
         self.shapes = dict(own)
         for name, shape in own.items():
-            experts, part = (shape[:1], shape[1:]) if _is_of_experts(name) else ((), shape)
+            experts, part = (shape[:1], shape[1:]) if _is_expert_weight(name) else ((), shape)
             for source in reversed(self._sources[name]):
                 if source not in tensors:
                     self._unfit[name] = source
@@ -241,7 +241,7 @@ class _Tensors(Weights):
         parts = [self._tensors[source].float() for source in self._sources[name]]
         if not parts:
             return torch.zeros(self.shapes[name])
-        tensor = torch.stack(parts) if _is_of_experts(name) else parts[0].contiguous().clone()
+        tensor = torch.stack(parts) if _is_expert_weight(name) else parts[0].contiguous().clone()
         if name == "trunk.step.noise.mix.weight":  # theirs replaces the stream, ours adds to it
             tensor[:, : self._config.n_embd] -= torch.eye(self._config.n_embd)
         return tensor
@@ -256,7 +256,7 @@ class _Tensors(Weights):
         if not self._config.share_moe_experts:
             return left
         # There the shared experts are listed in every block.
-        shared = {name.partition(".mlp.")[2] for name in used if _is_of_experts(name)}
+        shared = {name.partition(".mlp.")[2] for name in used if _is_expert_weight(name)}
         return {name for name in left if name.partition(".mlp.")[2] not in shared}
 
 
@@ -270,12 +270,12 @@ def _sources(name: str, num_experts: int) -> list[str]:
             break
     name = name.replace(".block.", ".")  # of layer dropout, a module here
     name = name.replace("mlp.router.scores.", "mlp.router.")
-    if _is_of_experts(name):
+    if _is_expert_weight(name):
         return [name.replace("mlp.experts.", f"mlp.experts.{number}.") for number in range(num_experts)]
     return [name]
 
 
-def _is_of_experts(name: str) -> bool:
+def _is_expert_weight(name: str) -> bool:
     return ".mlp.experts." in name
 
 

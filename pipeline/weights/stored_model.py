@@ -40,9 +40,9 @@ class StoredModel:
     weights: Weights
     tokenizer_folder: Path
 
-    def first_positions(self, block_size: int) -> Weights:
+    def weights_for(self, block_size: int) -> Weights:
         """The weights for a shorter context: of learned positions, the first `block_size`."""
-        return _FirstPositions(self.weights, block_size)
+        return _TruncatedPositions(self.weights, block_size)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -114,7 +114,7 @@ def find_model(name: str) -> Path:
         raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
 
 
-class _FirstPositions(Weights):
+class _TruncatedPositions(Weights):
     """Weights whose learned positions end at `block_size`."""
 
     NAME = "embed.wpe.weight"

@@ -74,7 +74,7 @@ def test_whatever_is_computed_together(batch_size: int, monkeypatch: pytest.Monk
     model = tiny.model()
     expected = scores(model, GROUPS)
     monkeypatch.setattr(scoring, "POSITIONS_PER_PROJECTION", 2)
-    monkeypatch.setattr(scoring, "MOST_PADDING", 1.0)
+    monkeypatch.setattr(scoring, "MAX_PADDING", 1.0)
     for index, found in scores(model, GROUPS, batch_size).items():
         for (log_probability, greedy), other in zip(found, expected[index], strict=True):
             assert log_probability == pytest.approx(other[0], abs=1e-5)
@@ -170,6 +170,6 @@ def test_a_copied_cache_continues_without_changing_the_first() -> None:
         cache = KVCache(BLOCK_SIZE, batch=2)
         model(text[:, :4], cache)
         rows = torch.tensor([1, 0, 1])
-        found = model(text[rows, 4:], cache.at(rows))
+        found = model(text[rows, 4:], cache.select(rows))
         torch.testing.assert_close(found, model(text)[rows, 4:], atol=1e-5, rtol=0)
         torch.testing.assert_close(model(text[:, 4:], cache), model(text)[:, 4:], atol=1e-5, rtol=0)

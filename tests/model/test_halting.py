@@ -40,7 +40,7 @@ class Tripling:
         self.seen.append(list(range(len(x))) if rows is None else rows.tolist())
         return 3 * x
 
-    def remember(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
+    def fill_cache(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
         raise AssertionError("there is no cache")
 
 
@@ -367,7 +367,7 @@ class Recorder(Block):
         nn.Module.__init__(self)
         self.seen: list[list[int]] = []
 
-    def forward(self, x: torch.Tensor, context: Context, place: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
         assert context.rows is None or len(context.rows) == len(x)
         self.seen.append(list(range(len(x))) if context.rows is None else context.rows.tolist())
         return x + 1
@@ -402,7 +402,7 @@ def test_layer_dropout_is_off_after_training_and_may_leave_all_out() -> None:
 
 def test_layer_dropout_within_sticky_dropout_counts_rows_of_the_whole_batch() -> None:
     chosen = torch.tensor([0, 2])
-    rows = [context.at(chosen).rows for context in (Context(rows=torch.tensor([1, 4, 6])), Context())]
+    rows = [context.select(chosen).rows for context in (Context(rows=torch.tensor([1, 4, 6])), Context())]
     torch.testing.assert_close(rows, [torch.tensor([1, 6]), torch.tensor([0, 2])])
 
 

@@ -29,8 +29,8 @@ def by_hand(model: Any, depth: int, detached: int = 0) -> torch.Tensor:
     trunk = model.trunk
     context = Context()
     x = model.embed(IDS, context)
-    for place, block in enumerate(trunk.prelude):
-        x = block(x, context, place)
+    for layer_index, block in enumerate(trunk.prelude):
+        x = block(x, context, layer_index)
     start = x
     for n in range(depth):
         x = trunk.step(x, start, context, n)

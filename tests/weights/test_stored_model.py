@@ -123,7 +123,7 @@ def test_several_files_are_one_model(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_shorter_context_keeps_the_first_positions(tmp_path: Path) -> None:
     theirs, stored = saved(tmp_path), open_model(tmp_path)
-    ours = build_with(stored.config.model_copy(update={"block_size": 8}), stored.first_positions(8)).eval()
+    ours = build_with(stored.config.model_copy(update={"block_size": 8}), stored.weights_for(8)).eval()
     assert ours.embed.wpe is not None and len(ours.embed.wpe.weight) == 8
     assert (theirs(IDS).logits - ours(IDS)).abs().max() <= 1e-5
 
