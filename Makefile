@@ -11,9 +11,9 @@ export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
 COMMANDS := repro train-on finetune-on presets start-from summary sample baselines eval-zeroshot lm-eval export \
-	import upload generate
+	import upload generate doctor
 
-.PHONY: help demo install ready test check format bench clean $(COMMANDS)
+.PHONY: help demo install ready test test-gpu check format bench clean $(COMMANDS)
 
 help:
 	@$(PYTHON3) -m pipeline.cli.verbs
@@ -36,6 +36,9 @@ bench: ready
 
 test: ready
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n logical --maxprocesses 8 --dist loadgroup
+
+test-gpu: ready
+	@$(PYTHON) -m pytest -q -m gpu -rs
 
 check: ready
 	@$(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check .

@@ -105,3 +105,11 @@ def with_known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def runs(tiny_tokens: Path, tmp_path: Path, without_fsync: None, with_known_peak: None) -> Runs:
     return Runs(tiny_tokens, tmp_path / "runs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))

@@ -26,10 +26,10 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     "Train": (
         Verb("repro", "run what is out of date (dvc repro), show the results", "pipeline.cli.repro"),
         Verb("train-<preset>", "the same with a preset: make train-gpt2"),
-        Verb("train-on", "the same on your text: make train-on TEXT='notes/*.txt'", "pipeline.cli.train_on"),
+        Verb("train-on", "the same on your own text: make train-on TEXT='notes/*.txt'", "pipeline.cli.train_on"),
         Verb(
             "finetune-on",
-            "... from a model: make finetune-on TEXT='notes/*.txt' MODEL=gpt2",
+            "start from a model: make finetune-on TEXT='notes/*.txt' MODEL=gpt2",
             "pipeline.cli.finetune_on",
         ),
     ),
@@ -77,10 +77,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     ),
     "Work on the code": (
         Verb("test", "run the tests"),
+        Verb("test-gpu", "run those that need a GPU"),
         Verb("check", "format, lint, types and imports"),
         Verb("format", "format the code and fix what lint can fix"),
         Verb("generate", "write the files that are made from the code", "pipeline.cli.generate"),
         Verb("bench", "measure: make bench WHAT=nanogpt, fork, interop or family"),
+        Verb("doctor", "versions, device and changed parameters, for a bug report", "pipeline.cli.doctor"),
         Verb("clean", "remove results/; `make repro` brings them back"),
     ),
     "The stages, one at a time": (
@@ -109,7 +111,7 @@ def make_help() -> str:
     for group, members in GROUPS.items():
         targets = [(verb.make or verb.name, verb.help) for verb in members if verb.make is not None]
         if targets:
-            lines += [group, *(f"  {name:<15}{text}" for name, text in targets)]
+            lines += [group, *(f"  {name:<16}{text}" for name, text in targets)]
     return "\n".join(lines)
 
 

@@ -113,16 +113,25 @@ def show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Path) -> None:
+def nearest(values: Mapping[str, Any], folder: Path = FOLDER) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The preset that parameters differ least from, and {dotted name: (there, here)} of what differs.
+
+    What `train-on` and `finetune-on` set does not count.
+    """
     edits_by_preset = {
         name: _by_hand(name, differences(_parse(compose(name, folder)), values)) for name in names(folder)
     }
-    nearest = min(edits_by_preset, key=lambda name: len(edits_by_preset[name]))
-    edits = [f"{key} = {show(now)}" for key, (_, now) in edits_by_preset[nearest].items()]
+    name = min(edits_by_preset, key=lambda name: len(edits_by_preset[name]))
+    return name, edits_by_preset[name]
+
+
+def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Path) -> None:
+    name, found = nearest(values, folder)
+    edits = [f"{key} = {show(now)}" for key, (_, now) in found.items()]
     if edits:
         more = f" and {len(edits) - 3} more" if len(edits) > 3 else ""
         raise UserError(
-            f"{params_file} has edits of yours on top of preset {nearest}: {', '.join(edits[:3])}{more}; "
+            f"{params_file} has edits of yours on top of preset {name}: {', '.join(edits[:3])}{more}; "
             "save them elsewhere, or overwrite them with FORCE=1 (--force)"
         )
 

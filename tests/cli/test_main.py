@@ -35,6 +35,7 @@ OPTIONS = {
     "import": ["CKPT", "--meta", "--out"],
     "upload": ["REPO", "--folder", "--private"],
     "generate": [],
+    "doctor": [],
     "download": ["--set-param"],
     "tokenize": ["--set-param"],
     "train": ["--set-param"],
