@@ -1,1 +1,1 @@
-"""This project beside other programs. Not installed: run from a clone, with `make bench`."""
+"""Benchmarks against other programs. They are not installed; run them from a clone with `make bench`."""

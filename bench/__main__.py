@@ -1,14 +1,14 @@
-"""`make bench`: this project measured beside other programs, and its variants beside each other."""
+"""`make bench`: compares this project with other programs, and its model variants with each other."""
 
 from __future__ import annotations
 
 from pipeline.config.command_line import run_one_of
 
-HELP = "Measure this project. What comes out is written to results/."
+HELP = "Run a benchmark. Results are written to results/."
 BENCHMARKS = {
-    "nanogpt": ("training and sampling beside nanoGPT: make bench WHAT=nanogpt CLONE=...", "bench.nanogpt"),
-    "fork": ("the model family beside nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
-    "interop": ("logits, losses, memory and speed beside transformers", "bench.interop"),
+    "nanogpt": ("training and sampling against nanoGPT: make bench WHAT=nanogpt CLONE=...", "bench.nanogpt"),
+    "fork": ("the model family against nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
+    "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
     "family": ("train every variant of the model and compare their depth curves", "bench.family"),
 }
 

@@ -35,20 +35,20 @@ Compared = tuple[DepthCurve, dict[str, Any]]  # a variant's curve and the metric
 
 
 def main(
-    variants: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Which variants; all, unless given.")
-    ] = ",".join(VARIANTS),
+    variants: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="The variants to train.")] = ",".join(
+        VARIANTS
+    ),
     overrides: Overrides = None,
 ) -> None:
-    """Train the variants of params.yaml that are not trained yet, and compare them by depth."""
+    """Train variants of the model in params.yaml, skip finished ones, and compare their depth curves."""
     params = load_params(overrides or [])
     family = {name: variant(name, params) for name in variants.replace(",", " ").split()}
     if not family:
-        raise UserError(f"--variants names none (there are {', '.join(VARIANTS)})")
+        raise UserError(f"--variants is empty; choose from {', '.join(VARIANTS)}")
     if params.train.init_from != "scratch":
         raise UserError(
             f"train.init_from = {params.train.init_from}: no weights fit all variants; "
-            "use init_from = scratch (which continues interrupted runs too)"
+            "use init_from = scratch (it also continues interrupted runs)"
         )
     load_manifest(tokens_folder(params))
     device = use_device(params.runtime)
@@ -75,7 +75,7 @@ def say(text: str) -> None:
 
 
 def variant(name: str, params: Params) -> Params:
-    """Parameters with a variant's switches. Raises UserError if it is unknown or they rule it out."""
+    """The parameters of a variant. Raises UserError for an unknown variant or one that `params` exclude."""
     changes = switches(name)
     try:
         return params.with_overrides(changes)
@@ -93,7 +93,7 @@ def curve_of(name: str, fitted: FittedRun, params: Params, device: torch.device)
 
 
 def markdown(compared: Sequence[Compared]) -> str:
-    """The variants, and for learned stopping its thresholds, as tables that read well on a terminal too."""
+    """A table of the variants, and one of thresholds for each variant with learned stopping."""
     cells = [("variant", "parameters", "depth", "val loss", "bits per byte", "seconds", "tokens/s")]
     for curve, metrics in compared:
         own = curve.own_stopping

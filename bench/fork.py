@@ -1,7 +1,7 @@
-"""Train the model family beside the recurrent fork of nanoGPT: losses, step times, expert loads, stopping.
+"""Compare the model family with nanoGPT's recurrent fork: losses, step times, expert loads, stopping.
 
-The configuration is that of nanoGPT's README on a CPU, at half its length. Both programs train a variant by
-turns, so that a ratio is one of neighbours; see bench.harness.
+The configuration is the CPU configuration in nanoGPT's README, at half its length. The programs train each
+variant in turns, so that a ratio is between neighboring runs; see bench.harness.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
 
 MAX_ITERS = 1000
-FIRST_SEED = 1337  # nanoGPT's, which train.py has no flag for
+FIRST_SEED = 1337  # nanoGPT's seed; its train.py has no flag for it
 FLOAT32 = "float32"
-LOSS_BARS = {  # nats per token: the fork's models, means of three seeds, when the bars were set
+LOSS_BARS = {  # nats per token: the fork's losses, means of three seeds, when these limits were set
     "dense": 2.109,
     "moe": 2.074,
     "moe-hard": 2.152,
@@ -59,11 +59,11 @@ LOSS_BARS = {  # nats per token: the fork's models, means of three seeds, when t
     "layer-dropout": 2.164,
 }
 ONLY_HERE = ("recurrent", "stopping")  # the fork's depth never varies, and its gate sees the future
-STEP_TO_FORK_BAR, STEP_TO_DENSE_BAR = 0.6, 1.4  # of `moe`
-LOAD_BAR = 1.5
-DEPTH_BAR, STOPPING_LOSS_BAR = 0.7, 0.02  # share of the steps; nats per token above all of them
+STEP_TO_FORK_BAR, STEP_TO_DENSE_BAR = 0.6, 1.4  # step time of `moe`, as a ratio
+LOAD_BAR = 1.5  # tokens of the busiest expert over the mean
+DEPTH_BAR, STOPPING_LOSS_BAR = 0.7, 0.02  # share of all steps; nats per token above taking all steps
 
-# Runs train.py as it is, but with another seed.
+# Runs train.py unchanged, but with another seed.
 RESEEDED = """\
 import runpy, sys, torch
 seed, offset = torch.manual_seed, int(sys.argv.pop(1))
@@ -74,36 +74,36 @@ runpy.run_path("train.py", run_name="__main__")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a way to stop comes to on the validation split."""
+    """The result of one way of stopping, on the validation split."""
 
-    mean_depth: float  # steps, over the tokens
+    mean_depth: float  # steps, averaged over the tokens
     val_loss: float  # nats per token
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """One model with learned stopping, read in three ways."""
+    """One model with learned stopping, evaluated in three ways."""
 
-    depth: int  # steps there are
+    depth: int  # the number of steps of the model
     threshold: float
     at_threshold: Reading
-    softly: Reading  # by shares, as in training
+    softly: Reading  # soft halting, as in training
     never: Reading  # every token takes every step
 
 
 @dataclass(frozen=True)
 class Training:
-    """What one training of one variant by one program came to."""
+    """The result of training one variant once with one program."""
 
     val_loss: float  # nats per token of the last model, over the whole validation split
     step_seconds: float  # median over the steps
-    load: float | None = None  # the busiest expert's tokens over the mean expert's, in the worst layer
+    load: float | None = None  # tokens of the busiest expert over the mean, in the worst layer
     stopping: Stopping | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Neighbours in time, with the same seed."""
+    """Neighboring runs of the two programs with the same seed."""
 
     fork: Training | None
     here: Training
@@ -125,7 +125,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """A figure and the most that it may be."""
+    """A figure and its upper limit, `bar`."""
 
     title: str
     measured: float
@@ -141,17 +141,19 @@ def main(
         Path | None,
         typer.Argument(help="A clone of github.com/Amr-Hegazy1/nanoGPT.", show_default=False),
     ] = None,
-    fork: Annotated[bool, typer.Option(help="Train with the clone too; without, no ratios to it.")] = True,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 3,
-    variants: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(
+    fork: Annotated[bool, typer.Option(help="Whether to train with the clone too.")] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to train each variant with.")] = 3,
+    variants: Annotated[str, typer.Option(help="The variants to train, separated by commas.")] = ",".join(
         [*LOSS_BARS, *ONLY_HERE]
     ),
-    dtype: Annotated[str, typer.Option(help="train.dtype here; the fork's is float32 on a CPU.")] = FLOAT32,
-    max_iters: Annotated[int, typer.Option(min=10, help="Training steps; all bars need 1000.")] = MAX_ITERS,
+    dtype: Annotated[str, typer.Option(help="train.dtype here; the fork always uses float32.")] = FLOAT32,
+    max_iters: Annotated[int, typer.Option(min=10, help="Training steps; all limits need 1000.")] = MAX_ITERS,
 ) -> None:
-    """Train the model family with this project and with the fork by turns, and compare."""
+    """Train the model family with this project and with the fork in turns, and compare the results."""
     if fork and clone is None:
-        raise UserError("name a clone of the fork, or measure only what is here with --no-fork")
+        raise UserError(
+            "CLONE is missing; name a clone of the fork, or use --no-fork to measure only this project"
+        )
     if not fork and clone is not None:
         raise UserError(f"--no-fork contradicts {clone}; drop one of them")
     if clone is not None:
@@ -182,7 +184,7 @@ def main(
 
 
 def check_clone(folder: Path) -> None:
-    """Raise UserError if `folder` lacks what is needed of the fork."""
+    """Raise UserError if `folder` is not a clone of the fork."""
     remedy = (
         "name the folder that `git clone https://github.com/Amr-Hegazy1/nanoGPT` makes, at commit b864ab9"
     )
@@ -190,11 +192,11 @@ def check_clone(folder: Path) -> None:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: not a clone of the fork, it has no {name}; {remedy}")
     if "share_moe_experts" not in (folder / "train.py").read_text(encoding="utf-8"):
-        raise UserError(f"{folder}: not a clone of the fork, its train.py knows no experts; {remedy}")
+        raise UserError(f"{folder}: not a clone of the fork, its train.py has no share_moe_experts; {remedy}")
 
 
 def time_left(took: Mapping[str, float], to_do: Sequence[str]) -> str:
-    """How long the variants to do will take, by how many seconds each or another one took; "" if unknown."""
+    """An estimate of the time for `to_do` from the seconds that variants took before; "" without any."""
     if not took:
         return ""
     typical = mean(took.values())
@@ -203,9 +205,9 @@ def time_left(took: Mapping[str, float], to_do: Sequence[str]) -> str:
 
 
 def expert_load(log: Iterable[str]) -> float | None:
-    """The busiest expert's tokens over the mean expert's, in the worst layer of a log.csv's last row.
+    """Tokens of the busiest expert over the mean, in the worst layer, from the last row of a log.csv.
 
-    None without experts. The dummy is none: tokens may prefer it.
+    None without experts. The dummy does not count, because tokens may prefer it.
     """
     *_, last = csv.DictReader(log)
     layers = defaultdict(list)
@@ -216,7 +218,7 @@ def expert_load(log: Iterable[str]) -> float | None:
 
 
 def summarize(pairs: Mapping[str, Sequence[Pair]]) -> list[Row]:
-    """A row for each variant; the ratio to `dense` is that of trainings with the same seed."""
+    """A row for each variant. The ratio to `dense` is between runs with the same seed."""
     rows = []
     dense = [pair.here.step_seconds for pair in pairs.get("dense", ())]
     for variant, of_seeds in pairs.items():
@@ -240,7 +242,7 @@ def summarize(pairs: Mapping[str, Sequence[Pair]]) -> list[Row]:
 
 
 def checks(rows: Sequence[Row], pairs: Mapping[str, Sequence[Pair]], full_length: bool) -> list[Check]:
-    """The figures that have a bar. What a model learned is only judged after a training of full length."""
+    """The figures that have a limit. What a model learned is only checked after full-length training."""
     found = []
     for row in rows:
         if row.variant == "moe":
@@ -265,7 +267,7 @@ def checks(rows: Sequence[Row], pairs: Mapping[str, Sequence[Pair]], full_length
 
 
 def markdown(rows: Sequence[Row], bars: Sequence[Check], pairs: Mapping[str, Sequence[Pair]]) -> str:
-    """The variants, how they stop if they do, and the bars, as tables that read well on a terminal too."""
+    """Tables of the variants, of learned stopping, and of the limits, readable on a terminal too."""
     heads = ("variant", "val loss, fork", "here", "step, fork", "here", "/ fork", "/ dense", "busiest expert")
     cells = [heads]
     for row in rows:
@@ -288,7 +290,7 @@ def markdown(rows: Sequence[Row], bars: Sequence[Check], pairs: Mapping[str, Seq
             (how, f"{depth:.2f} of {first.depth}", f"{loss:.4f}")
             for how, depth, loss in (
                 (f"stops above {first.threshold:g}", *_mean(s.at_threshold for s in stoppings)),
-                ("stops by shares, as in training", *_mean(s.softly for s in stoppings)),
+                ("soft halting, as in training", *_mean(s.softly for s in stoppings)),
                 ("never stops", *_mean(s.never for s in stoppings)),
             )
         ]
@@ -297,7 +299,7 @@ def markdown(rows: Sequence[Row], bars: Sequence[Check], pairs: Mapping[str, Seq
         verdicts = [
             (check.title, f"{check.measured:.4f}", f"≤ {check.bar:g}", VERDICTS[check.met]) for check in bars
         ]
-        tables.append(markdown_table([("", "here", "bar", ""), *verdicts], "<>><"))
+        tables.append(markdown_table([("", "here", "limit", ""), *verdicts], "<>><"))
     return "\n\n".join(tables)
 
 
@@ -306,7 +308,7 @@ def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def _stoppings(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, list[Stopping]]:
-    """The variants that stop, each with a Stopping for each seed."""
+    """The variants with learned stopping, each with one Stopping per seed."""
     found = {
         variant: [pair.here.stopping for pair in of_seeds if pair.here.stopping is not None]
         for variant, of_seeds in pairs.items()
@@ -333,7 +335,7 @@ def _train_fork(folder: Path, variant: str, number: int, max_iters: int) -> Trai
         "max_iters": max_iters,
         "lr_decay_iters": MAX_ITERS,
         "eval_interval": max_iters,
-        "eval_iters": 1,  # it saves when it evaluates; what it then prints is not used
+        "eval_iters": 1,  # it saves only when it evaluates; the loss it prints is not used
         "always_save_checkpoint": True,
         "tensorboard_log": False,
         "wandb_log": False,
@@ -389,14 +391,14 @@ def _evaluate_stopping(folder: Path) -> Stopping:
 
 
 def _write(pairs: Mapping[str, Sequence[Pair]], max_iters: int, dtype: str) -> str:
-    """Write the tables and the figures to results/. Returns what to say of them."""
+    """Write the tables and the figures to results/. Returns the text to print."""
     stem = RESULTS / ("bench-fork" if dtype == FLOAT32 else f"bench-fork-{dtype}")
     table, figures = stem.with_suffix(".md"), stem.with_suffix(".json")
     rows = summarize(pairs)
     bars = checks(rows, pairs, full_length=max_iters == MAX_ITERS)
     seeds = max(map(len, pairs.values()))
     report = f"{markdown(rows, bars, pairs)}\n\n{_notes(seeds, max_iters, dtype)}\n"
-    write_text(table, f"# The model family beside the fork of nanoGPT\n\n{report}")
+    write_text(table, f"# The model family against nanoGPT's fork\n\n{report}")
     write_json(
         figures,
         {
@@ -413,9 +415,11 @@ def _write(pairs: Mapping[str, Sequence[Pair]], max_iters: int, dtype: str) -> s
 
 def _notes(seeds: int, max_iters: int, dtype: str) -> str:
     how_often = "one seed" if seeds == 1 else f"{seeds} seeds"
-    theirs = "" if dtype == FLOAT32 else f"\nHere in {dtype}; the fork is in float32, as always on a CPU."
+    theirs = (
+        "" if dtype == FLOAT32 else f"\nHere the dtype is {dtype}; the fork always uses float32 on a CPU."
+    )
     return (
-        f"{max_iters:,} training steps, {how_often}. Losses in nats per token: of the last model, on the\n"
-        "whole validation split, means. Steps: medians, and the ratios those of neighbours. Experts: the\n"
-        f"worst layer and seed, in the last batch.{theirs}"
+        f"{max_iters:,} training steps, {how_often}. Losses are means over the seeds, in nats per token, of\n"
+        "the last model on the whole validation split. Steps are medians; ratios are between neighboring\n"
+        f"runs. The busiest expert is that of the worst layer and seed, in the last batch.{theirs}"
     )

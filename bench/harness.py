@@ -1,8 +1,8 @@
-"""What the benchmarks share, most of it for this project beside nanoGPT, as its README trains on a CPU.
+"""Shared parts of the benchmarks, most of them for nanoGPT and its fork on a CPU.
 
-There, both programs run as whole processes of this same Python, in temporary copies: neither the clone nor
-params.yaml, runs/ and results/ here are touched by them. The process that starts them never imports PyTorch,
-because Linux counts its memory into their peaks.
+Both programs run as separate processes of this Python in temporary copies, so the clone and this project's
+params.yaml, runs/ and results/ are not changed. The process that starts them never imports PyTorch, because
+Linux counts its memory in the peak memory of the processes that it starts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONFIG = "config/train_shakespeare_char.py"
 PREPARE = "data/shakespeare_char/prepare.py"
 OUT_DIR = "out-shakespeare-char"
 ON_CPU = ("--device=cpu", "--compile=False")
-FLAGS: dict[str, int | float] = {  # of the CPU command in nanoGPT's README, besides ON_CPU and max_iters
+FLAGS: dict[str, int | float] = {  # the CPU command in nanoGPT's README, without ON_CPU and max_iters
     "eval_iters": 20,
     "log_interval": 1,
     "block_size": 64,
@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """A program that has run."""
+    """The result of a program that has ended."""
 
     seconds: float
     peak_bytes: int  # resident memory
@@ -69,7 +69,7 @@ class Process:
 
 
 def run_python(what: str, folder: Path, *arguments: str) -> Process:
-    """Run Python with `arguments` in `folder`, saying so. Raises UserError if it fails."""
+    """Run Python with `arguments` in `folder`; print `what` and the seconds. Raises UserError if it fails."""
     print(f"  {what} ... ", end="", flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
@@ -95,24 +95,24 @@ def run_python(what: str, folder: Path, *arguments: str) -> Process:
 
 
 def call_apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a function of a module returns in a process of its own, which may import PyTorch."""
+    """Call a module's function in a separate process, which may import PyTorch, and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
 def prepare_here(folder: Path) -> None:
-    """Copy this project to `folder`, without what it once produced, and tokenize TinyShakespeare there."""
+    """Copy this project to `folder`, without runs and results, and tokenize TinyShakespeare there."""
     for name in ("pipeline", "stages", str(presets.FOLDER), str(DATASET)):
         shutil.copytree(name, folder / name)
     write_text(folder / PARAMS_FILE, presets.compose(PRESET))
     if not (folder / DATASET / "raw").is_dir():
         run_python("here: download", folder, "-m", "stages.download")
     run_python("here: tokenize", folder, "-m", "stages.tokenize")
-    run_python("PyTorch: read from disk, so that no run waits for it", folder, "-c", "import torch")
+    run_python("PyTorch: load once, so that no run waits for the disk", folder, "-c", "import torch")
 
 
 def prepare_clone(name: str, clone: Path, folder: Path, here: Path) -> None:
-    """Copy a clone's program to `folder` and let it prepare the text that `prepare_here` put into `here`."""
+    """Copy a clone's programs to `folder`, and prepare the text that `prepare_here` put into `here`."""
     for file in (*clone.glob("*.py"), clone / CONFIG, clone / PREPARE):
         copy = folder / file.relative_to(clone)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -123,18 +123,18 @@ def prepare_clone(name: str, clone: Path, folder: Path, here: Path) -> None:
 
 
 def nanogpt_steps(output: str) -> list[float]:
-    """Seconds of each training step in what nanoGPT's train.py printed."""
+    """The seconds of each training step, from the output of nanoGPT's train.py."""
     return [float(ms) / 1e3 for ms in re.findall(r"^iter \d+: .*\btime ([\d.]+)ms", output, re.MULTILINE)]
 
 
 def steps_here(log: Iterable[str]) -> list[float]:
-    """Seconds of each training step in the lines of a log.csv that has a row for every step."""
+    """The seconds of each training step, from the lines of a log.csv with a row for every step."""
     rows = [row for row in csv.DictReader(log) if row["tokens_per_second"]]
     return [int(row["tokens"]) / int(row["step"]) / float(row["tokens_per_second"]) for row in rows]
 
 
 def nanogpt_saved_val_loss(folder: Path) -> float:
-    """What nanoGPT's checkpoint reaches on the windows that this project evaluates on, in nats per token."""
+    """The loss of nanoGPT's checkpoint on this project's evaluation windows, in nats per token."""
     return call_apart(_evaluate_checkpoint, folder)
 
 
@@ -148,7 +148,7 @@ def _evaluate_checkpoint(folder: Path) -> float:
     sys.path.insert(0, str(folder))
     nanogpt = importlib.import_module("model")
     checkpoint = torch.load(folder / OUT_DIR / "ckpt.pt", map_location="cpu")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its size
+    with contextlib.redirect_stdout(io.StringIO()):  # the model prints its size
         model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint["model_args"])).eval()
     model.load_state_dict(checkpoint["model"])
     val = Tokens([np.fromfile((folder / PREPARE).with_name("val.bin"), dtype=np.uint16)])
@@ -162,7 +162,7 @@ def _evaluate_checkpoint(folder: Path) -> float:
 
 
 def machine() -> dict[str, str | int | None]:
-    """What the figures were measured on."""
+    """The machine and the versions that the figures were measured with."""
     return {
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

@@ -1,6 +1,6 @@
-"""Measure this project beside transformers: logits, losses, memory; and zero-shot tasks beside a plain loop.
+"""Compare logits, losses and memory with transformers, and zero-shot tasks with a plain loop.
 
-See bench.parity for how each is measured.
+bench.parity has the measurements.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
 TABLE = RESULTS / "bench-interop.md"
 FIGURES = RESULTS / "bench-interop.json"
 
-NARROWER, SHORTER = 16, 4  # by how much logits are compared at less than GPT-2's width and context
-WINDOWS = 8  # of the text, for the loss
-SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64}  # reads all of WikiText-2 in minutes
+NARROWER, SHORTER = 16, 4  # divide GPT-2's width and context for comparing logits without --full
+WINDOWS = 8  # of the text, to compute the loss on
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64}  # evaluates all of WikiText-2 in minutes
 STRIDE = 512  # of WikiText-2's windows
-RUNS = 3  # of HellaSwag, each way
+RUNS = 3  # of HellaSwag, for each implementation
 
 LOGITS_BARS = {"gelu_new": 1e-4, "gelu": 1e-5}
 EXPORT_BARS = {"here": 0.0, "by transformers": 1e-5}
 LOSS_BAR = 1e-4
-PERPLEXITY_BAR = 5e-4  # within that, three digits are the same
+PERPLEXITY_BAR = 5e-4  # relative: three digits are the same
 MEMORY_BAR = 1.2
 PACE_BAR = 2.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """Something measured, the most that it may be (or the least), and what it was made of."""
+    """A measured figure, its limit (upper, or lower if `at_least`), and the two values that it compares."""
 
     title: str
     measured: float
@@ -75,7 +75,7 @@ class Row:
     at_least: bool = False
     reference: float | None = None
     here: float | None = None
-    number: str = "{:.6g}"  # how to show what it was made of
+    number: str = "{:.6g}"  # the format of `reference` and `here`
 
     @property
     def met(self) -> bool:
@@ -85,22 +85,22 @@ class Row:
 def main(
     hellaswag: Annotated[
         Path | None,
-        typer.Option(help="HellaSwag's validation split; by default downloaded.", show_default=False),
+        typer.Option(help="HellaSwag's validation split; downloaded by default.", show_default=False),
     ] = None,
     wikitext: Annotated[
         Path | None,
-        typer.Option(help="WikiText-2's wiki.test.raw; by default downloaded.", show_default=False),
+        typer.Option(help="WikiText-2's wiki.test.raw; downloaded by default.", show_default=False),
     ] = None,
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks of HellaSwag, the first ones.")] = 100,
+    tasks: Annotated[int, typer.Option(min=1, help="Number of HellaSwag tasks, from the start.")] = 100,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Compare logits at GPT-2's true sizes, up to 6.2 GB each."),
+        typer.Option("--full", help="Compare logits at GPT-2's full sizes, up to 6.2 GB each."),
     ] = False,
     skip_memory: Annotated[
-        bool, typer.Option("--skip-memory", help="Leave out the peak of loading GPT-2 XL, 6.2 GB.")
+        bool, typer.Option("--skip-memory", help="Skip the peak memory of loading GPT-2 XL, 6.2 GB.")
     ] = False,
 ) -> None:
-    """Compare with transformers, and with a plain loop over HellaSwag, all on the CPU."""
+    """Compare this project with transformers, and with a plain loop over HellaSwag, on the CPU."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError("transformers is not installed; install it with `make install`")
     shapes = {name: published.config for name, published in PUBLISHED.items()}
@@ -112,7 +112,7 @@ def main(
     text = open_task("wikitext2", tokenizer, gpt2.block_size, data=wikitext)
     windows = first_windows(text_ids(text), gpt2.block_size)
 
-    # First, while this process is small: to Linux, the peak of a program begins at the size of its parent.
+    # First, while this process is small: on Linux, a child's peak memory is at least its parent's size.
     memory = [] if skip_memory else [memory_row(largest)]
     rows = [
         *logits_rows(shapes if full else {name: reduced(config) for name, config in shapes.items()}),
@@ -122,7 +122,7 @@ def main(
         *hellaswag_rows(gpt2, questions, tokenizer),
     ]
     report = f"{markdown(rows)}\n\n{_notes(full, tasks=questions.samples, tokens=windows.numel())}\n"
-    write_text(TABLE, f"# Beside transformers\n\n{report}")
+    write_text(TABLE, f"# Comparison with transformers\n\n{report}")
     versions = {"transformers": importlib.metadata.version("transformers")}
     table = [asdict(row) | {"met": row.met} for row in rows]
     write_json(FIGURES, {"full": full, "machine": machine() | versions, "table": table})
@@ -140,7 +140,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def first_windows(ids: Sequence[int], block_size: int) -> torch.Tensor:
-    """The first WINDOWS windows of a text, or as many as it has, (N, T). Raises UserError for none."""
+    """The first WINDOWS windows of a text, or as many as it has, (N, T). Raises UserError if it has none."""
     number = min(WINDOWS, len(ids) // block_size)
     if not number:
         raise UserError(
@@ -150,13 +150,13 @@ def first_windows(ids: Sequence[int], block_size: int) -> torch.Tensor:
 
 
 def reduced(config: GPTConfig) -> GPTConfig:
-    """As many layers and heads, but narrower, and with a shorter context."""
+    """The same config, but narrower and with a shorter context."""
     changes = {"n_embd": config.n_embd // NARROWER, "block_size": config.block_size // SHORTER}
     return config.model_copy(update=changes)
 
 
 def logits_rows(shapes: Mapping[str, GPTConfig]) -> Iterator[Row]:
-    """Logits of what transformers saved, then of what is saved here, for each shape."""
+    """Compare the logits of models that transformers saved, then of models exported here, for each shape."""
     for name, shape in shapes.items():
         for activation, bar in LOGITS_BARS.items():
             title = f"logits of {name}, {activation}: difference"
@@ -173,7 +173,7 @@ def logits_rows(shapes: Mapping[str, GPTConfig]) -> Iterator[Row]:
 
 
 def loss_row(config: GPTConfig, windows: torch.Tensor, token_bytes: np.ndarray) -> Row:
-    """The loss on windows (N, T) of a text."""
+    """Compare the loss on windows (N, T) of a text."""
     print(f"  loss on {windows.numel():,} tokens", flush=True)
     theirs, ours = _both(config)
     reference, here = losses(theirs, ours, windows, token_bytes)
@@ -182,7 +182,7 @@ def loss_row(config: GPTConfig, windows: torch.Tensor, token_bytes: np.ndarray) 
 
 
 def perplexity_row(config: GPTConfig, text: Task, tokenizer: Tokenizer) -> Row:
-    """The perplexity of a text in sliding windows."""
+    """Compare the perplexity of a text in sliding windows."""
     theirs, ours = _both(config)
     print("  perplexity of WikiText-2: here", flush=True)
     here = evaluate_task(text, ours, tokenizer, CPU, BATCH_SIZE)["perplexity"]
@@ -210,7 +210,7 @@ def memory_row(config: GPTConfig) -> Row:
 
 
 def hellaswag_rows(config: GPTConfig, task: Task, tokenizer: Tokenizer) -> list[Row]:
-    """Tasks a second, and whether both ways come to the same."""
+    """Compare the tasks per second, and the figures, of both implementations."""
     print(f"  HellaSwag, {task.samples} tasks, {RUNS} times each way", flush=True)
     pace = measure_pace(random_gpt(config), task, tokenizer, RUNS)
     rows = [
@@ -232,8 +232,8 @@ def hellaswag_rows(config: GPTConfig, task: Task, tokenizer: Tokenizer) -> list[
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table that reads well on a terminal too."""
-    cells = [("", "reference", "here", "measured", "bar", "")]
+    """The rows as a table that is readable on a terminal too."""
+    cells = [("", "reference", "here", "measured", "limit", "")]
     for row in rows:
         reference, here = (
             "" if value is None else row.number.format(value) for value in (row.reference, row.here)
@@ -250,7 +250,7 @@ def _temporary() -> Iterator[Path]:
 
 
 def _both(config: GPTConfig) -> tuple[Any, GPT]:
-    """One random model as transformers has it, and as it is opened here."""
+    """One random model, in transformers and loaded here."""
     theirs = random_gpt2(config)
     with _temporary() as folder:
         theirs.save_pretrained(folder)
@@ -258,11 +258,12 @@ def _both(config: GPTConfig) -> tuple[Any, GPT]:
 
 
 def _notes(full: bool, tasks: int, tokens: int) -> str:
-    size = "in full" if full else f"{NARROWER} times narrower and with {SHORTER} times fewer positions"
+    size = "full size" if full else f"{NARROWER} times narrower and with {SHORTER} times fewer positions"
     return (
         "Random weights, float32, on the CPU. The reference is transformers; for HellaSwag it is the same\n"
         "model in a loop that reads each ending with its context, alone.\n"
         f"Logits: GPT-2's shapes, {size}.\n"
-        f"Loss: GPT-2 (124M), {tokens:,} tokens of WikiText-2. Its perplexity: {SMALL['n_layer']} layers.\n"
-        f"HellaSwag: GPT-2 (124M), {tasks} tasks, medians of {RUNS} runs by turns, ratios of neighbours."
+        f"Loss: GPT-2 (124M) on {tokens:,} tokens of WikiText-2. Perplexity: {SMALL['n_layer']} layers.\n"
+        f"HellaSwag: GPT-2 (124M), {tasks} tasks, medians of {RUNS} runs in turns; ratios are between\n"
+        "neighboring runs."
     )

@@ -1,6 +1,6 @@
-"""Time this project beside nanoGPT: the CPU configuration of its README, on TinyShakespeare.
+"""Compare time, memory and loss with nanoGPT in its README's CPU configuration, on TinyShakespeare.
 
-Both programs run by turns; see bench.harness.
+The two programs run in turns; see bench.harness.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ NUM_SAMPLES, MAX_NEW_TOKENS = 2, 300
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run of one program came to."""
+    """The figures of one run of one program."""
 
     train_seconds: float  # whole process
-    step_seconds: float  # median over the steps; those with an evaluation are too few to move it
+    step_seconds: float  # median over the steps; those with an evaluation are too few to affect it
     train_peak_bytes: float  # resident memory
     sample_seconds: float  # whole process
     val_loss: float  # nats per token after the last step, as the program itself measures it
@@ -59,7 +59,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A field of Figures, how to show it, and the most that its ratio or the figure here may be."""
+    """A field of Figures, how to show it, and a limit for its ratio or for this project's figure."""
 
     field: str
     title: str
@@ -89,7 +89,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class Row:
-    """Medians of one quantity; `met` is None where there is no bar."""
+    """Medians of one quantity; `met` is None if there is no limit."""
 
     quantity: Quantity
     nanogpt: float
@@ -105,7 +105,7 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = 3,
     max_iters: Annotated[int, typer.Option(min=10, help="Training steps in each run.")] = MAX_ITERS,
 ) -> None:
-    """Train and sample with nanoGPT and with this project by turns, and compare."""
+    """Train and sample with nanoGPT and with this project in turns, and compare the results."""
     check_clone(clone)
     with tempfile.TemporaryDirectory(prefix="bench-nanogpt-") as folder:
         theirs, ours = Path(folder, "nanoGPT"), Path(folder, "here")
@@ -117,7 +117,7 @@ def main(
             pairs.append(_run_both(theirs, ours, max_iters))
     rows = summarize(pairs, full_length=max_iters == MAX_ITERS)
     report = f"{markdown(rows)}\n\n{_notes(runs, max_iters)}\n"
-    write_text(TABLE, f"# Beside nanoGPT\n\n{report}")
+    write_text(TABLE, f"# Comparison with nanoGPT\n\n{report}")
     write_json(
         FIGURES,
         {
@@ -141,14 +141,14 @@ def check_clone(folder: Path) -> None:
 
 
 def nanogpt_val_loss(output: str) -> float:
-    """The last validation loss in what nanoGPT's train.py printed."""
+    """The last validation loss in the output of nanoGPT's train.py."""
     return float(re.findall(r"^step \d+: .*\bval loss ([\d.]+)", output, re.MULTILINE)[-1])
 
 
 def summarize(pairs: Sequence[tuple[Figures, Figures]], full_length: bool) -> list[Row]:
-    """Medians over pairs of (nanoGPT's, this project's) figures, the ratio's being over the pairs' ratios.
+    """Medians over pairs of (nanoGPT's, this project's) figures. The ratio is the median of pairwise ratios.
 
-    A bar on the figure itself counts only for a training of full length.
+    A limit for the figure itself is only checked after full-length training.
     """
     rows = []
     for quantity in QUANTITIES:
@@ -167,8 +167,8 @@ def summarize(pairs: Sequence[tuple[Figures, Figures]], full_length: bool) -> li
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table that reads well on a terminal too."""
-    cells = [("", "nanoGPT", "here", "ratio", "bar", "")]
+    """The rows as a table that is readable on a terminal too."""
+    cells = [("", "nanoGPT", "here", "ratio", "limit", "")]
     for row in rows:
         quantity, bar = row.quantity, ""
         if row.met is not None:
@@ -180,10 +180,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _run_both(theirs: Path, ours: Path, max_iters: int) -> tuple[Figures, Figures]:
-    """Train and sample with both programs, from nothing."""
+    """Train and sample with both programs, from scratch."""
     for leftover in (theirs / OUT_DIR, ours / "runs", ours / RESULTS):
         shutil.rmtree(leftover, ignore_errors=True)
-    eval_interval = max_iters if max_iters % EVAL_INTERVAL else EVAL_INTERVAL  # both evaluate the last step
+    eval_interval = max_iters if max_iters % EVAL_INTERVAL else EVAL_INTERVAL  # to evaluate the last step
     length = {"max_iters": max_iters, "eval_interval": eval_interval}
     flags = [f"--{name}={value}" for name, value in (FLAGS | length).items()]
     nanogpt_train = run_python("nanoGPT: train", theirs, "train.py", CONFIG, *ON_CPU, *flags)
@@ -221,7 +221,7 @@ def _run_both(theirs: Path, ours: Path, max_iters: int) -> tuple[Figures, Figure
 def _notes(runs: int, max_iters: int) -> str:
     how_often = "one run" if runs == 1 else f"medians of {runs} runs"
     return (
-        f"{max_iters:,} training steps, {how_often} of each program by turns, ratios of neighbours.\n"
-        f"nanoGPT reports the val loss on {FLAGS['eval_iters']} random batches, this project on the whole\n"
-        "validation split."
+        f"{max_iters:,} training steps, {how_often} of each program in turns; ratios are between\n"
+        f"neighboring runs. nanoGPT reports the val loss on {FLAGS['eval_iters']} random batches,\n"
+        "this project on the whole validation split."
     )

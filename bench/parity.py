@@ -1,6 +1,6 @@
-"""What `make bench WHAT=interop` measures: models beside transformers', scoring beside a plain loop.
+"""The measurements of `make bench WHAT=interop`: models against transformers, scoring against a plain loop.
 
-All on the CPU, in float32. Weights are random, yet every one of them matters.
+All are on the CPU, in float32. Every weight is random, so that no parameter has a neutral value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.tokens.tokenizers import Tokenizer
 from pipeline.weights.gpt2 import save_gpt2, to_gpt2
 
 CPU = torch.device("cpu")
-BATCH_SIZE = 16  # of presets/default.yaml, for zero-shot tasks
+BATCH_SIZE = 16  # zeroshot.batch_size in presets/default.yaml
 
 LOAD_HERE = "import sys; from pipeline.model.load import load_model; load_model(sys.argv[1])"
 LOAD_THERE = """\
@@ -42,17 +42,17 @@ for parameter in GPT2LMHeadModel.from_pretrained(sys.argv[1]).parameters():
 
 @dataclass(frozen=True)
 class Pace:
-    """Tasks a second, medians, and what they came to."""
+    """Median tasks per second, and the figures, of the plain loop and of this project."""
 
     loop: float
     here: float
-    ratio: float  # median over the pairs of neighbours
+    ratio: float  # median over the pairs of neighboring runs
     loop_figures: dict[str, float]
     figures: dict[str, float]
 
 
 def random_gpt2(config: GPTConfig) -> Any:
-    """transformers' GPT2LMHeadModel of that shape, in evaluation mode."""
+    """A random GPT2LMHeadModel of this shape, in evaluation mode."""
     transformers = _transformers()
     torch.manual_seed(0)
     shape = transformers.GPT2Config(
@@ -62,11 +62,11 @@ def random_gpt2(config: GPTConfig) -> Any:
         n_positions=config.block_size,
         vocab_size=config.vocab_size,
         activation_function=config.activation,
-        bos_token_id=None,  # GPT-2's is beyond a small vocabulary
+        bos_token_id=None,  # GPT-2's id is outside a small vocabulary
         eos_token_id=None,
     )
     model = transformers.GPT2LMHeadModel(shape).eval()
-    _stir(model, config)
+    _add_noise(model, config)
     return model
 
 
@@ -75,32 +75,32 @@ def save_random_gpt2(config: GPTConfig, folder: Path) -> None:
 
 
 def random_gpt(config: GPTConfig) -> GPT:
-    """A model of that shape, in evaluation mode."""
+    """A random model of this shape, in evaluation mode."""
     torch.manual_seed(0)
     model = build_gpt(config).eval()
-    _stir(model, config)
+    _add_noise(model, config)
     return model
 
 
 def num_params(config: GPTConfig) -> int:
-    """Parameters of a model of that shape."""
+    """The number of parameters of a model of this shape."""
     with torch.device("meta"):
         return build_gpt(config).num_params()
 
 
 @torch.inference_mode()
 def logits_difference(config: GPTConfig, folder: Path) -> float:
-    """The largest difference between transformers' logits and those of what it saved, opened here."""
+    """The largest difference between transformers' logits and those of the saved model, loaded here."""
     ids, theirs = _random_ids(config), random_gpt2(config)
     theirs.save_pretrained(folder)
     logits = theirs(ids).logits
-    del theirs  # one model at a time: the largest has 6 GB
+    del theirs  # one model in memory at a time: the largest has 6 GB
     return _difference(logits, load_model(folder)(ids))
 
 
 @torch.inference_mode()
 def export_differences(config: GPTConfig, folder: Path) -> tuple[float, float]:
-    """The largest differences between a model's logits and its export's: opened here, and by transformers."""
+    """The largest differences between a model's logits and its export's, loaded here and by transformers."""
     ids, model = _random_ids(config), random_gpt(config)
     logits = model(ids)
     save_gpt2(*to_gpt2(model.state_dict(), config), folder)
@@ -113,14 +113,14 @@ def export_differences(config: GPTConfig, folder: Path) -> tuple[float, float]:
 
 @torch.inference_mode()
 def losses(theirs: Any, ours: GPT, windows: torch.Tensor, token_bytes: np.ndarray) -> tuple[float, float]:
-    """Nats per token in windows (N, T), of which the first token is given: transformers' loss, and ours."""
+    """Loss in nats per token, by transformers and here, in windows (N, T) that predict all but token 0."""
     reference = [theirs(window, labels=window).loss.item() for window in windows.split(1)]
     batches = [(window[:, :-1], window[:, 1:]) for window in windows.split(1)]
     return sum(reference) / len(reference), evaluate(ours, batches, token_bytes, CPU).loss
 
 
 def text_ids(task: Task) -> list[int]:
-    """The ids that the windows of a task slide over."""
+    """The ids of the whole text, from a task of sliding windows."""
     new_ids = chain.from_iterable(group.continuations[0] for group in task.groups)
     return [*task.groups[0].context, *new_ids]
 
@@ -129,8 +129,9 @@ def text_ids(task: Task) -> list[int]:
 def sliding_window_perplexity(theirs: Any, ids: Sequence[int], block_size: int, stride: int) -> float:
     """Perplexity by the recipe of transformers' documentation, "Perplexity of fixed-length models".
 
-    A window of `block_size` tokens every `stride`; labels of -100 hide from the loss what the window before
-    has predicted. A window weighs as many tokens as it has labels, less one, which is the recipe's own count.
+    A window of `block_size` tokens begins every `stride` tokens. Labels of -100 exclude from the loss the
+    tokens that the window before has predicted. As in the recipe, a window's weight is its number of labels
+    minus one.
     """
     text, nats, tokens, predicted = torch.tensor([list(ids)]), 0.0, 0, 0
     for start in range(0, len(ids), stride):
@@ -147,7 +148,7 @@ def sliding_window_perplexity(theirs: Any, ids: Sequence[int], block_size: int, 
 
 
 def measure_pace(model: GPT, task: Task, tokenizer: Tokenizer, runs: int) -> Pace:
-    """Time evaluate_task and the plain loop by turns."""
+    """Time evaluate_task and the plain loop in turns."""
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -162,7 +163,7 @@ def measure_pace(model: GPT, task: Task, tokenizer: Tokenizer, runs: int) -> Pac
 
 @torch.inference_mode()
 def evaluate_in_loop(model: GPT, task: Task) -> dict[str, float]:
-    """What evaluate_task gives, from a pass over context and continuation for each of the continuations."""
+    """The result of evaluate_task, by one forward pass per continuation, together with its context."""
     sums = np.zeros(2)
     for number, (context, continuations) in enumerate(task.groups):
         scores = [_score_alone(model, [*context, *ids], len(ids)) for ids in continuations]
@@ -180,7 +181,7 @@ def _score_alone(model: GPT, ids: list[int], predicted: int) -> Score:
 
 
 def _transformers() -> Any:
-    """The library, without progress bars and warnings between our lines."""
+    """The library transformers, with its progress bars and warnings turned off."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -189,7 +190,7 @@ def _transformers() -> Any:
 
 
 @torch.no_grad()
-def _stir(model: nn.Module, config: GPTConfig) -> None:
+def _add_noise(model: nn.Module, config: GPTConfig) -> None:
     """Add noise to every parameter, so that queries and keys are about as large as in a trained model."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=config.n_embd**-0.5)

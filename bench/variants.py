@@ -1,4 +1,4 @@
-"""The model family by name: what to switch on for each member, to train and compare them side by side."""
+"""The variants of the model family by name, and the switches that each of them sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuse parameters that cannot work before any output is removed, and note what their names stand for."""
+"""Refuse invalid parameters before DVC removes any output, and record the models and data they name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HASHES = Path(".dvc/tmp/model-hashes.json")
 
 
 def main(overrides: Overrides = None) -> None:
-    """Check params.yaml, and write what DVC cannot see of the dataset and the models that it names."""
+    """Check params.yaml, and record its dataset and the versions of its models, so that DVC sees changes."""
     params = load_params(overrides or [])
     params.check_sections()
     load_spec(params.data.dataset)
@@ -33,14 +33,14 @@ def main(overrides: Overrides = None) -> None:
 
 
 def _check_models(params: Params) -> None:
-    """Raise UserError for a model that is needed and not there, or that training cannot start from."""
+    """Raise UserError for a missing model, or one that training cannot start from."""
     for name in params.baselines.models:
         if name not in BASELINES and RESULTS not in Path(name).parents:
             check_name(name)
     if params.tokenizer.model is not None and params.tokenizer.name == "pretrained":
         check_name(params.tokenizer.model)
     start = params.train.init_from
-    known = start in PUBLISHED and not Path(start).is_dir()  # then its shape is, and was checked
+    known = start in PUBLISHED and not Path(start).is_dir()  # check_sections has checked it
     if start not in ("scratch", "resume") and not known:
         from pipeline.weights.stored_model import open_model
 
@@ -52,7 +52,7 @@ def _check_models(params: Params) -> None:
 
 
 def _inputs(params: Params, hashes: HashCache) -> dict[str, Any]:
-    """What each stage depends on besides its parameters and files, by the name of the file for it."""
+    """What stages depend on besides parameters and files, keyed by the name of the JSON file to write."""
     start, tokenizer = params.train.init_from, params.tokenizer
     inputs: dict[str, Any] = {
         "dataset": {"dataset": params.data.dataset},

@@ -15,7 +15,7 @@ from pipeline.runtime.device import use_device
 
 
 def main(overrides: Overrides = None) -> None:
-    """Read the trained model after 1, 2, … steps, on the validation split."""
+    """Measure the trained model's validation loss after 1, 2, … steps."""
     params = load_params(overrides or [])
     device = use_device(params.runtime)
     model = load_model(MODEL, device)
@@ -31,7 +31,7 @@ def main(overrides: Overrides = None) -> None:
     draw(DEPTH_PICTURE, [curve], baselines, title)
     print(f"{DEPTH_CURVE}: the curve\n{DEPTH_PICTURE}: the picture")
     if curve.stopping:
-        print(f"{STOPPING}: mean depth and loss by threshold of learned stopping")
+        print(f"{STOPPING}: mean depth and loss for each threshold of learned stopping")
 
 
 if __name__ == "__main__":

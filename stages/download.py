@@ -1,4 +1,4 @@
-"""Bring the dataset's text to data/<dataset>/raw/."""
+"""Put the dataset's text into data/<dataset>/raw/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.corpus.sources import load_spec, write_raw
 
 
 def main(overrides: Overrides = None) -> None:
-    """Download, copy or generate the text that data/<dataset>/dataset.yaml asks for."""
+    """Download, copy or generate the text that data/<dataset>/dataset.yaml describes."""
     params = load_params(overrides or [])
     spec = load_spec(params.data.dataset)
     raw = raw_folder(params)

@@ -21,7 +21,7 @@ File = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="Only the first samples; overrides zeroshot.limit.", show_default=False),
+    typer.Option(min=1, help="Number of samples to evaluate; overrides zeroshot.limit.", show_default=False),
 ]
 
 
@@ -31,7 +31,7 @@ def main(
     file: File = None,
     limit: Limit = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to save the figures instead.", show_default=False)
+        Path | None, typer.Option(help="File for the figures, instead of the default.", show_default=False)
     ] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Write text with a model, streamed to the terminal as it is decoded."""
+"""Generate text with a model, streamed to the terminal token by token."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def main(
     ] = None,
     model: ModelName = str(MODEL),
     out: Annotated[
-        Path | None, typer.Option(help="A file to save the samples in, too.", show_default=False)
+        Path | None, typer.Option(help="Also save the samples to this file.", show_default=False)
     ] = None,
 ) -> None:
-    """Decode sample.num_samples texts as one batch; the first is shown as it is written."""
+    """Generate sample.num_samples texts with a model; the first is shown while it is generated."""
     params = load_params(overrides or [])
     settings = params.sample
     device = use_device(params.runtime)
@@ -67,7 +67,7 @@ def main(
     texts = [text + ending for text, ending in zip(texts, endings, strict=True)]
     for text in texts[1:]:
         _show(f"{text}\n{RULE}\n")
-    if out is not None and str(out) != "-":  # which is the screen, as everywhere
+    if out is not None and str(out) != "-":  # - means the screen only
         write_text(out, "".join(f"{text}\n{RULE}\n" for text in texts))
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
 

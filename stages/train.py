@@ -1,4 +1,4 @@
-"""Train a GPT on the active dataset's shards; interrupted, the same command continues."""
+"""Train a GPT on the active dataset's shards; after an interruption, the same command continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(overrides: Overrides = None) -> None:
     """Train, then write the model, the log and the metrics to results/."""
     params = load_params(overrides or [])
     load_manifest(tokens_folder(params))
-    # What the last stage cannot do is better known before the long one.
+    # Refuse a prompt that the sample stage cannot encode now, not after a long training.
     encode_prompt(params.sample.start, load_tokenizer(tokens_folder(params)))
     try:
         fitted = fit(

@@ -1,8 +1,10 @@
-"""Every member of the model family, and the combinations that make sense, as changes to the tiny model."""
+"""Every variant of the model that is tested: those that are compared, and combinations that make sense."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from bench.variants import VARIANTS as COMPARED
 
 SHARED: dict[str, Any] = {"share_parameters_across_layers": True}
 RECURRENT: dict[str, Any] = {"recurrent_shared_weights": True, "recurrent_depth": 3}
@@ -13,19 +15,18 @@ STOPPING: dict[str, Any] = {
     "learned_stopping_entropy_weight": 0.01,
 }
 THRESHOLD: dict[str, Any] = {"learned_stopping_use_threshold": True, "learned_stopping_threshold": 0.7}
-MODERN: dict[str, Any] = {
-    "position": "rotary",
-    "norm": "rmsnorm",
-    "activation": "relu2",
-    "qk_norm": True,
-    "n_kv_head": 1,
-    "value_embeddings": True,
-    "tie_word_embeddings": False,
-    "logit_softcap": 15.0,
-}
+MODERN: dict[str, Any] = {**COMPARED["modern"], "n_kv_head": 1}
+
+
+def small(switches: dict[str, Any]) -> dict[str, Any]:
+    """A variant with fewer steps and experts."""
+    loop = {"recurrent_depth": 3} if switches.get("recurrent_shared_weights") else {}
+    experts = {"moe_num_experts": 3} if switches.get("moe") else {}
+    return {**switches, **loop, **experts}
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "gpt2": {},
+    **{name: small(switches) for name, switches in COMPARED.items()},
     "no-bias": {"bias": False},
     "rotary": {"position": "rotary"},
     "alibi": {"position": "alibi"},
@@ -37,16 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "value-embeddings": {"value_embeddings": True},
     "untied": {"tie_word_embeddings": False},
     "softcap": {"logit_softcap": 15.0},
-    "modern": MODERN,
-    "shared": SHARED,
     "shared-edges": {**SHARED, "fixed_edge_blocks": True},
     "shared-noise": {**SHARED, "recurrent_noise_mode": "add", "recurrent_noise_std": 0.1},
-    "shared-sticky": {**SHARED, "sticky_dropout": 0.3},
     "shared-stopping": {**SHARED, **STOPPING},
-    "recurrent": RECURRENT,
     "recurrent-uniform": {**RECURRENT, "scale_loss_by_n_layer": True},
     "recurrent-prelude-coda": {**RECURRENT, "n_layers_prelude": 2, "n_layers_coda": 1},
-    "recurrent-injection": {**RECURRENT, "fixed_edge_blocks": True, "recurrent_prelude_injection": True},
     "recurrent-noise-add": {**RECURRENT, "recurrent_noise_mode": "add", "recurrent_noise_std": 0.1},
     "recurrent-noise-concat": {
         **RECURRENT,
@@ -81,12 +77,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "fixed_edge_blocks": True,
         "share_moe_experts": True,
     },
-    "moe": MOE,
     "moe-top-all": {**MOE, "moe_top_k": 4},
-    "moe-hard": {**MOE, "moe_hard_routing": True},
     "moe-losses": {**MOE, "moe_aux_loss_weight": 0.01, "moe_z_loss_weight": 0.001},
-    "moe-shared-experts": {**MOE, "share_moe_experts": True},
     "moe-swiglu-no-bias": {**MOE, "activation": "swiglu", "bias": False},
-    "layer-dropout": {"layer_dropout": 0.3},
+    "layer-dropout-plain": {"layer_dropout": 0.3},
+    "modern-gqa": MODERN,
     "layer-dropout-moe-modern": {"layer_dropout": 0.3, **MOE, **MODERN},
 }

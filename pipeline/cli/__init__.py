@@ -1,1 +1,1 @@
-"""The commands that are no stages of the pipeline."""
+"""The commands that are not stages of the pipeline."""

@@ -1,4 +1,4 @@
-"""The trained model beside its baselines, in one table: results/baselines.json, .md and .png."""
+"""Compare the trained model with its baselines in one table: results/baselines.json, .md and .png."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def main() -> None:
 
 
 def compare(stale: Collection[str] = ()) -> None:
-    """Write the table of what has been evaluated on the active dataset's validation text, and print it.
+    """Write and print a table of all results on the active dataset's validation text.
 
-    What a stage wrote that is in `stale` is left out.
+    The results of the stages in `stale` are left out.
     """
     params = load_params()
     dataset, manifest = params.data.dataset, load_manifest(tokens_folder(params))
@@ -46,5 +46,5 @@ def compare(stale: Collection[str] = ()) -> None:
     title = f"The validation text of {dataset}"
     print(write_comparison(rows, COMPARISON, COMPARISON_TABLE, COMPARISON_PICTURE, title))
     print(f"{COMPARISON_TABLE}: this table")
-    print(f"{COMPARISON}: the same for programs")
+    print(f"{COMPARISON}: the same as JSON")
     print(f"{COMPARISON_PICTURE}: the picture")

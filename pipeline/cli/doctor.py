@@ -1,4 +1,4 @@
-"""What a bug report should say of a machine and of its copy of the project."""
+"""The facts that a bug report needs about a machine and its copy of the project."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ VARIABLES = ("PIPELINE_MIRROR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_H
 def main() -> None:
     """Print versions, the device and the parameters that differ from the nearest preset.
 
-    There is nothing private in it: no paths, no text, no values of environment variables.
+    The output has nothing private: no paths, no text, no values of environment variables.
     """
     for name, value in facts():
         print(f"{name:<12} {value}")
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """What to report, a name and a value a line."""
+    """Yield each fact to report as (name, value)."""
     yield "project", f"{_version('gpt-pipeline')}, {_commit()}"
     yield "python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs"
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
@@ -77,5 +77,5 @@ def _parameters() -> str:
 
 
 def _public(value: object) -> str:
-    """A value, unless it may be a name or a prompt of the user's."""
+    """A parameter's value for publication; `...` if it may be one of the user's names or prompts."""
     return "..." if isinstance(value, str | list) else presets.show(value)

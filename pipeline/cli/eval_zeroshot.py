@@ -20,7 +20,7 @@ def main(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="hellaswag, lambada, wikitext2; zeroshot.tasks, unless given.", show_default=False
+            help="hellaswag, lambada or wikitext2; by default zeroshot.tasks.", show_default=False
         ),
     ] = None,
     model: ModelName = str(MODEL),
@@ -30,12 +30,12 @@ def main(
 ) -> None:
     """Measure zero-shot accuracy and perplexity.
 
-    Without arguments, the trained model and zeroshot.models are evaluated, and what was evaluated before
-    comes from DVC's cache.
+    Without arguments, the trained model and zeroshot.models are evaluated; earlier results are reused from
+    DVC's cache.
     """
     if file is not None and not tasks:
         raise UserError(
-            "FILE is of one task: say which, such as TASKS=hellaswag (an argument, not an option)"
+            f"--file {file}: belongs to one task; name that task as the argument (with make: TASKS=hellaswag)"
         )
     if not tasks and model == str(MODEL) and limit is None and not overrides:
         status = dvc("repro", "--keep-going", "--glob", "stages/dvc.yaml:eval_zeroshot*")

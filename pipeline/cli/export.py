@@ -28,7 +28,7 @@ from pipeline.weights.stored_model import GPT2_VOCABULARIES, StoredModel, open_m
 
 
 class Format(StrEnum):
-    """What can be written."""
+    """The formats that can be written."""
 
     TRANSFORMERS = "transformers"
     NANOGPT = "nanogpt"
@@ -37,7 +37,8 @@ class Format(StrEnum):
 def main(
     model: ModelName = str(MODEL),
     format: Annotated[
-        Format, typer.Option(help="transformers: a GPT2LMHeadModel; nanogpt: a ckpt.pt for its sample.py.")
+        Format,
+        typer.Option(help="transformers: a GPT2LMHeadModel; nanogpt: a ckpt.pt for nanoGPT's sample.py."),
     ] = Format.TRANSFORMERS,
     out: Annotated[
         Path | None,
@@ -49,11 +50,11 @@ def main(
     ] = None,
     recurrent_depth: RecurrentDepth = None,
 ) -> None:
-    """Write a model, its tokenizer and a model card for transformers, or for nanoGPT."""
+    """Write a model for transformers, with its tokenizer and a model card, or for nanoGPT."""
     write, is_export, default = FORMATS[format]
     folder = out or default
     if folder.exists() and not (folder.is_dir() and is_export(folder)):
-        raise UserError(f"--out {folder}: there is something else already; name a new folder")
+        raise UserError(f"--out {folder}: exists and is not an export; name a new folder")
     check_room_beside(folder)
     stored = open_model(model)
     with replacing_folder(folder) as temporary:
@@ -69,7 +70,7 @@ def _write_transformers(
         stored.weights.read_all(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
     )
     training, picture = None, None
-    if stored.folder.resolve() == MODEL.resolve():  # of no other one is it known how it was trained
+    if stored.folder.resolve() == MODEL.resolve():  # the training of other models is unknown
         known = baseline_files(load_params()).values() if METRICS.exists() else ()
         training = read_training(METRICS, runs_folder(), known)
         picture = DEPTH_PICTURE if DEPTH_PICTURE.exists() else None
@@ -88,7 +89,7 @@ def _write_transformers(
 
 
 def _is_transformers_export(folder: Path) -> bool:
-    """Whether nothing is lost when the folder is replaced."""
+    """Whether the folder is empty or an earlier export, so that it may be replaced."""
     names = {path.name for path in folder.iterdir()}
     card = folder / CARD_FILE
     return not names or (names <= set(EXPORTED) and card.exists() and TAG in card.read_text(encoding="utf-8"))
@@ -103,7 +104,7 @@ def _write_nanogpt(
     n_layer = write_checkpoint(
         tensors, stored.config, tokenizer.vocab_size, dataset, checkpoint, recurrent_depth
     )
-    lines = [f"{out}: nanoGPT's GPT with {n_layer} layers. In nanoGPT's folder:"]
+    lines = [f"{out}: nanoGPT's GPT with {n_layer} layers. Run in nanoGPT's folder:"]
     if isinstance(tokenizer, CharTokenizer):
         write_meta(tokenizer, folder / META_FILE)
         lines.append(f"  mkdir -p {shlex.quote(f'data/{dataset}')}")
@@ -111,13 +112,13 @@ def _write_nanogpt(
     lines.append(f"  python sample.py {shlex.quote(f'--out_dir={absolute}')}     (on a CPU: --device=cpu)")
     if stored.config.activation == "gelu_new":
         lines.append(
-            "note: nanoGPT computes the exact GELU, this model an approximation: logits differ a little"
+            "note: nanoGPT uses the exact GELU and this model an approximation, so logits differ a little"
         )
     return "\n".join(lines)
 
 
 def _is_nanogpt_export(folder: Path) -> bool:
-    """Whether nothing is lost when the folder is replaced."""
+    """Whether the folder is empty or an earlier export, so that it may be replaced."""
     names = {path.name for path in folder.iterdir()}
     if not names:
         return True

@@ -1,4 +1,4 @@
-"""Finetune a model on the user's own text: the preset, the model and the data at once."""
+"""Finetune a model on the user's own text: set the preset, the model and the dataset, then train."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def main(
     force: Force = False,
     no_run: NoRun = False,
 ) -> None:
-    """Put the preset finetune-on, a model to start from and your text into params.yaml; run the pipeline."""
+    """Set up params.yaml to finetune a model on your text (preset finetune-on), and run the pipeline."""
     path, spec, data = describe(text, column)
     values = start_values(model, block_size, dropout=0.0) | {"data": data["data"]}
-    if "tokenizer" in data:  # ids come with theirs
+    if "tokenizer" in data:  # nanoGPT's ids come with their tokenizer
         values["tokenizer"] = {**data["tokenizer"], "model": None}
     if "tokenizer" not in values:
         raise UserError(
@@ -35,7 +35,7 @@ def main(
     changed = apply(PRESET, force, values=values)
     write_spec(spec, path)
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
-    print(f"{PARAMS_FILE} finetunes {model} on {data['data']['dataset']}")
+    print(f"{PARAMS_FILE}: training finetunes {model} on {data['data']['dataset']}")
     show_changes(changed)
     if not no_run:
         run_pipeline()

@@ -1,4 +1,4 @@
-"""Make a ckpt.pt of nanoGPT's a model of ours: a folder to sample from, evaluate and finetune."""
+"""Convert nanoGPT's ckpt.pt to a model folder to sample from, evaluate and finetune."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ IMPORTED = Path("saved/nanogpt")
 
 
 def main(
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The ckpt.pt of a training run.")],
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The ckpt.pt that nanoGPT wrote.")],
     meta: Annotated[
         Path | None,
         typer.Option(
-            help="The meta.pkl of its data; without one it is GPT-2's vocabulary.", show_default=False
+            help="The meta.pkl of its dataset; without one, GPT-2's vocabulary is used.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write, which must be new.")] = IMPORTED,
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")] = IMPORTED,
 ) -> None:
-    """Write model.safetensors, config.json and tokenizer.json. Nothing in the two pickles is executed."""
+    """Convert a ckpt.pt to a model folder with its tokenizer. Nothing in ckpt.pt or meta.pkl is executed."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already; name a new folder, or remove it")
+        raise UserError(f"--out {out}: exists already; name a new folder, or remove it")
     check_room_beside(out)
     found = read_checkpoint(ckpt)
     model = build_with(found.config, found.weights(parameter_shapes(found.config)))
@@ -43,12 +43,12 @@ def main(
         tokenizer.save(folder)
     print(f"{out}: {model.num_params() / 1e6:.2f}M parameters, {tokenizer.vocab_size:,} in the vocabulary")
     if found.config.recurrent_noise_mode != "none":
-        print("note: here noise is for training only; the fork adds it when it evaluates and samples, too")
+        print("note: here noise is added only in training; the fork also adds it in evaluation and sampling")
     print(f"next: make sample MODEL={out}, or make start-from MODEL={out} to finetune it")
 
 
 def _tokenizer(checkpoint: Path, rows: int, meta: Path | None) -> Tokenizer:
-    """What the model's ids stand for, `rows` of them with padding."""
+    """The tokenizer of a model whose vocabulary size, including padding, is `rows`."""
     if meta is not None:
         tokenizer = read_meta(meta)
         if rows not in (tokenizer.vocab_size, padded_vocab_size(tokenizer.vocab_size)):
@@ -60,6 +60,6 @@ def _tokenizer(checkpoint: Path, rows: int, meta: Path | None) -> Tokenizer:
     if rows not in GPT2_VOCABULARIES:
         raise UserError(
             f"{checkpoint}: a vocabulary of {rows} is not GPT-2's; name the meta.pkl of the data it was "
-            "trained on: --meta meta.pkl, or META=meta.pkl of make"
+            "trained on: --meta meta.pkl, or META=meta.pkl with make"
         )
     return gpt2_tokenizer()

@@ -1,6 +1,6 @@
 """Create .venv with the pinned dependencies.
 
-`make` runs this with whatever Python there is: standard library only, and no new syntax.
+`make` runs this with the system's Python, which may be old: standard library only, and no new syntax.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ OLDEST = (3, 11)
 
 
 def main(stamp: Path) -> int:
-    """Install into the folder of `stamp`, touch that file when all is there, and return an exit status."""
+    """Install into the folder of `stamp`, create that file on success, and return an exit status."""
     problem = what_is_missing()
     if problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -32,7 +32,7 @@ def main(stamp: Path) -> int:
 
 
 def what_is_missing(version: tuple[int, ...] = sys.version_info[:2]) -> str:
-    """Why this Python cannot make the environment, and what to do; empty if it can."""
+    """Why this Python cannot create the environment, and what to do; empty if it can."""
     if version < OLDEST:
         found, oldest = ".".join(map(str, version)), ".".join(map(str, OLDEST))
         return (

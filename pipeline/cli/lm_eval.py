@@ -30,7 +30,7 @@ def main(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure a model on tasks of lm-evaluation-harness, an optional extra."""
+    """Evaluate a model on tasks of lm-evaluation-harness, which needs the optional extra lm-eval."""
     params = load_params(overrides or [])
     try:
         from lm_eval import simple_evaluate
@@ -46,10 +46,8 @@ def main(
     )
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
-        where = (
-            "`lm-eval ls tasks` lists the harness's" if tasks_folder is None else f"look in {tasks_folder}"
-        )
-        raise UserError(f"task {unknown[0]}: there is none; {where}")
+        where = "`lm-eval ls tasks` lists all tasks" if tasks_folder is None else f"look in {tasks_folder}"
+        raise UserError(f"task {unknown[0]}: no such task; {where}")
     try:
         results = simple_evaluate(
             model=NAME,
@@ -63,10 +61,12 @@ def main(
         )
     except Exception as error:
         if is_network_error(error):
-            message = f"{' '.join(tasks)}: cannot reach the hub ({first_line(error)}); try again with network"
-            raise UserError(message) from None
+            raise UserError(
+                f"{' '.join(tasks)}: cannot reach the hub ({first_line(error)}); try again with a network "
+                "connection"
+            ) from None
         raise
     print(make_table(results))
     if out is not None:
         write_json(out, results["results"])
-        print(f"{out}: these figures")
+        print(f"{out}: these figures as JSON")

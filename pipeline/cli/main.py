@@ -1,4 +1,4 @@
-"""`gpt-pipeline`: every command of the table in `verbs` under one name."""
+"""`gpt-pipeline`: runs any command of the table in `verbs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipeline.config.command_line import run_one_of
 
 HELP = (
     "GPT pretraining and finetuning as a pipeline. Run it in the project's folder; parameters come from "
-    "params.yaml, and -S section.key=value overrides one. `dvc repro` runs all that is out of date."
+    "params.yaml, and -S section.key=value overrides one. `dvc repro` runs every stage that is out of date."
 )
 
 

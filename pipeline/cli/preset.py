@@ -31,7 +31,7 @@ def apply(
     params_file: Path = PARAMS_FILE,
     values: Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
-    """Replace params.yaml by a preset; see `presets.replacement`. Returns what changed."""
+    """Replace params.yaml by a preset; see `presets.replacement`. Returns the changes."""
     text, changed = presets.replacement(name, force, folder, params_file, values)
     write_text(params_file, text)
     return changed

@@ -1,4 +1,4 @@
-"""Set DVC up for this copy of the project, in .dvc/config.local: `make` does so before every command."""
+"""Configure DVC for this copy of the project, in .dvc/config.local. `make` runs this before every command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(".dvc/offline-plots.html")
 
 
 def main() -> None:
-    """Tell DVC whether there is a git repository, and give it a page for plots that works offline."""
+    """Tell DVC whether there is a git repository, and give it a template with which plots work offline."""
     config = CONFIG.read_text(encoding="utf-8") if CONFIG.exists() else ""
     # A folder without .git (a downloaded archive, even one unpacked inside somebody's repository) runs in
     # DVC's no-SCM mode.

@@ -1,4 +1,4 @@
-"""Run what is out of date, and show what came out."""
+"""Run the stages that are out of date, and show the results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(
 
 
 def run_pipeline() -> None:
-    """Run what is out of date, then print the summary; exit with DVC's status if a stage fails."""
+    """Run the stages that are out of date, then print the summary. Exits with DVC's status if one fails."""
     status = dvc("repro")
     if status:
         sys.exit(status)
@@ -49,7 +49,7 @@ def dvc(*arguments: str) -> int:
 
 
 def out_of_date(*stages: str) -> set[str]:
-    """Those of the stages that DVC would run again, by their full names, such as `eval_baselines@xz`."""
+    """The full names, such as `eval_baselines@xz`, of those `stages` that DVC would run again."""
     command = [sys.executable, "-m", "dvc", "status", "--json", *stages]
     found = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
     status: dict[str, Any] = json.loads(found.stdout)
@@ -57,6 +57,6 @@ def out_of_date(*stages: str) -> set[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The stages say `python`: it has to be this one, whatever the shell's is."""
+    """The environment for DVC, in which the command `python` of the stages is this Python."""
     folder = str(Path(sys.executable).parent)
     return {**os.environ, "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}

@@ -1,4 +1,4 @@
-"""Put a model's shape and tokenizer into params.yaml, and make training start from its weights."""
+"""Set params.yaml to train from a model's weights, with its shape and tokenizer."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ def main(
     ],
     block_size: BlockSize = None,
 ) -> None:
-    """Set model.*, tokenizer.* and train.init_from for finetuning; model.dropout stays yours."""
+    """Set model.*, tokenizer.* and train.init_from to finetune a model; model.dropout is not changed."""
     params, before = load_params(), read_yaml(PARAMS_FILE)
     values = start_values(model, block_size, params.model.dropout)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{PARAMS_FILE}: training starts from {model}")
     show_changes(differences(before, read_yaml(PARAMS_FILE)))
     if "tokenizer" not in values:
-        print(f"note: {model} has no tokenizer, so tokenizer.name has to be the one it was trained with")
+        print(f"note: {model} has no tokenizer, so set tokenizer.name to the one it was trained with")
 
 
 def start_values(name: str, block_size: int | None, dropout: float) -> dict[str, Any]:
-    """The sections `model`, `train` and `tokenizer` to start from a model with. Raises UserError.
+    """The sections `model`, `train` and `tokenizer` of parameters for training that starts from a model.
 
-    Without `tokenizer`, if the model has none and its vocabulary is not GPT-2's.
+    `tokenizer` is left out if the model has none and its vocabulary is not GPT-2's. Raises UserError if there
+    is no such model, or if its context is shorter than `block_size`.
     """
-    # A published model is known before it is downloaded.
+    # The config of a published model is known without a download.
     stored = None if name in PUBLISHED and not Path(name).is_dir() else open_model(name)
     config = PUBLISHED[name].config if stored is None else stored.config
     if block_size is not None and block_size > config.block_size:
         raise UserError(
-            f"--block-size {block_size}: {name} has {config.block_size} positions; ask for as many or fewer"
+            f"--block-size {block_size}: {name} has {config.block_size} positions; use that many or fewer"
         )
     shape = {key: getattr(config, key) for key in Model.model_fields} | {"dropout": dropout}
     values: dict[str, Any] = {

@@ -33,16 +33,14 @@ Text = Annotated[
         help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
     ),
 ]
-Column = Annotated[str, typer.Option(help="Where .jsonl and .parquet files hold their text.")]
-NoRun = Annotated[
-    bool, typer.Option("--no-run", help="Only set the dataset up, and do not run the pipeline.")
-]
+Column = Annotated[str, typer.Option(help="The field or column with the text, in .jsonl and .parquet files.")]
+NoRun = Annotated[bool, typer.Option("--no-run", help="Only set up the dataset; do not run the pipeline.")]
 
 
 def main(text: Text, column: Column = "text", no_run: NoRun = False) -> None:
     """Describe your text in data/<name>/dataset.yaml, make it the active dataset and run the pipeline.
 
-    Ids come with their tokenizer, so tokenizer.name is set too.
+    For nanoGPT's .bin files, tokenizer.name is set too.
     """
     load_params()  # a broken params.yaml stops here, before anything is written
     path, spec, values = describe(text, column)
@@ -53,26 +51,26 @@ def main(text: Text, column: Column = "text", no_run: NoRun = False) -> None:
         f"{section}.{key} is now {value}" for section, keys in values.items() for key, value in keys.items()
     )
     print(f"{PARAMS_FILE}: {changed}")
-    print(f"(experiments in a copy, `dvc exp run --temp`, need it in git: git add {path})")
+    print(f"(before `dvc exp run --temp`, which works on a copy, add it to git: git add {path})")
     if not no_run:
         run_pipeline()
 
 
 def describe(text: str, column: str) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
-    """Where the dataset.yaml of TEXT goes, what is in it, and the parameters that choose it.
+    """The path of the dataset.yaml for `text`, its content, and the parameters that choose this dataset.
 
-    Raises UserError for text that cannot be read, or whose place is taken.
+    Raises UserError if the text cannot be read, or if another dataset has that path.
     """
     folder = Path(text).expanduser()
     if holds_ids(folder):
         check_folder(folder)
-        # nanoGPT's folders are called as ours are, and hold other splits of the same text.
+        # nanoGPT's folders have the same names as ours, but hold other splits of the same text.
         spec, name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
     else:
         spec, name = spec_for_text(text, column), dataset_name(text)
     path = DATA / name / "dataset.yaml"
     if path.exists() and not isinstance(load_spec(name).source, FilesSource | NanoGPTSource):
-        raise UserError(f"TEXT={text}: {path} is another dataset's; rename the file or folder of your text")
+        raise UserError(f"TEXT={text}: {path} belongs to another dataset; rename your file or folder")
     values = {"data": {"dataset": name}}
     if isinstance(spec.source, NanoGPTSource):
         values["tokenizer"] = {"name": spec.source.tokenizer_name}

@@ -13,9 +13,9 @@ from pipeline.weights.hub_models import upload
 
 
 def main(
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="The model's name there: user/name.")],
-    folder: Annotated[Path, typer.Option(help="What `make export` wrote.")] = EXPORT,
-    private: Annotated[bool, typer.Option("--private", help="For nobody else to see, if it is new.")] = False,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The model's name on the hub: user/name.")],
+    folder: Annotated[Path, typer.Option(help="The folder that `make export` wrote.")] = EXPORT,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """List what goes up, upload it, and print the model's address."""
+    """List an export's files, upload them to the Hugging Face hub, and print the model's address."""
     print(upload(folder, repo, private, say=partial(print, flush=True)))

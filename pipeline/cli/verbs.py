@@ -26,7 +26,9 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     "Train": (
         Verb("repro", "run what is out of date (dvc repro), show the results", "pipeline.cli.repro"),
         Verb("train-<preset>", "the same with a preset: make train-gpt2"),
-        Verb("train-on", "the same on your own text: make train-on TEXT='notes/*.txt'", "pipeline.cli.train_on"),
+        Verb(
+            "train-on", "the same on your own text: make train-on TEXT='notes/*.txt'", "pipeline.cli.train_on"
+        ),
         Verb(
             "finetune-on",
             "start from a model: make finetune-on TEXT='notes/*.txt' MODEL=gpt2",

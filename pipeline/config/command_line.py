@@ -1,4 +1,4 @@
-"""What every command line shares: `-S` overrides, `--help`, one line for a mistake, and the exit status."""
+"""What all commands share: `-S` overrides, `--help`, one-line error messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typer.main import get_command
 
 from pipeline.config.errors import UserError
 
-# Set by the Makefile: its variables take the place of options, so that `make train-on TEXT=notes` is
-# `gpt-pipeline train-on notes`.
+# The Makefile sets this variable. Options and arguments are then read from make's variables too, so that
+# `make train-on TEXT=notes` means `gpt-pipeline train-on notes`.
 FROM_MAKE = "GPT_PIPELINE_FROM_MAKE"
 
 Overrides = Annotated[
@@ -31,11 +31,11 @@ RecurrentDepth = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Layers that a loop becomes; by default as many as it was trained for.",
+        help="Layers to unroll a loop into; by default as many as it was trained for.",
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite values in params.yaml edited by hand.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite hand-edited values in params.yaml.")]
 
 
 def run(main: Callable[..., Any]) -> None:
@@ -46,20 +46,20 @@ def run(main: Callable[..., Any]) -> None:
 
 
 def run_one_of(commands: Mapping[str, tuple[str, str]], help: str, name: str) -> None:
-    """Run the command that the first argument names, of {name: (what it does, module with its `main`)}.
+    """Run the command that the first argument names; `commands` is {name: (what it does, module of `main`)}.
 
-    Only the module of that command is imported: several of them bring PyTorch.
+    Only the module of that command is imported, because some modules import PyTorch, which is slow.
     """
     app = new_app(help=help)
     for command, (text, module) in commands.items():
         called = command in sys.argv[1:2]
-        function: Callable[..., Any] = importlib.import_module(module).main if called else _listed
+        function: Callable[..., Any] = importlib.import_module(module).main if called else _only_listed
         app.command(command, short_help=text)(function)
     run_app(app, name)
 
 
-def _listed() -> None:
-    """Stands for a command that is listed and not called."""
+def _only_listed() -> None:
+    """Placeholder for a command that the help lists but that is not called."""
 
 
 def new_app(**settings: Any) -> typer.Typer:
@@ -69,9 +69,9 @@ def new_app(**settings: Any) -> typer.Typer:
 
 
 def run_app(app: typer.Typer, name: str | None = None) -> None:
-    """Run a command line, called `name` in its help, and exit.
+    """Run the command line, with `name` as the program's name in its help, and exit.
 
-    A mistake of the user's is one line on stderr and status 2; Ctrl-C is 130.
+    After a user's mistake, stderr has one line and the exit status is 2. After Ctrl-C the status is 130.
     """
     command: Any = get_command(app)
     if os.environ.get(FROM_MAKE):
@@ -87,7 +87,7 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # which only errors in the arguments have
+        if not hasattr(error, "format_message"):  # only errors in the arguments have it
             raise
         print(f"error: {_explained(error)}", file=sys.stderr)
         sys.exit(2)
@@ -95,7 +95,7 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
 
 
 def _read_variables(command: Any) -> None:
-    """Let every option and argument be given as an environment variable of its name in capitals."""
+    """Read each option and argument also from the environment variable that has its name in capitals."""
     for one in getattr(command, "commands", {"": command}).values():
         for parameter in one.params:
             if parameter.name not in ("help", "overrides"):

@@ -1,4 +1,4 @@
-"""The files that are made from the typed sections: params.yaml, its JSON schema and docs/parameters.md."""
+"""The files generated from the typed sections: params.yaml, its JSON schema and docs/parameters.md."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipeline.config.params import Params
 SCHEMA_FILE = Path("presets/params.schema.json")
 PARAMETERS_FILE = Path("docs/parameters.md")
 COMMENT_COLUMN = 36
-NEEDS = {"loops": "sharing or recurrence"}  # what is needed, where that is no single field
+NEEDS = {"loops": "sharing or recurrence"}  # how to write a need that is not a single field
 
 ABOUT = """\
-# Every parameter of the pipeline. Change a value and run `dvc repro`: what depends on it is made again, the
-# rest is reused. `make preset-<name>` puts a preset's values here; `make presets` lists them. The comments
-# are made from pipeline/config/, and the layout is the one that `dvc exp run -S` writes too.
+# Every parameter of the pipeline. Change a value and run `dvc repro`: stages that depend on it run again, and
+# the other results are reused. `make preset-<name>` puts a preset's values here; `make presets` lists the
+# presets. The comments are generated from pipeline/config/; the layout is that of `dvc exp run -S`.
 """
 
 
 def params_yaml(params: Params, title: str) -> str:
-    """The text of params.yaml: each value with what it means."""
+    """The text of params.yaml: each value with a comment that explains it."""
     schema = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
     return f"{schema}# {title}\n#\n{ABOUT}" + "".join(
         f"\n{name}:  # {_about(section)}\n" + "".join(_lines(section, getattr(params, name)))
@@ -36,17 +36,17 @@ def params_yaml(params: Params, title: str) -> str:
 
 
 def json_schema() -> str:
-    """JSON schema of params.yaml, by which editors complete and check it."""
+    """The JSON schema of params.yaml, with which editors complete and check the file."""
     schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(schema | Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
 def parameters_md(default: Params) -> str:
-    """docs/parameters.md: a table of every section; the defaults are those of presets/default.yaml."""
+    """The text of docs/parameters.md: a table for each section, with the values of presets/default.yaml."""
     parts = [
         "# Parameters",
-        "Everything in `params.yaml`, with the values of `presets/default.yaml`. This page is made by "
-        "`make generate` from\n`pipeline/config/`. Override one for one command with "
+        "Everything in `params.yaml`, with the values of `presets/default.yaml`. `make generate` "
+        "writes this page from\n`pipeline/config/`. Override one for one command with "
         "`-S section.key=value`, for one experiment with\n`dvc exp run -S section.key=value`.",
     ]
     for name, section in _sections():
@@ -58,10 +58,12 @@ def parameters_md(default: Params) -> str:
         parts.append(
             "Every switch is off by default; [the model family](model-family.md) explains what they do "
             "together. The columns:\n\n"
-            "- *needs*: what has to be on for the parameter to do anything. Without it, a value other than "
-            "the default is an error;\n  in parentheses, it may stay.\n"
-            "- *GPT-2*: a model with it cannot be exported to GPT-2 where it says no.\n"
-            "- *finetuning*: where it says free, it may differ from the model that training starts from."
+            "- *needs*: what has to be on for the parameter to have an effect. If it is off, a value other "
+            "than the default is an\n  error, except where the need is in parentheses.\n"
+            "- *GPT-2*: *no* means that a model with another value than the default cannot be exported to "
+            "GPT-2's format.\n"
+            "- *finetuning*: *free* means that the value may differ from that of the model that training "
+            "starts from."
         )
         for heading, names in _groups():
             parts.append(f"### {heading[0].upper()}{heading[1:]}")
@@ -70,7 +72,7 @@ def parameters_md(default: Params) -> str:
 
 
 def yaml_value(value: Any) -> str:
-    """A parameter's value as YAML on one line; blank for None. Lists are in brackets."""
+    """A parameter's value as YAML on one line; empty for None, in brackets for a list."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -85,7 +87,7 @@ def yaml_value(value: Any) -> str:
 
 
 def _yaml_float(value: float) -> str:
-    """With a dot, without which PyYAML, and so DVC, reads 1e-3 as text."""
+    """A float as YAML, always with a dot: PyYAML, and so DVC, would read 1e-3 as text."""
     if value == 0 or 0.01 <= abs(value) < 1e15:
         return repr(value)
     mantissa, _, exponent = f"{value:e}".partition("e")
@@ -96,7 +98,7 @@ def _yaml_float(value: float) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether YAML reads the text as this very text without quotes."""
+    """Whether YAML reads `text` without quotes as the same string."""
     words = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
     return re.fullmatch(r"[A-Za-z][\w./@-]*", text) is not None and text.lower() not in words
 
@@ -124,7 +126,7 @@ def _about(section: type[BaseModel]) -> str:
 
 
 def _groups() -> Iterator[tuple[str, list[str]]]:
-    """The model's fields in the parts that HEADINGS names."""
+    """Yield each heading of the `model` section with the names of the fields below it."""
     groups: dict[str, list[str]] = {"shape": []}
     heading = "shape"
     for name in Model.model_fields:

@@ -1,8 +1,8 @@
 """The `model` section of params.yaml: the plain GPT-2, and a switch for each variant of it.
 
-Every switch is off by default. A field says all there is to say of it: what it does, what it needs,
-whether GPT-2 has it and whether it changes the weights. The comments of params.yaml, its JSON schema and
-docs/parameters.md are made from that; which switches contradict each other is in `model_rules`.
+Every switch is off by default. Its field says what it does, what it needs, whether GPT-2 has it and whether
+it changes the weights. The comments of params.yaml, its JSON schema and docs/parameters.md are generated from
+the fields. `model_rules` checks that switches do not contradict each other.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Facts:
-    """What is to be known of a switch besides its type, its default and its description."""
+    """Facts about a switch besides its type, default and description."""
 
-    needs: str = ""  # a field or property of Model that has to be true for this one to do anything
-    may_stay: bool = False  # without it: a number may, so that a part is one switch to turn off and on
-    in_gpt2: bool = True  # other programs' GPT-2 has a place for it
-    changes_weights: bool = True  # another value makes other parameters of it, or others mean something else
+    needs: str = ""  # a field or property of Model that must be true for this switch to have an effect
+    may_stay: bool = False  # it may keep its value when `needs` is off, so that one switch toggles the part
+    in_gpt2: bool = True  # the GPT-2 of other programs can do it
+    changes_weights: bool = True  # another value adds or removes weights, or changes what they mean
 
     def __call__(self, schema: dict[str, Any]) -> None:
-        """Add to the JSON schema what an editor should show."""
+        """Add `needs` to the description in the JSON schema, which editors show."""
         if self.needs in Model.model_fields:
             schema["description"] += f" (needs {self.needs})"
 
@@ -45,7 +45,7 @@ def switch(
     in_gpt2: bool = True,
     changes_weights: bool = True,
 ) -> Any:
-    """A field of the `model` section with a default, and its facts."""
+    """A field of the `model` section with a default and its Facts."""
     facts = Facts(needs, may_stay, in_gpt2, changes_weights)
     return Field(default, description=description, json_schema_extra=facts)
 
@@ -197,7 +197,7 @@ class Model(Section):
 
     layer_dropout: Fraction = switch(
         0.0, "probability that a sequence skips a block, in training"
-    )  # it wraps the block, which gives parameters other names
+    )  # changes weights: it wraps the block, and so renames its weights
     sticky_dropout: Fraction = switch(
         0.0,
         "probability, after each application, that a sequence skips all further ones, in training",
@@ -209,7 +209,7 @@ class Model(Section):
     )
     learned_stopping_warmup_steps: Annotated[int, Field(ge=0)] = switch(
         0, "optimizer steps before the gate stops anything", needs="learned_stopping"
-    )  # the gate counts the steps that were taken
+    )  # changes weights: they include the gate's count of steps
     learned_stopping_controller_weight: NonNegative = switch(
         0.0,
         "weight of (mean depth - target depth)^2 in the loss",
@@ -256,7 +256,7 @@ class Model(Section):
 
     @property
     def loops(self) -> bool:
-        """One block is applied again and again."""
+        """Whether one block is applied repeatedly."""
         return self.share_parameters_across_layers or self.recurrent_shared_weights
 
     @property
@@ -266,7 +266,7 @@ class Model(Section):
 
     @property
     def max_depth(self) -> int:
-        """How often the looped block is applied at most while training."""
+        """How often the looped block is applied at most in training."""
         varies = self.recurrent_shared_weights and self.recurrent_depth_spread > 0
         if not varies or self.scale_loss_by_n_layer:
             return self.loop_depth
@@ -279,7 +279,10 @@ class Model(Section):
 
     @property
     def dummy_share(self) -> float | None:
-        """The part of the choices at which the bias holds the dummy: nine of ten tokens, by default."""
+        """The dummy's share of all choices, which the selection bias maintains; None without the bias.
+
+        By default nine of ten tokens choose the dummy, or 45% of them if each makes only one choice.
+        """
         if self.moe_bias_update_rate == 0:
             return None
         return min(0.45, 0.9 / self.choices) if self.moe_dummy_share is None else self.moe_dummy_share
@@ -294,12 +297,12 @@ class Model(Section):
 
     @classmethod
     def facts(cls, name: str) -> Facts:
-        """What is to be known of the field `name`."""
+        """The facts about the field `name`."""
         facts = cls.model_fields[name].json_schema_extra
         return facts if isinstance(facts, Facts) else Facts()
 
     def changed(self, *names: str) -> list[str]:
-        """`name = value` of those of the named switches that are not at their default."""
+        """`name = value` for each of the named switches that is not at its default."""
         return [
             f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
             for name in names
@@ -307,10 +310,10 @@ class Model(Section):
         ]
 
     def beyond_gpt2(self) -> list[str]:
-        """`name = value` of each switch that GPT-2's architecture has no place for.
+        """`name = value` for each switch that GPT-2's architecture cannot express.
 
-        Sharing and recurrence are not among them: a loop of fixed depth is that many layers. Nor is what acts
-        in training only.
+        Sharing and recurrence are left out, because a loop of fixed depth equals that many layers. So are
+        switches that act only in training.
         """
         beyond = {name for name in Model.model_fields if not self.facts(name).in_gpt2}
         if self.n_kv_head == self.n_head:
@@ -328,12 +331,12 @@ class Model(Section):
 
 
 class GPTConfig(Model):
-    """The `model` section plus the vocabulary it is trained for; saved as config.json beside the weights."""
+    """The `model` section and the size of the vocabulary; saved as config.json beside the weights."""
 
     vocab_size: int = Field(ge=1, description="rows of the embedding, padding included")
 
 
-# The parts that the switches make up, each with its first field: the headings of params.yaml and the docs.
+# {first field of a group of switches: heading of the group in params.yaml and docs/parameters.md}
 HEADINGS = {
     "position": "parts of a block that are not GPT-2's",
     "share_parameters_across_layers": "one block for all layers",

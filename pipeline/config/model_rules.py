@@ -1,4 +1,4 @@
-"""Which switches of the `model` section contradict each other: an error, and never a silent choice."""
+"""The rules of the `model` section: switches that contradict each other are an error, never ignored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def check(model: Model) -> None:
-    """Raise ValueError for switches that contradict each other, or ask for something that is off."""
+    """Raise ValueError if switches contradict each other, or if one needs another that is off."""
     for rule in (
         _heads_divide_width,
         _no_switch_is_ignored,
@@ -32,7 +32,7 @@ def _heads_divide_width(m: Model) -> None:
     head_size = m.n_embd // m.n_head
     if m.position == "rotary" and head_size % 2:
         raise ValueError(
-            f"position = rotary turns pairs of channels, but n_embd / n_head = {head_size} is odd; "
+            f"position = rotary rotates pairs of channels, but n_embd / n_head = {head_size} is odd; "
             "choose another n_head"
         )
 
@@ -54,27 +54,27 @@ def _no_switch_is_ignored(m: Model) -> None:
 def _depths_agree(m: Model) -> None:
     if m.recurrent_max_depth is not None and m.recurrent_max_depth < m.recurrent_depth:
         raise ValueError(
-            f"recurrent_max_depth = {m.recurrent_max_depth} is below recurrent_depth = "
-            f"{m.recurrent_depth}, the mean; raise it"
+            f"recurrent_max_depth = {m.recurrent_max_depth} is below the mean, recurrent_depth = "
+            f"{m.recurrent_depth}; raise it"
         )
     if m.recurrent_max_depth is not None and m.recurrent_depth_spread == 0:
         raise ValueError(
-            f"recurrent_max_depth = {m.recurrent_max_depth} caps a depth that recurrent_depth_spread "
-            "= 0 fixes; leave one of them at its default"
+            f"recurrent_max_depth = {m.recurrent_max_depth} limits a varying depth, but "
+            "recurrent_depth_spread = 0 fixes the depth; leave one of them at its default"
         )
     if m.max_depth == 1 and (m.learned_stopping or m.sticky_dropout) and m.loops:
         which = "learned_stopping" if m.learned_stopping else "sticky_dropout"
-        raise ValueError(f"{which} has nothing to end in a loop of one step; make it deeper")
-    shape_of_draw = m.changed("recurrent_max_depth", "recurrent_depth_spread")
-    if shape_of_draw and m.scale_loss_by_n_layer:
+        raise ValueError(f"{which} cannot shorten a loop of one step; make the loop deeper")
+    log_normal = m.changed("recurrent_max_depth", "recurrent_depth_spread")
+    if log_normal and m.scale_loss_by_n_layer:
         raise ValueError(
-            f"{shape_of_draw[0]} is of the log-normal draw, but scale_loss_by_n_layer = true draws "
-            "1 … recurrent_depth uniformly; set one of them only"
+            f"{log_normal[0]} applies to a log-normal depth, but scale_loss_by_n_layer = true draws it "
+            "uniformly from 1 … recurrent_depth; set only one of them"
         )
     if m.recurrent_backprop_depth is not None and m.recurrent_backprop_depth > m.max_depth:
         raise ValueError(
-            f"recurrent_backprop_depth = {m.recurrent_backprop_depth} is above the {m.max_depth} "
-            "steps that training takes at most; lower it, or leave it blank for all"
+            f"recurrent_backprop_depth = {m.recurrent_backprop_depth} is above {m.max_depth}, the most "
+            "steps in training; lower it, or leave it blank for all steps"
         )
     if m.fixed_edge_blocks and m.prelude == 0 == m.coda:
         raise ValueError(
@@ -83,7 +83,7 @@ def _depths_agree(m: Model) -> None:
     target = m.learned_stopping_target_depth
     if target is not None and target > m.loop_depth:
         raise ValueError(
-            f"learned_stopping_target_depth = {target} is above the {m.loop_depth} steps there are; lower it"
+            f"learned_stopping_target_depth = {target} is above the loop's {m.loop_depth} steps; lower it"
         )
 
 
@@ -97,7 +97,7 @@ def _noise_mode_fits_its_size(m: Model) -> None:
     if mode != "concat" and m.recurrent_noise_concat_dim is not None:
         raise ValueError(
             f"recurrent_noise_concat_dim = {m.recurrent_noise_concat_dim} needs recurrent_noise_mode "
-            f"= concat; it is {mode}"
+            f"= concat, not {mode}"
         )
 
 
@@ -111,24 +111,22 @@ def _enough_experts(m: Model) -> None:
     share = m.moe_dummy_share
     if m.moe and share is not None and share * m.choices >= 1:
         raise ValueError(
-            f"moe_dummy_share = {share} is out of reach: a token chooses the dummy once, which is 1 / "
-            f"{m.choices} of its choices; set less, or leave it blank"
+            f"moe_dummy_share = {share} cannot be reached: a token chooses the dummy at most once, which is "
+            f"1 / {m.choices} of its choices; lower it, or leave it blank"
         )
     if m.moe and share is not None and m.moe_bias_update_rate == 0:
         raise ValueError(
-            f"moe_dummy_share = {share} is held by the bias, but moe_bias_update_rate = 0 keeps that "
-            "still; leave moe_dummy_share blank"
+            f"moe_dummy_share = {share} needs updates of the selection bias, but moe_bias_update_rate = 0 "
+            "turns them off; leave moe_dummy_share blank"
         )
     mixtures = 1 + m.prelude + m.coda if m.loops else m.n_layer
     if m.share_moe_experts and mixtures == 1:
-        raise ValueError(
-            "share_moe_experts = true, but there is only one block to have experts; set it to false"
-        )
+        raise ValueError("share_moe_experts = true, but only one block has experts; set it to false")
 
 
 def _one_halting_policy(m: Model) -> None:
     if m.learned_stopping and m.sticky_dropout:
         raise ValueError(
             f"learned_stopping = true contradicts sticky_dropout = {m.sticky_dropout}: both end the "
-            "loop; set one of them only"
+            "loop; set only one of them"
         )

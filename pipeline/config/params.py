@@ -1,7 +1,7 @@
-"""params.yaml as typed, frozen sections. Each key is documented once, here and in `model`.
+"""params.yaml as typed, frozen sections. Its keys are documented here, and those of `model` in model.py.
 
-Names are nanoGPT's where nanoGPT has the parameter. `runtime` and `log` say how and where to run, never
-what comes out, so no stage depends on them and changing them retrains nothing.
+A parameter that nanoGPT has keeps nanoGPT's name. `runtime` and `log` say how and where to run and do not
+affect the results, so no stage depends on them and changing them retrains nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Tokenizer(Section):
     )
 
     @model_validator(mode="after")
-    def _is_whose(self) -> Tokenizer:
+    def _pretrained_names_its_model(self) -> Tokenizer:
         if self.name == "pretrained" and self.model is None:
             raise ValueError("name = pretrained needs tokenizer.model: the model whose tokenizer to use")
         return self
@@ -56,7 +56,7 @@ class Train(Section):
     """how the model is trained"""
 
     init_from: Annotated[str, Field(min_length=1)] = Field(
-        description="scratch, resume (this very run, or an error), gpt2, a model's folder or hub name"
+        description="scratch, resume (an error without a run to continue), gpt2, a model's folder or hub name"
     )
     seed: int = Field(ge=0, lt=2**63, description="for the initial weights, the batch order and dropout")
     batch_size: int = Field(ge=1, description="sequences in a micro-batch")
@@ -76,7 +76,7 @@ class Train(Section):
     min_lr: float = Field(ge=0, description="where the cosine ends; usually learning_rate / 10")
     eval_interval: int = Field(ge=1, description="steps between evaluations")
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
-        description="batches in each of them; blank: the whole split, as at the end"
+        description="batches in each evaluation; blank: the whole split, as at the end"
     )
     eval_only: bool = Field(description="evaluate the initial model and stop")
     always_save_checkpoint: bool = Field(
@@ -99,7 +99,7 @@ class Train(Section):
 
 
 class Runtime(Section):
-    """how to run, never what comes out: changing these retrains nothing"""
+    """how to run; the results do not depend on it, so changing these retrains nothing"""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         description="cpu, cuda, cuda:1, mps, or auto for the fastest there is"
@@ -130,7 +130,7 @@ class Baselines(Section):
         for name in self.models + self.pretrained:
             known = [*BASELINES, *PUBLISHED]
             if "/" not in name and name not in known:
-                raise ValueError(f"models = {name!r}: none of {', '.join(known)}{suggest(name, known)}")
+                raise ValueError(f"models = {name!r}: not one of {', '.join(known)}{suggest(name, known)}")
         return self
 
 
@@ -160,7 +160,7 @@ class Zeroshot(Section):
     batch_size: int = Field(ge=1, description="texts evaluated at once")
 
     @model_validator(mode="after")
-    def _are_others(self) -> Zeroshot:
+    def _trained_model_is_not_named(self) -> Zeroshot:
         if "results/model" in self.models:
             raise ValueError("models = results/model: the trained model is evaluated anyway; leave it out")
         return self
@@ -198,7 +198,7 @@ class Log(Section):
 
 
 class Params(Section):
-    """All of params.yaml."""
+    """The content of params.yaml."""
 
     data: Data
     tokenizer: Tokenizer
@@ -212,9 +212,9 @@ class Params(Section):
     log: Log
 
     def check_sections(self) -> None:
-        """Raise UserError for what fits each section alone and cannot work together."""
+        """Raise UserError for values that are valid in their own sections but contradict each other."""
         init_from, depth = self.train.init_from, self.sample.recurrent_depth
-        if init_from in PUBLISHED and not Path(init_from).exists():  # known before it is downloaded
+        if init_from in PUBLISHED and not Path(init_from).exists():  # its shape is known without a download
             check_start(self.model, PUBLISHED[init_from].config, init_from)
         if depth is not None and not self.model.loops:
             raise UserError(
@@ -223,7 +223,10 @@ class Params(Section):
             )
 
     def with_overrides(self, overrides: Sequence[str]) -> Params:
-        """These parameters with `section.key=value` applied, as `dvc exp run -S` would. Raises UserError."""
+        """These parameters with `section.key=value` overrides, as `dvc exp run -S` applies them.
+
+        Raises UserError for an unknown name or an invalid value.
+        """
         values = self.model_dump()
         for override in overrides:
             name, equals, text = override.partition("=")
@@ -243,5 +246,5 @@ class Params(Section):
 
 
 def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:
-    """The parameters in a YAML file, with `section.key=value` overrides. Raises UserError."""
+    """The parameters in a YAML file, and `section.key=value` overrides. Raises UserError."""
     return validate(Params, read_yaml(path), path).with_overrides(overrides)

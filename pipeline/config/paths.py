@@ -1,4 +1,4 @@
-"""Where things live. Paths are relative to the project's folder, where every command runs."""
+"""Paths of data and results. They are relative to the project's folder, in which every command runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOPPING = RESULTS / "stopping.csv"
 ZEROSHOT = RESULTS / "zeroshot"
 SAMPLES = RESULTS / "samples.txt"
 
-RUN_FILE = "run.json"  # in runs/<key>/: what the key stands for
+RUN_FILE = "run.json"  # in runs/<key>/: the settings behind the key
 EXPORT = RESULTS / "export"
 NANOGPT_EXPORT = RESULTS / "nanogpt"
 
@@ -40,5 +40,5 @@ def tokens_folder(params: Params) -> Path:
 
 
 def runs_folder() -> Path:
-    """Resumable training state. An experiment in a temporary copy of the project uses the main project's."""
+    """The folder of resumable training state; an experiment in a copy of the project uses the original's."""
     return Path(os.environ.get("DVC_ROOT", ".")) / "runs"

@@ -1,7 +1,7 @@
-"""Presets: files of values on top of presets/default.yaml, composed into params.yaml.
+"""Presets: files of values that override presets/default.yaml; both are composed into params.yaml.
 
-params.yaml is the only parameter file that the stages and DVC read. A preset replaces it as a whole,
-and never silently: values edited by hand are only overwritten when forced.
+params.yaml is the only parameter file that the stages and DVC read. A preset replaces all of it, but
+overwrites values edited by hand only with --force.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULT = "default"
 
 Values = Mapping[str, Mapping[str, Any]]  # {section: {key: value}}
 
-# What commands set for the user, again and again, in params.yaml: no edits of the user's.
+# Parameters that these commands set in params.yaml; they do not count as edited by hand.
 SET_BY_TRAIN_ON = ("data.dataset",)
 SET_BY_FINETUNE_ON = ("data.dataset", "tokenizer.name", "tokenizer.model", "train.init_from", "model.")
 
@@ -35,7 +35,7 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 
 def description(name: str, folder: Path = FOLDER) -> str:
-    """The first comment in a preset's file that is meant for people: what it trains, on what."""
+    """The first comment line of a preset's file, which says what it trains on which text."""
     for line in _path(name, folder).read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
             return line.removeprefix("# ")
@@ -43,16 +43,16 @@ def description(name: str, folder: Path = FOLDER) -> str:
 
 
 def compose(name: str, folder: Path = FOLDER, values: Values | None = None) -> str:
-    """The text of params.yaml under a preset: what it leaves out is as in default.yaml.
+    """The text of params.yaml for a preset; default.yaml has the values that the preset leaves out.
 
-    `values`, {section: {key: value}}, take the place of some of its own. Raises UserError for an unknown
-    preset, an unknown key, or a value that does not fit.
+    `values`, {section: {key: value}}, override the preset's. Raises UserError for an unknown preset, an
+    unknown key, or an invalid value.
     """
     return params_yaml(composed(name, folder, values), description(name, folder))
 
 
 def composed(name: str, folder: Path = FOLDER, values: Values | None = None) -> Params:
-    """The parameters under a preset, see `compose`."""
+    """The parameters for a preset (see `compose`)."""
     path = _path(name, folder)
     layers = [read_yaml(_path(DEFAULT, folder)), read_yaml(path), values or {}]
     return validate(Params, _merged(layers), path if values is None else PARAMS_FILE)
@@ -65,10 +65,10 @@ def replacement(
     params_file: Path = PARAMS_FILE,
     values: Values | None = None,
 ) -> tuple[str, dict[str, tuple[Any, Any]]]:
-    """The text of params.yaml under a preset, with `{section: {key: value}}` in place of some of its values.
+    """The text of params.yaml for a preset, and {dotted name: (old value, new value)} of what it changes.
 
-    Also {dotted name: (value before, value then)} of what differs from the present params.yaml. Raises
-    UserError when that holds values of no preset, unless forced, and for values that do not fit.
+    `values`, {section: {key: value}}, override the preset's. The old values are those of the present
+    params.yaml. Raises UserError if that was edited by hand, unless `force`, and for invalid values.
     """
     text = compose(name, folder, values)
     if not params_file.exists():
@@ -85,7 +85,7 @@ def replacement(
 
 
 def overlay(text: str, values: Mapping[str, Any]) -> str:
-    """The text of params.yaml with `{section: {key: value}}` put in place, its comments kept."""
+    """The text of params.yaml with `values`, {section: {key: value}}, put in; comments are kept."""
     yaml = _round_trip()
     document = yaml.load(text)
     for section, entries in values.items():
@@ -99,7 +99,7 @@ def overlay(text: str, values: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{dotted name: (before, after)} of the parameters that differ; None stands for an absent one."""
+    """{dotted name: (before, after)} of the parameters that differ; None for a missing one."""
     old, new = _flatten(before), _flatten(after)
     return {
         name: (old.get(name), new.get(name))
@@ -109,14 +109,14 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 
 
 def show(value: Any) -> str:
-    """A parameter's value on one line, as YAML and JSON both read it."""
+    """A parameter's value on one line that is both YAML and JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def nearest(values: Mapping[str, Any], folder: Path = FOLDER) -> tuple[str, dict[str, tuple[Any, Any]]]:
-    """The preset that parameters differ least from, and {dotted name: (there, here)} of what differs.
+    """The preset nearest to `values`, and {dotted name: (its value, value in `values`)} of what differs.
 
-    What `train-on` and `finetune-on` set does not count.
+    Parameters that `train-on` and `finetune-on` set do not count.
     """
     edits_by_preset = {
         name: _by_hand(name, differences(_parse(compose(name, folder)), values)) for name in names(folder)
@@ -143,7 +143,7 @@ def _by_hand(preset: str, edits: Mapping[str, tuple[Any, Any]]) -> dict[str, tup
 
 
 def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One mapping of sections, of which each layer replaces single keys; what is no section is kept as is."""
+    """Merge sections key by key; later layers win. What is not a section is kept for `validate` to refuse."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for section, keys in layer.items():
@@ -182,5 +182,5 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and not merely as True equals 1."""
+    """Whether two values are equal, where True and 1 are not."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -1,4 +1,4 @@
-"""The GPT-2s that OpenAI published (Radford et al. 2019), and what may change when weights are reused."""
+"""The GPT-2 models that OpenAI published (Radford et al. 2019), and the check before weights are reused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config.model import GPTConfig, Model
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model is, and of which shape."""
+    """Where a published model is stored, and its shape."""
 
     repository: str  # on the Hugging Face hub
     revision: str  # a commit, so that the weights never change
@@ -41,9 +41,9 @@ PUBLISHED = {
 
 
 def check_start(model: Model, start: Model, name: str) -> None:
-    """Raise UserError if a `model` section cannot start from the weights of `start`, which is called `name`.
+    """Raise UserError if `model` cannot start from weights of the shape `start`, which are called `name`.
 
-    A shorter context is possible, and what changes no weight, such as dropout.
+    The two may differ in a shorter context, and in parameters that change no weights, such as dropout.
     """
     differing = []
     for field in Model.model_fields:
@@ -56,10 +56,10 @@ def check_start(model: Model, start: Model, name: str) -> None:
         return
     first, *others = differing
     asked, has = (_written(getattr(section, first)) for section in (model, start))
-    also = f" (and other {', '.join(others)})" if others else ""
+    also = f" (also different: {', '.join(others)})" if others else ""
     raise UserError(
-        f"model.{first} = {asked}, but train.init_from = {name} has {has}{also}; make it equal, or let "
-        f"`python -m pipeline.cli.start_from {name}` set all of it"
+        f"model.{first} = {asked}, but train.init_from = {name} has {has}{also}; make them equal, or let "
+        f"`gpt-pipeline start-from {name}` do that"
     )
 
 

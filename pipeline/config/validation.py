@@ -1,4 +1,4 @@
-"""Typed, frozen sections for YAML files, and one-line errors for what does not fit them."""
+"""Typed, frozen sections for YAML files, and one-line errors for invalid values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.config.errors import UserError
 
 
 class Section(BaseModel):
-    """A mapping in a YAML file: unknown keys and wrong types are errors, values never change."""
+    """A mapping in a YAML file. Unknown keys and wrong types are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML 1.2 file. Raises UserError if there is none."""
+    """The mapping in a YAML 1.2 file. Raises UserError if the file is missing or holds no mapping."""
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -44,14 +44,14 @@ def validate(section: type[SectionType], values: Any, source: str | Path) -> Sec
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        # An unknown name comes first: it is often a misspelt one that is then missing too.
+        # An unknown name comes first: it is often a misspelling of one that is reported as missing.
         first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(f"{source}: {_explain(first, section)}{more}") from None
 
 
 def known_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted name a file of this section may hold."""
+    """Every dotted name that may be in a file with this section."""
     for name, field in section.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -75,7 +75,7 @@ def _explain(error: Any, section: type[Section]) -> str:
         return f"unknown parameter {name}{suggest(name, list(known_names(section)))}"
     if error["type"] == "missing":
         return f"{name} is missing"
-    if error["type"] == "value_error":  # raised by a validator of ours: its message says it all
+    if error["type"] == "value_error":  # from one of our validators, whose message is complete
         return ": ".join(part for part in (name, str(error["ctx"]["error"])) if part)
     message = error["msg"].removeprefix("Input ")
     return f"{name} = {value!r}: {message}"

@@ -1,1 +1,1 @@
-"""Text in: where a dataset comes from, downloads, and the documents in a folder of files."""
+"""Getting the text: where a dataset comes from, downloads, and reading the documents in a folder of files."""

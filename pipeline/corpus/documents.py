@@ -1,7 +1,8 @@
 """Read a corpus: the documents in a folder of .txt, .jsonl and .parquet files, in bounded memory.
 
-A .txt file is one document; a line of a .jsonl file and a row of a .parquet file is one, its text in the
-field `text`. Text is kept exactly, but for a byte order mark at the start of a file, which is dropped.
+A .txt file is one document. Each line of a .jsonl file is one, and each row of a .parquet file, with its text
+in the field or column `text`. Text is kept exactly, except that a byte order mark at the start of a file is
+dropped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BOM = codecs.BOM_UTF8
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a document: `document` counts from 0 over the corpus, `last` marks the document's end."""
+    """A part of a document. `document` is its number in the corpus, from 0; `last` marks the final part."""
 
     document: int
     text: str
@@ -36,10 +37,11 @@ class Piece:
 
 
 def read_pieces(raw: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Piece]:
-    """Every document, files in the order of their names, in pieces of at most `piece_chars` characters.
+    """Yield every document in pieces of at most `piece_chars` characters, file by file in order of name.
 
-    A longer document is cut after a newline, or anywhere if it has none there; joining the pieces gives
-    it back. Raises UserError for a corpus without text, and for text that cannot be read (see read_file).
+    A longer document is cut after a newline, or at the limit if there is no newline before it. Joining
+    the pieces gives the document back. Raises UserError for a corpus without text, and for text that cannot
+    be read (see read_file).
     """
     document, empty = 0, True
     for path in corpus_files(raw):
@@ -54,10 +56,10 @@ def read_pieces(raw: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Piece]:
 def read_file(
     path: Path, text_column: str = "text", piece_chars: int = PIECE_CHARS
 ) -> Iterator[tuple[str, bool]]:
-    """A file's documents as (text, whether the document ends here), cut as in read_pieces.
+    """Yield a file's documents as (text, whether the document ends here), cut as in read_pieces.
 
-    Raises UserError naming the file and the byte offset of what is not UTF-8, the line of bad JSON, or the
-    line or row without a text; and for an empty .txt.
+    Raises UserError for an empty .txt file, for bytes that are not UTF-8 (with their offset or row), for
+    invalid JSON (with its line), and for a line or row without text.
     """
     extension = path.suffix.lower()
     if extension == ".txt":
@@ -69,19 +71,19 @@ def read_file(
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
-    """Write a .jsonl file that read_file reads: one record on each line, the text in `text`."""
+    """Write a .jsonl file for read_file: one record on each line, with its text in the field `text`."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def count_documents(raw: Path) -> int:
-    """Documents in the corpus, without reading their text."""
+    """The number of documents in the corpus, counted without decoding their text."""
     return sum(_count(path) for path in corpus_files(raw))
 
 
 def count_characters(raw: Path) -> int:
-    """Characters in the corpus. Reads and so checks all of it."""
+    """The number of characters in the corpus. This reads, and so checks, all of the text."""
     return sum(len(piece.text) for piece in read_pieces(raw))
 
 
@@ -100,11 +102,11 @@ def corpus_files(raw: Path) -> list[Path]:
 
 
 def _cut(chunks: Iterable[str], piece_chars: int) -> Iterator[tuple[str, bool]]:
-    """One document, given in chunks of any size, in pieces."""
+    """Cut one document, given in chunks of any size, into pieces."""
     pending = ""
     for chunk in chunks:
         pending += chunk
-        while len(pending) > piece_chars:  # what is left is never empty, so the last piece is known to be it
+        while len(pending) > piece_chars:  # not >=, so that some text is left for the last piece
             end = pending.rfind("\n", 0, piece_chars) + 1 or piece_chars
             yield pending[:end], False
             pending = pending[end:]
@@ -148,7 +150,7 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
             try:
                 record = json.loads(content)
             except ValueError as error:
-                raise UserError(f"{where}: not valid JSON ({error}); one object on each line") from None
+                raise UserError(f"{where}: not valid JSON ({error}); put one object on each line") from None
             text = record.get(text_column) if isinstance(record, dict) else None
             yield _checked(text, where, text_column)
 
@@ -157,7 +159,7 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
     with _open_parquet(path) as table:
         if text_column not in table.schema_arrow.names:
             columns = ", ".join(table.schema_arrow.names)
-            raise UserError(f"{path}: no column {text_column!r} among {columns}; {COLUMN_REMEDY}")
+            raise UserError(f"{path}: no column {text_column!r}, only {columns}; {COLUMN_REMEDY}")
         row = 0
         for batch in table.iter_batches(batch_size=1024, columns=[text_column]):
             for value in batch.column(0):
@@ -174,9 +176,9 @@ def _checked(text: object, where: str, text_column: str) -> str:
         raise UserError(f"{where}: no text in {text_column!r}; {COLUMN_REMEDY}")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON's \ud800 is half a character
+    except UnicodeEncodeError as error:  # JSON can write half a character, such as \ud800
         raise UserError(
-            f"{where}: lone surrogate at character {error.start} of its text; remove it"
+            f"{where}: lone surrogate at character {error.start} of the text; remove it"
         ) from None
     return text
 

@@ -1,4 +1,4 @@
-"""Download one file and know that it is the right one."""
+"""Download one file and verify its checksum."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ RETRIES = 4
 
 
 class _Refused(Exception):
-    """The server answered, and asking again would not change its answer."""
+    """The server refused the request, and a retry would not help."""
 
 
 def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
-    """The file at `url` as `folder/name`, its content verified; `name` defaults to the URL's last part.
+    """Download `url` to `folder/name` and verify its SHA-256; `name` defaults to the last part of the URL.
 
-    A file already there with the right checksum is returned without network. The environment variable
-    PIPELINE_MIRROR, a folder or an http(s) URL, is looked at first: `https://host/path` is
-    `<mirror>/host/path` there. A file missing from the mirror comes from the network, tried again
-    RETRIES times with growing pauses. The final name appears only when the file is whole and right.
+    A file already there with the right checksum is returned without using the network. Otherwise the mirror
+    comes first: the environment variable PIPELINE_MIRROR is a folder or an http(s) URL in which
+    `https://host/path` is `<mirror>/host/path`. A file missing from the mirror comes from the network, with
+    RETRIES retries after growing pauses. `folder/name` appears only when the file is complete and verified.
 
-    Raises UserError if the checksum differs (nothing is kept) or the file cannot be had.
+    Raises UserError if the checksum differs (the file is not kept) or the download fails.
     """
     target = folder / (name or Path(unquote(urlsplit(url).path)).name)
     if target.is_file():
         if sha256_file(target) == sha256:
             return target
         target.unlink()
-    # One fixed folder per file: what a killed download left there is removed by the next one.
+    # The folder has a fixed name, so that the next download removes what a killed one left behind.
     partial = folder / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -50,7 +50,9 @@ def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
                 if origin != url
                 else "if the file was meant to change, correct its sha256"
             )
-            raise UserError(f"{origin}: sha256 is {actual}, expected {sha256}; not kept, {remedy}")
+            raise UserError(
+                f"{origin}: sha256 is {actual}, expected {sha256}; the file was not kept, {remedy}"
+            )
         os.replace(partial / target.name, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -58,10 +60,10 @@ def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
 
 
 def _from_mirror(url: str, target: Path) -> str | None:
-    """Copy `url` from the mirror to `target`; the address it had there, or None where it has none."""
+    """Copy `url` from the mirror to `target`. Returns its address there, or None if no mirror has it."""
     mirror = os.environ.get(MIRROR, "")
     if mirror.startswith(("http://", "https://")):
-        origin = f"{mirror.rstrip('/')}/{_key(url)}"
+        origin = f"{mirror.rstrip('/')}/{_path_in_mirror(url)}"
         try:
             _download(origin, target)
         except _Refused:
@@ -73,7 +75,7 @@ def _from_mirror(url: str, target: Path) -> str | None:
         return None
     if not Path(mirror).is_dir():
         raise UserError(f"{MIRROR}={mirror}: no such folder; correct it or unset it")
-    path = Path(mirror) / unquote(_key(url))
+    path = Path(mirror) / unquote(_path_in_mirror(url))
     if not path.is_file():
         return None
     shutil.copyfile(path, target)
@@ -85,25 +87,26 @@ def _from_network(url: str, target: Path) -> str:
         _download(url, target)
     except (_Refused, OSError) as error:
         mirror = os.environ.get(MIRROR, "")
-        setting = "" if mirror else f" and set {MIRROR}=FOLDER"
+        setting = "" if mirror else f", then set {MIRROR}=FOLDER"
         raise UserError(
             f"cannot download {url}: {_reason(error)}; "
-            f"get it by other means, put it at {mirror.rstrip('/') or 'FOLDER'}/{unquote(_key(url))}{setting}"
+            "get it by other means and put it at "
+            f"{mirror.rstrip('/') or 'FOLDER'}/{unquote(_path_in_mirror(url))}{setting}"
         ) from None
     return url
 
 
-def _key(url: str) -> str:
+def _path_in_mirror(url: str) -> str:
     parts = urlsplit(url)
     return parts.netloc + parts.path
 
 
 def _download(url: str, target: Path) -> None:
-    """Raises _Refused, or one of requests' exceptions (all are OSErrors) when the retries are used up."""
+    """Raises _Refused or, after the last retry, an exception of `requests` (all of them are OSErrors)."""
     import pooch
     import requests
 
-    # The checksum is of the file itself, so no compression on the way.
+    # Ask for no compression on the way: the checksum is that of the file itself.
     request = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(), chunk_size=1 << 16, headers={"Accept-Encoding": "identity"}
     )
@@ -117,7 +120,7 @@ def _download(url: str, target: Path) -> None:
                 raise _Refused(_reason(error)) from None
             raise
 
-    # No checksum here: pooch would download a wrong file again and again.
+    # Without a checksum, so that pooch does not download a wrong file again and again.
     files = pooch.create(
         target.parent,
         base_url="",

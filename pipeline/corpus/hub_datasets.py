@@ -1,4 +1,4 @@
-"""Stream a data set of the Hugging Face hub into Parquet files, in bounded memory."""
+"""Stream a data set from the Hugging Face hub into Parquet files, in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SECONDS_BETWEEN_LINES = 10.0
 def write_documents(
     repository: str, config: str | None, split: str, revision: str, text_column: str, folder: Path
 ) -> None:
-    """Write one split's texts as `folder/part-00000.parquet`, ..., each with the one column `text`.
+    """Write the texts of one split as `folder/part-00000.parquet`, ..., with `text` as their only column.
 
-    `repository` is a name on the hub or a local folder. Files are at most about FILE_BYTES large. Raises
-    UserError for what the hub does not have, and when it cannot be reached.
+    `repository` is a name on the hub or a local folder. A file has at most about FILE_BYTES bytes. Raises
+    UserError if the hub lacks the data set, split or column, or cannot be reached.
     """
     import datasets
 
@@ -37,7 +37,7 @@ def write_documents(
         )
         if text_column not in (stream.column_names or [text_column]):
             columns = ", ".join(stream.column_names)
-            raise UserError(f"{where}: no column {text_column!r} among {columns}; correct source.text_column")
+            raise UserError(f"{where}: no column {text_column!r}, only {columns}; correct source.text_column")
         tables = stream.select_columns([text_column]).with_format("arrow").iter(batch_size=BATCH_DOCUMENTS)
         write_tables(_reported(tables, repository), folder)
     except UserError:
@@ -49,7 +49,7 @@ def write_documents(
     except Exception as error:
         if is_network_error(error):
             raise UserError(
-                f"{where}: cannot reach the hub ({first_line(error)}); try again with network"
+                f"{where}: cannot reach the hub ({first_line(error)}); try again with a network connection"
             ) from None
         if isinstance(error, OSError | ValueError | RuntimeError):
             raise UserError(f"{where}: {first_line(error)}; correct source in dataset.yaml") from None
@@ -57,7 +57,10 @@ def write_documents(
 
 
 def write_tables(tables: Iterator[pyarrow.Table], folder: Path) -> None:
-    """Write tables of one column of strings as Parquet files of the column `text`."""
+    """Write tables with one column of strings as Parquet files with the column `text`.
+
+    Raises UserError if the column holds anything but strings.
+    """
     import pyarrow
     import pyarrow.types as types
     from pyarrow.parquet import ParquetWriter
@@ -79,7 +82,7 @@ def write_tables(tables: Iterator[pyarrow.Table], folder: Path) -> None:
 
 
 def _grouped(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
-    """The same rows in tables large enough to be a row group each."""
+    """Join tables until each is large enough for one row group."""
     import pyarrow
 
     group: list[pyarrow.Table] = []
@@ -93,7 +96,7 @@ def _grouped(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
 
 
 def _reported(tables: Iterator[pyarrow.Table], name: str) -> Iterator[pyarrow.Table]:
-    """The same tables, with the count and rate of their rows on stderr."""
+    """Pass the tables on, and report the count and rate of their rows on stderr."""
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
@@ -112,9 +115,10 @@ def _reported(tables: Iterator[pyarrow.Table], name: str) -> Iterator[pyarrow.Ta
 
 
 def is_network_error(error: Exception) -> bool:
-    """Whether the hub was not reached, or refused.
+    """Whether the hub could not be reached, or refused the request.
 
-    By name, because the hub's client changes the HTTP library whose errors it lets through.
+    Errors are recognized by class name, because the HTTP library that raises them depends on the version of
+    the hub's client.
     """
     names = {ancestor.__name__ for ancestor in type(error).__mro__}
     network = {
@@ -128,6 +132,6 @@ def is_network_error(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, for a message of one line."""
+    """The first line of an error's message, or the name of its class if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,6 +1,6 @@
-"""The embedded corpus: Python's language reference and its standard library's docstrings.
+"""The built-in corpus: Python's language reference and the docstrings of its standard library.
 
-Read from the interpreter that runs the pipeline, through `ast`: nothing is imported or executed.
+Both are read from the source files of the running interpreter with `ast`: nothing is imported or executed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 
-# `encodings` is mostly tables from a generator, hundreds of copies of one docstring.
+# `encodings` is mostly generated tables, with hundreds of copies of one docstring.
 SKIPPED = {"test", "tests", "idle_test", "idlelib", "turtledemo", "encodings", "pydoc_data"}
 
 REMEDY = "install a complete Python (on Debian and Ubuntu: apt install python3-full)"
@@ -25,7 +25,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def documents(stdlib: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Name and text of each topic of the language reference, then of each module, both sorted by name.
+    """Yield (name, text) of each topic of the language reference, then of each module, both sorted by name.
 
     `stdlib` is the folder of the standard library, by default the running interpreter's. A module that
     cannot be read or parsed, or that has no docstring, is left out. Raises UserError if the interpreter
@@ -38,7 +38,7 @@ def documents(stdlib: Path | None = None) -> Iterator[tuple[str, str]]:
     yield from sorted(_without_excerpts(topics).items())
     modules = sorted(_modules(root))
     if not modules:
-        raise UserError(f"{root}: no standard library sources beside {sys.executable}; {REMEDY}")
+        raise UserError(f"{root}: no standard library sources for {sys.executable}; {REMEDY}")
     yield from modules
 
 
@@ -48,14 +48,15 @@ def _topics(path: Path) -> dict[str, str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "topics":
             topics = ast.literal_eval(node.value)
             return {str(name): str(text) for name, text in topics.items()}
-    raise UserError(f"{path}: no language reference beside {sys.executable}; {REMEDY}")
+    raise UserError(f"{path}: no language reference for {sys.executable}; {REMEDY}")
 
 
 def _without_excerpts(topics: dict[str, str]) -> dict[str, str]:
-    """Leave out topics whose text is part of another's: no text may be in train and in val both."""
+    """Leave out topics whose text is part of another topic: no text may be in both train and val."""
     kept: dict[str, str] = {}
     for name, text in sorted(topics.items(), key=lambda topic: (-len(topic[1]), topic[0])):
-        body = text.partition("\n\n")[2].strip() or text.strip()  # an excerpt has a heading of another level
+        # Compare without the heading, which may be of another level in an excerpt.
+        body = text.partition("\n\n")[2].strip() or text.strip()
         if not any(body in longer for longer in kept.values()):
             kept[name] = text
     return kept
@@ -73,7 +74,7 @@ def _modules(root: Path) -> Iterator[tuple[str, str]]:
 
 def _sources(root: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root):
-        # Only packages: site-packages, lib-dynload and the like are no identifiers.
+        # Only packages: names such as site-packages and lib-dynload are not Python identifiers.
         subfolders[:] = [name for name in subfolders if name.isidentifier() and name not in SKIPPED]
         yield from (Path(folder, name) for name in files if name.endswith(".py") and name[:-3].isidentifier())
 
@@ -87,7 +88,7 @@ def _parse(path: Path) -> ast.Module | None:
 
 
 def _sections(node: ast.AST, prefix: str) -> Iterator[str]:
-    """The docstring of `node`, then of the classes and functions in it, in the order of the source."""
+    """Yield the docstring of `node`, then those of the classes and functions in it, in source order."""
     if isinstance(node, Documented):
         docstring = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
         if isinstance(node, ast.Module):
@@ -97,7 +98,7 @@ def _sections(node: ast.AST, prefix: str) -> Iterator[str]:
             yield f"{_heading(node, prefix)}\n{indented}"
     if isinstance(node, ast.ClassDef):
         prefix += f"{node.name}."
-    # What is defined inside a function is its own affair.
+    # Functions and classes inside a function are private to it, so they are left out.
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.stmt | ast.ExceptHandler):
@@ -113,5 +114,5 @@ def _heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, prefix
 
 
 def _clean(text: str) -> str:
-    """Without blanks around it, and without the lone surrogates that UTF-8 cannot hold."""
+    """Strip blanks from both ends, and replace lone surrogates, which UTF-8 cannot encode."""
     return text.strip().encode("utf-8", "replace").decode("utf-8") + "\n"

@@ -1,4 +1,4 @@
-"""dataset.yaml: where a corpus comes from and how it is split, and filling data/<dataset>/raw/ from it."""
+"""Read dataset.yaml (where a corpus comes from, how it is split) and fill data/<dataset>/raw/ from it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
-IDS_FILES = ("train.bin", "val.bin")  # of a folder that nanoGPT's prepare.py filled
+IDS_FILES = ("train.bin", "val.bin")  # written by nanoGPT's prepare.py
 META_FILE = "meta.pkl"
 
-SPLIT_SEED = 2357  # nanoGPT's
+SPLIT_SEED = 2357  # the seed that nanoGPT's prepare.py splits OpenWebText with
 FEW_DOCUMENTS = 100
 
 
 class TextSource(Section):
-    """A source whose raw/ holds files that pipeline.corpus.documents reads."""
+    """A source that fills raw/ with files that pipeline.corpus.documents reads."""
 
     def contents(self, raw: Path) -> str:
-        """How much it has written, in words."""
+        """The amount of text in `raw`, for a message: documents and megabytes."""
         return _amount(count_documents(raw), "documents", corpus_files(raw))
 
 
 class PydocsSource(TextSource):
-    """The documentation of the running Python, see pipeline.corpus.pydocs."""
+    """The documentation of the running Python (see pipeline.corpus.pydocs)."""
 
     kind: Literal["pydocs"]
 
@@ -54,7 +54,7 @@ class PydocsSource(TextSource):
 
 
 class UrlSource(TextSource):
-    """One file, verified; .jsonl and .parquet hold their text in `text`."""
+    """One file at a URL, verified by checksum; .jsonl and .parquet files hold their text in `text`."""
 
     kind: Literal["url"]
     url: NonEmpty
@@ -93,7 +93,7 @@ class UserFile(Section):
     sha256: Sha256
 
     def unchanged(self) -> Path:
-        """Its path. Raises UserError if it went, or is not as it was."""
+        """The file's path. Raises UserError if the file is missing or has changed."""
         path = Path(self.path)
         try:
             found = sha256_file(path)
@@ -105,7 +105,7 @@ class UserFile(Section):
 
 
 class FilesSource(TextSource):
-    """The user's own files; `text_column` says where .jsonl and .parquet files hold their text."""
+    """The user's own files; .jsonl and .parquet hold their text in the field or column `text_column`."""
 
     kind: Literal["files"]
     paths: Annotated[list[UserFile], Field(min_length=1)]
@@ -124,7 +124,7 @@ class FilesSource(TextSource):
 
 
 class NanoGPTSource(Section):
-    """Token ids that nanoGPT prepared; without `meta` they are GPT-2's, with it those of its characters."""
+    """Token ids that nanoGPT prepared: ids of the characters in `meta`, or GPT-2's ids without `meta`."""
 
     kind: Literal["nanogpt"]
     train: UserFile
@@ -133,7 +133,7 @@ class NanoGPTSource(Section):
 
     @property
     def tokenizer_name(self) -> str:
-        """What tokenizer.name has to be."""
+        """The tokenizer.name that these ids need."""
         return "gpt2" if self.meta is None else "char"
 
     def write(self, folder: Path) -> None:
@@ -154,7 +154,7 @@ class TailSplit(Section):
 
 
 class DocumentSplit(Section):
-    """`fraction` of the documents, drawn with `seed`, are the validation split."""
+    """A random `fraction` of the documents, drawn with `seed`, is the validation split."""
 
     by: Literal["documents"]
     fraction: Share
@@ -162,7 +162,7 @@ class DocumentSplit(Section):
 
 
 class GivenSplit(Section):
-    """The source comes in two splits."""
+    """The source is already divided into a training and a validation split."""
 
     by: Literal["source"]
 
@@ -174,7 +174,7 @@ Split = Annotated[TailSplit | DocumentSplit | GivenSplit, Field(discriminator="b
 
 
 class DatasetSpec(Section):
-    """All of a dataset.yaml."""
+    """The content of a dataset.yaml."""
 
     description: str = ""
     published: dict[str, float] = Field(
@@ -187,27 +187,27 @@ class DatasetSpec(Section):
     def _split_suits_source(self) -> DatasetSpec:
         if (self.source.kind == "nanogpt") != (self.split.by == "source"):
             raise ValueError(
-                f"split.by = {self.split.by} contradicts source.kind = {self.source.kind}: `by: source` is "
-                "for nanogpt, which comes in two splits, and the others are for text"
+                f"split.by = {self.split.by} contradicts source.kind = {self.source.kind}; use `by: source` "
+                "for nanogpt, and `by: documents` or `by: tail` for text"
             )
         return self
 
 
 def load_spec(dataset: str, root: Path = Path("data")) -> DatasetSpec:
-    """What data/<dataset>/dataset.yaml says. Raises UserError if it is missing or wrong."""
+    """Read data/<dataset>/dataset.yaml. Raises UserError if it is missing or invalid."""
     path = root / dataset / "dataset.yaml"
     if not path.is_file():
         known = sorted(found.parent.name for found in root.glob("*/dataset.yaml"))
-        there_are = ", ".join(known) or "none"
+        the_datasets = ", ".join(known) or "none"
         raise UserError(
             f"data.dataset = {dataset}: no {path}{suggest(dataset, known)}; "
-            f"there are {there_are}; make one with `make train-on TEXT=...`"
+            f"the datasets are {the_datasets}; make one with `make train-on TEXT=...`"
         )
     return validate(DatasetSpec, read_yaml(path), path)
 
 
 def write_spec(spec: DatasetSpec, path: Path) -> None:
-    """Write a dataset.yaml, in one step."""
+    """Write a dataset.yaml atomically."""
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 4096
@@ -216,9 +216,10 @@ def write_spec(spec: DatasetSpec, path: Path) -> None:
 
 
 def write_raw(spec: DatasetSpec, folder: Path) -> None:
-    """Replace `folder` by the source's text, files that pipeline.corpus.documents reads, or by nanoGPT's ids.
+    """Replace the content of `folder` by the source's text files, or by nanoGPT's ids.
 
-    The folder appears only once it is whole. Raises UserError for what cannot be had or has changed.
+    The text files are in the formats that pipeline.corpus.documents reads. The old content stays until the
+    new is complete. Raises UserError if the source is missing, unreadable or changed.
     """
     with replacing_folder(folder) as temporary:
         spec.source.write(temporary)
@@ -227,11 +228,11 @@ def write_raw(spec: DatasetSpec, folder: Path) -> None:
 
 
 def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
-    """The dataset.yaml for the .txt, .jsonl and .parquet files at a path or glob, all of which are read.
+    """Read the .txt, .jsonl and .parquet files at a path or glob, and return a dataset.yaml for them.
 
-    `text_column` says where .jsonl and .parquet files hold their text. Many documents are split by
-    document, few at the tail. Raises UserError for no match, another file type, an empty file or text
-    that cannot be read.
+    `text_column` is the field or column with the text of .jsonl and .parquet files. FEW_DOCUMENTS documents
+    or more are split by document, fewer at the tail of the text. Raises UserError if no file matches, and
+    for another file type, an empty file or text that cannot be read.
     """
     files, documents = [], 0
     for path in _matches(pattern):
@@ -251,12 +252,12 @@ def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
 
 
 def holds_ids(folder: Path) -> bool:
-    """Whether this is a folder that nanoGPT's prepare.py filled."""
+    """Whether `folder` has the train.bin and val.bin that nanoGPT's prepare.py writes."""
     return all((folder / name).is_file() for name in IDS_FILES)
 
 
 def spec_for_nanogpt(folder: Path) -> DatasetSpec:
-    """The dataset.yaml for the train.bin, val.bin and, if there is one, meta.pkl in nanoGPT's folder."""
+    """Return a dataset.yaml for nanoGPT's train.bin, val.bin and, if there is one, meta.pkl in `folder`."""
     train, val, meta = (folder.absolute() / name for name in (*IDS_FILES, META_FILE))
     return DatasetSpec(
         description=f"made by `make train-on` from {folder}",
@@ -298,13 +299,13 @@ def _matches(pattern: str) -> list[Path]:
     for path in paths:
         if path.suffix.lower() not in EXTENSIONS:
             raise UserError(
-                f"{path}: unknown type {path.suffix or 'without extension'}; use {_either(EXTENSIONS)}"
+                f"{path}: unknown file type {path.suffix or '(no extension)'}; use {_either(EXTENSIONS)}"
             )
     return paths
 
 
 def _safe(name: str) -> str:
-    """`name` as a folder or file name that needs no quotes anywhere."""
+    """`name` changed to a file or folder name that never needs quotes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "text"
 
 

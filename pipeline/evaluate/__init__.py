@@ -1,1 +1,1 @@
-"""How good a model is: losses, baselines that need no network, and loss by depth."""
+"""Evaluation: losses, zero-shot tasks, baselines, and loss by depth."""

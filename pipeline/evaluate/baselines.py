@@ -1,4 +1,4 @@
-"""What a model has to beat on the same text: predictors that need no download, and other models."""
+"""Baselines on the same text: n-gram models, a compressor, and other models."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NGRAM_ORDERS = {"uniform": 0, "unigram": 1, "bigram": 2, "trigram": 3}
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """How well something predicts the validation text, and as much of the training text."""
+    """How well a baseline predicts the validation split, and as many tokens of the training split."""
 
     val: Evaluation
-    train: Evaluation | None = None  # a compressor that starts cold has none
+    train: Evaluation | None = None  # None for a compressor, which has no training
     params: int | None = None
     weights: str | None = None  # sha256
 
@@ -40,10 +40,11 @@ class BaselineResult:
 
 
 def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
-    """How well a baseline, or the model called `name`, predicts the validation split.
+    """Evaluate a baseline, or the model called `name`, on the validation split.
 
-    Every token but the first is predicted, as a GPT predicts them; so is the beginning of the training split,
-    as long as the validation split. Raises UserError if there is no such baseline or model.
+    Every token but the first is predicted, as by a GPT; xz encodes all of them. Except for xz, the start of
+    the training split is evaluated too, with as many tokens as the validation split. Raises UserError if
+    there is no such baseline or model.
     """
     if name in NGRAM_ORDERS:
         return _ngram(NGRAM_ORDERS[name], params.baselines.train_tokens, tokens_folder)
@@ -55,7 +56,7 @@ def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> Baselin
 
 
 def file_name(name: str) -> str:
-    """Where below results/baselines/ a baseline's figures go; dvc.yaml spells it the same way."""
+    """The path of a baseline's result below results/baselines/; dvc.yaml builds the same path."""
     return f"{name.lstrip('/')}.json"
 
 
@@ -81,7 +82,7 @@ def _xz(tokens_folder: Path) -> BaselineResult:
 
 
 def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
-    """A model with another tokenizer reads the same text in its own tokens: compare bits per byte then."""
+    """Evaluate a model on the same text in its own tokens. Bits per byte compare across tokenizers."""
     from pipeline.evaluate.loss import evaluate
     from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
@@ -95,18 +96,18 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}
     device = use_device(params.runtime)
     model = load_model(stored, device)
-    # As many tokens at once as in training: GPT-2's windows and vocabulary are larger than most.
+    # As many tokens per batch as in training: GPT-2's long windows and large vocabulary need more memory.
     rows = max(1, params.train.batch_size * params.model.block_size // model.block_size)
     results = {}
     for split, tokens in texts.items():
         ids = tokens.read(0, min(len(tokens), len(val)))
         if not tokenizer.same_ids(own):
             ids = _retokenized(ids, own, tokenizer)
-        which = (Tokens([ids]), model.block_size, rows)
+        arguments = (Tokens([ids]), model.block_size, rows)
         windows = tqdm(
-            evaluation_windows(*which),
+            evaluation_windows(*arguments),
             desc=f"{name} on {split}",
-            total=count_batches(*which),
+            total=count_batches(*arguments),
             unit="batch",
             disable=None,
         )
@@ -115,7 +116,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
 
 
 def _retokenized(ids: np.ndarray, own: Tokenizer, other: Tokenizer) -> np.ndarray:
-    """The text of ids in another tokenizer's ids, document by document."""
+    """The same text as ids of the tokenizer `other`, encoded document by document."""
     documents = (
         np.split(ids, np.flatnonzero(ids == own.end_of_text) + 1) if own.end_of_text is not None else [ids]
     )

@@ -1,4 +1,4 @@
-"""The trained model beside its baselines: one row of figures each."""
+"""The figures of the trained model and of its baselines, one row for each."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ OURS = "this model"
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures; losses in nats per token, of its own tokens."""
+    """One model's figures. Losses are in nats per token of its own tokenizer."""
 
     name: str  # the trained model has the name OURS
     params: int | None
     train_loss: float | None
     val_loss: float
     perplexity: float
-    val_bpb: float  # bits per byte compare whatever the tokens
-    same_tokens: bool  # as the trained model's
+    val_bpb: float  # bits per byte, comparable across tokenizers
+    same_tokens: bool  # whether its tokens are the trained model's
     published: float | None  # the validation loss that others report
 
 
 def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[str, float]) -> list[Row]:
-    """A row for each JSON file whose figures are of `data`, a manifest's fingerprint.
+    """A row for each JSON file whose figures are for the dataset with the manifest fingerprint `data`.
 
-    `tokens` are those of the validation split that a GPT predicts; a model with another number of them has
-    another tokenizer. `published` are losses by name.
+    `tokens` is the number of tokens that a GPT predicts in the validation split; a model with another number
+    has another tokenizer. `published` has published losses by model name.
     """
     rows = {}
     for path in files:
@@ -46,7 +46,7 @@ def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[
 
 
 def baseline_files(params: Params) -> dict[str, Path]:
-    """Where the figures of each baseline and model in the parameters are, by the stage that writes them."""
+    """The result file of each baseline and model in the parameters, keyed by the stage that writes it."""
     files = {f"eval_baselines@{name}": BASELINES / file_name(name) for name in params.baselines.models}
     return files | {
         f"stages/dvc.yaml:eval_baselines@{name}": PRETRAINED / file_name(name)
@@ -55,13 +55,13 @@ def baseline_files(params: Params) -> dict[str, Path]:
 
 
 def of_kept_model(figures: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of training have the last model's figures first; the best one's are those of what was kept."""
+    """A training run's metrics, with the best model's figures instead of the last if the best was kept."""
     if figures.get("saved") != "best":
         return figures
     loss = figures["best_val_loss"]
     best = {"val_loss": loss, "val_bpb": figures["best_val_bpb"], "perplexity": math.exp(loss)}
     last = figures["best_step"] == figures["steps"]
-    return figures | best | ({} if last else {"train_loss": None})  # which only the last one's was taken of
+    return figures | best | ({} if last else {"train_loss": None})  # only measured for the last model
 
 
 def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]) -> Row:
@@ -74,6 +74,6 @@ def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]
         val_loss=figures["val_loss"],
         perplexity=figures["perplexity"],
         val_bpb=figures["val_bpb"],
-        same_tokens=counted in (tokens, tokens + 1),  # a compressor counts the first one too
+        same_tokens=counted in (tokens, tokens + 1),  # a compressor counts the first token too
         published=published.get(name),
     )

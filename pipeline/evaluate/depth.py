@@ -1,4 +1,4 @@
-"""The depth curve: what a model's validation loss is after each of its steps."""
+"""The depth curve: a model's validation loss after each of its steps."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from pipeline.tokens.tokenizers import load_tokenizer
 
 @dataclass(frozen=True)
 class Baseline:
-    """A horizontal line in the picture; in bits per byte, because it may have counted other tokens."""
+    """A horizontal line in the picture. It is in bits per byte, because its tokenizer may be another one."""
 
     name: str
     bits_per_byte: float
 
     def loss_per_token_of(self, evaluation: Evaluation) -> float:
-        """Nats per token, if the text had been cut into the tokens of `evaluation`."""
+        """The baseline's loss converted to nats per token of the tokenizer used for `evaluation`."""
         return self.bits_per_byte * math.log(2) * evaluation.bytes / evaluation.tokens
 
 
 @dataclass(frozen=True)
 class DepthCurve:
-    """A model read after 1, 2, … steps, of which it takes `trained_depth` unless told otherwise.
+    """Evaluations of a model after 1, 2, … steps; its default is `trained_depth` steps.
 
-    On the curve every token takes every step. If the model has learned to stop, `stopping` has what it
-    reaches at several thresholds, in their order: below the curve, it chooses its steps well. `threshold` is
-    its own one, if it uses any.
+    On the curve, every token takes every step. For a model with learned stopping, `stopping` has the results
+    at several thresholds, in ascending order. A result below the curve means that the model distributes its
+    steps well over the tokens. `threshold` is the model's own, or None.
     """
 
     name: str
-    unit: str  # what is counted as a step
+    unit: str  # what one step is
     points: dict[int, Evaluation]
     trained_depth: int
     stopping: Sequence[StoppingPoint] = ()
@@ -50,27 +50,27 @@ class DepthCurve:
 
     @property
     def own_stopping(self) -> StoppingPoint | None:
-        """What the model reaches at its own threshold."""
+        """The result at the model's own threshold, if it has one."""
         return next((point for point in self.stopping if point.threshold == self.threshold), None)
 
     @property
     def final(self) -> Evaluation:
-        """What the model reaches when it is left to itself."""
+        """The evaluation of the model with its default depth and its own threshold."""
         return self.points[self.trained_depth] if self.own_stopping is None else self.own_stopping.evaluation
 
 
 def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: torch.device) -> DepthCurve:
-    """The depth curve of a model on the validation split, or on as much of it as `params.depth` says.
+    """Measure a model's depth curve on the validation split, or its first `params.depth.eval_iters` batches.
 
     Raises UserError if the split is shorter than one of the model's windows.
     """
     val, token_bytes = open_split(tokens_folder, "val"), load_tokenizer(tokens_folder).token_bytes
     check_fits(val, model.block_size, "val")
-    which = (val, model.block_size, params.train.batch_size, params.depth.eval_iters)
+    arguments = (val, model.block_size, params.train.batch_size, params.depth.eval_iters)
 
-    def batches(what: str) -> tqdm[Any]:
-        total = count_batches(*which)
-        return tqdm(evaluation_windows(*which), desc=what, total=total, unit="batch", disable=None)
+    def batches(description: str) -> tqdm[Any]:
+        total = count_batches(*arguments)
+        return tqdm(evaluation_windows(*arguments), desc=description, total=total, unit="batch", disable=None)
 
     points = evaluate_by_depth(model, batches(f"{name} by depth"), token_bytes, device)
     curve = DepthCurve(name, model.trunk.unit, points, model.depth)

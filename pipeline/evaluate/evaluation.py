@@ -1,4 +1,4 @@
-"""What an evaluation comes to, whoever predicted: nats per token, perplexity, bits per byte."""
+"""The result of evaluating any predictor on a text: nats per token, perplexity, bits per byte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a text was predicted: total nats over `tokens` tokens that stand for `bytes` bytes."""
+    """How well a text was predicted: the total loss in nats over `tokens` tokens, which are `bytes` bytes."""
 
     nats: float
     tokens: int
@@ -22,7 +22,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))  # beyond, a float overflows
+        return math.exp(min(self.loss, 700.0))  # exp of more overflows a float
 
     @property
     def bits_per_byte(self) -> float:
@@ -30,7 +30,7 @@ class Evaluation:
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def as_json(self) -> dict[str, Any]:
-        """A baseline's figures on the validation text."""
+        """The figures as a baseline's result file has them."""
         return {
             "val_loss": self.loss,
             "val_bpb": self.bits_per_byte,

@@ -1,6 +1,6 @@
-"""Our models in lm-evaluation-harness, under the name `gpt-pipeline`: its tasks, our scoring and decoding.
+"""The model type `gpt-pipeline` for lm-evaluation-harness: its tasks with our scoring and decoding.
 
-Importing this registers them; it needs the optional extra `lm-eval`.
+Importing this module registers the type. It needs the optional extra `lm-eval`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PipelineLM(LM):
         self._batch_size = max_batch_size or BATCH_SIZE if automatic else int(batch_size)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability in nats, whether it is greedy) of each continuation.
+        """(log-likelihood in nats, whether greedy decoding gives it) for each continuation.
 
         Requests with the same context, such as the answers to one question, share its keys and values.
         """
@@ -68,9 +68,9 @@ class PipelineLM(LM):
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability in nats of each text, in the windows that lm-evaluation-harness cuts.
+        """The log-likelihood in nats of each text, in lm-evaluation-harness's rolling windows.
 
-        Without an end-of-text token to stand before the first token, that one is not predicted.
+        An end-of-text token precedes the text. If the tokenizer has none, the first token is not predicted.
         """
         groups, owners = [], []
         for index, request in enumerate(requests):
@@ -90,16 +90,17 @@ class PipelineLM(LM):
         return results
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to a stop sequence or the end-of-text token.
+        """Generate text after each context, up to a stop sequence or the end-of-text token.
 
-        Greedily, unless the request has a temperature above 0. Raises UserError for settings beyond these.
+        Decoding is greedy unless the request has a temperature above 0. Raises UserError for a setting that
+        is not in SETTINGS.
         """
         results = []
         for request in tqdm(requests, desc="generate_until", disable=disable_tqdm):
             context, settings = request.args
             unknown = sorted(settings.keys() - SETTINGS)
             if unknown:
-                raise UserError(f"generation setting {unknown[0]}: none of {', '.join(sorted(SETTINGS))}")
+                raise UserError(f"generation setting {unknown[0]}: not one of {', '.join(sorted(SETTINGS))}")
             results.append(self._write(context, **settings))
             self.cache_hook.add_partial("generate_until", request.args, results[-1])
         return results
@@ -115,7 +116,7 @@ class PipelineLM(LM):
         top_p: float | None = None,
     ) -> str:
         sampler = TokenSampler(temperature, top_k, top_p, greedy=not (do_sample and temperature > 0))
-        prompt = self._prompt(context)[-max(1, self._model.block_size - max_gen_toks) :]  # room to write
+        prompt = self._prompt(context)[-max(1, self._model.block_size - max_gen_toks) :]  # room to generate
         ids = torch.tensor([prompt], device=self._device)
         stops = [until] if isinstance(until, str) else until
         stream, text = TextStream(self._tokenizer), ""

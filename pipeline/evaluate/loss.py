@@ -14,7 +14,7 @@ from pipeline.model.gpt import GPT, cross_entropy
 from pipeline.runtime.device import to_device
 from pipeline.tokens.batches import Batch
 
-NEVER = 1.0  # the threshold of learned stopping that no token exceeds
+NEVER = 1.0  # a threshold for learned stopping that no token exceeds
 
 
 def evaluate(
@@ -30,7 +30,8 @@ def evaluate_by_depth(
 ) -> dict[int, Evaluation]:
     """Like `evaluate`, after each number of steps in `model.depths`, in one pass over the batches.
 
-    Every token takes every step: a model that learned to stop weighs the steps as in training, and ends none.
+    Every token takes every step: a model with learned stopping weights the steps as in training, but no token
+    stops early.
     """
     with stopping_at(model, NEVER):
         curve = evaluate_each(model.logits_by_depth, model, batches, token_bytes, device)
@@ -39,9 +40,9 @@ def evaluate_by_depth(
 
 @dataclass(frozen=True)
 class StoppingPoint:
-    """What a model with learned stopping reaches at a threshold, in how many steps a token on average.
+    """The result of learned stopping at a threshold: an evaluation, and the mean number of steps per token.
 
-    Without a threshold, as in training, all steps are computed, and `mean_depth` is the expected one.
+    If `threshold` is None, all steps are computed, as in training, and `mean_depth` is the expected depth.
     """
 
     threshold: float | None
@@ -56,7 +57,7 @@ def evaluate_stopping(
     device: torch.device,
     thresholds: Sequence[float | None],
 ) -> list[StoppingPoint]:
-    """Like `evaluate`, at each threshold of a model with learned stopping, in one pass over the batches."""
+    """Like `evaluate`, at each of the thresholds for learned stopping, in one pass over the batches."""
     steps, tokens = [0.0] * len(thresholds), 0
 
     def readings(ids: torch.Tensor) -> Iterable[torch.Tensor]:
@@ -75,7 +76,7 @@ def evaluate_stopping(
 
 @contextmanager
 def stopping_at(model: GPT, threshold: float | None) -> Iterator[None]:
-    """Within the block, learned stopping, where the model has it, has another threshold."""
+    """Within the `with` block, learned stopping uses this threshold, if the model has learned stopping."""
     stopping = model.stopping
     if stopping is None:
         yield
@@ -95,7 +96,7 @@ def evaluate_each(
     token_bytes: np.ndarray,
     device: torch.device,
 ) -> list[Evaluation]:
-    """An Evaluation for each of the logits (B, T, vocabulary) that `readings` takes of a batch's ids."""
+    """One Evaluation for each of the logits (B, T, vocabulary) that `readings` yields for ids (B, T)."""
     was_training = model.training
     model.eval()
     sums: list[torch.Tensor] = []

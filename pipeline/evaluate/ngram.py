@@ -1,8 +1,8 @@
-"""Interpolated n-gram models: what a language model must beat to have learned more than to count.
+"""Interpolated n-gram models. A language model that does not beat them has learned no more than counting.
 
-An n-gram's key is its token ids read as the digits of a number in base `vocab_size`. The sorted keys of a
-text are all a model needs: how often an n-gram occurs is the width of its range among them, and so is how
-often a context does, whatever token follows it.
+An n-gram's key is its token ids read as the digits of a number in base `vocab_size`. A model only stores the
+sorted keys of a text. The count of an n-gram is the number of keys equal to its own. The keys that begin with
+the same context are adjacent, so the count of a context is the number of keys in that range.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NUM_BUCKETS = 64  # an int64 count has at most 63 bits
 
 @dataclass(frozen=True, eq=False)
 class NGram:
-    """Frequencies of n-grams, interpolated from the uniform distribution upwards:
+    """N-gram frequencies, each order interpolated with the one below, from the uniform distribution up:
 
         p_0(w) = 1 / vocab_size
         p_n(w | h) = weight * count(h w) / count(h) + (1 - weight) * p_{n-1}(w | h without its first token)
 
-    The weight depends on n and on how many bits count(h) has, so contexts about equally frequent share one;
-    it is 0 for a context never seen. Every token has p > 0.
+    The weight depends on n and on the bit length of count(h), so contexts of similar frequency share one. It
+    is 0 for a context that never occurred. Every token has p > 0.
 
     F. Jelinek, R. L. Mercer, "Interpolated estimation of Markov source parameters from sparse data", 1980;
     S. F. Chen, J. Goodman, "An empirical study of smoothing techniques for language modeling", 1999.
@@ -37,15 +37,15 @@ class NGram:
 
     vocab_size: int
     counts: tuple[_Counts, ...]  # of unigrams, bigrams, ... in the training text
-    weights: tuple[Floats, ...]  # (NUM_BUCKETS,) for each of them
+    weights: tuple[Floats, ...]  # (NUM_BUCKETS,) for each order
 
     @classmethod
     def fit(cls, train: Tokens, vocab_size: int, order: int) -> NGram:
-        """The model of `order` (0 uniform, 1 unigram, 2 bigram, 3 trigram) of the (T,) token ids `train`.
+        """Fit a model of `order` (0 uniform, 1 unigram, 2 bigram, 3 trigram) to the token ids `train` (T,).
 
-        The counts are those of all of `train`. The weights are fitted to its last tenth, with counts from
+        The final counts are from all of `train`. The weights are fitted to its last tenth, with counts from
         the rest, one order after the other: a model of order n contains the one of order n - 1 unchanged.
-        Fewer than 20 tokens leave nothing to fit to, and the model is uniform.
+        With fewer than 20 tokens there is nothing to fit, and the model is uniform.
         """
         assert vocab_size**order < 2**63, "the key of an n-gram must fit in an int64"
         tokens = _token_ids(train, vocab_size)
@@ -62,10 +62,10 @@ class NGram:
         return cls(vocab_size, counts, tuple(weights))
 
     def nll(self, tokens: Tokens) -> Floats:
-        """Negative log-probability, in nats, of every token but the first, given those before it.
+        """The negative log-likelihood, in nats, of every token but the first, given those before it.
 
-        (T,) token ids give (T - 1,) values: the first token is context only, as for a GPT. Where the context
-        of an order would begin before the first token, the orders below it predict.
+        (T,) token ids give (T - 1,) values: the first token is context only, as for a GPT. Tokens at the
+        start that have too little context for an order are predicted by the orders below it.
         """
         tokens = _token_ids(tokens, self.vocab_size)
         probability = _uniform(tokens, self.vocab_size)
@@ -77,7 +77,7 @@ class NGram:
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """How often the n-grams of one n occur in a text, and their contexts: the first n - 1 tokens."""
+    """How often the n-grams of one n, and their contexts (the first n - 1 tokens), occur in a text."""
 
     n: int
     vocab_size: int
@@ -90,7 +90,7 @@ class _Counts:
     def frequencies(self, tokens: Ints) -> tuple[Floats, Ints]:
         """For every token but the first: count(h w) / count(h), and the bucket of its context's count.
 
-        Both are 0 where the context was never seen or would begin before the first token.
+        Both are 0 if the context never occurred, or would begin before the first token.
         """
         frequency = np.zeros(tokens[1:].shape)
         bucket = np.zeros(tokens[1:].shape, dtype=np.int64)
@@ -116,10 +116,11 @@ def _keys(tokens: Ints, n: int, vocab_size: int) -> Ints:
 
 
 def _fit_weights(frequency: Floats, lower: Floats, bucket: Ints) -> Floats:
-    """The weight of `frequency` against the `lower` order's probability in each bucket, by EM.
+    """Fit by EM, for each bucket, the weight of `frequency` against the `lower` order's probability.
 
-    As if each bucket had seen one more token of either source (Laplace's rule), no weight is ever 0 or 1.
-    A bucket without a token takes its weight from its neighbours', starting from 0 for unseen contexts.
+    One extra token of either source is added to each bucket (Laplace's rule), so a fitted weight is never 0
+    or 1. A bucket without tokens is interpolated between its neighbors; bucket 0, of contexts that never
+    occurred, has weight 0.
     """
     num_tokens = np.bincount(bucket, minlength=NUM_BUCKETS)
     weights = np.full(NUM_BUCKETS, 0.5)

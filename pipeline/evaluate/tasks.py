@@ -1,6 +1,6 @@
-"""Zero-shot tasks: where their text is, what of it is scored, and what the scores come to.
+"""Zero-shot tasks: where their data comes from, which text is scored, and the figures of a task.
 
-The data is downloaded once per machine and checked; a file of one's own can take its place.
+The data is downloaded once per machine and verified by its checksum; a local file can be used instead.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from pipeline.tokens.tokenizers import Tokenizer
 
 
 class Task(ABC):
-    """A task's samples in a model's tokens: the groups to score, and what their scores come to."""
+    """A task's samples as a model's token ids: the groups to score, and how scores become figures."""
 
     name: ClassVar[str]
-    unit: ClassVar[str]  # what a group is
-    running: ClassVar[str]  # the figure that is shown while it is measured
+    unit: ClassVar[str]  # what a group is called in the progress bar
+    running: ClassVar[str]  # the figure shown in the progress bar
     groups: Sequence[Group]
     samples: int
 
     @classmethod
     @abstractmethod
     def download(cls, folder: Path) -> Path:
-        """The task's file in `folder`, downloaded if it is not there. Raises UserError."""
+        """The task's file in `folder`, downloaded if missing. Raises UserError if the download fails."""
 
     @abstractmethod
     def __init__(self, path: Path, tokenizer: Tokenizer, block_size: int, limit: int | None) -> None:
-        """The first `limit` samples in a file, or all of them. Raises UserError."""
+        """Read the first `limit` samples of a file, or all of them. Raises UserError for an invalid file."""
 
     @abstractmethod
     def tally(self, group: int, scores: Sequence[Score]) -> np.ndarray:
-        """What one group's scores add to the sums (2,) that `figures` is made of."""
+        """One group's contribution to the sums (2,) from which `figures` computes the figures."""
 
     @abstractmethod
     def figures(self, sums: np.ndarray, groups: int) -> dict[str, float]:
-        """The task's figures, from sums over so many groups."""
+        """The task's figures, from the sums over `groups` groups."""
 
 
 class HellaSwag(Task):
-    """Which of four endings is the likeliest: 10,042 tasks of the validation split (Zellers et al. 2019).
+    """Choose the most likely of four endings: 10,042 tasks of the validation split (Zellers et al. 2019).
 
-    `accuracy` compares the endings' log-probabilities, `accuracy_norm` these divided by the endings' numbers
-    of characters: `acc` and `acc_norm` of lm-evaluation-harness, from the same text. The file is the official
-    one or an already cleaned one, of `ctx`, `endings` and `label`.
+    `accuracy` compares the endings' log-likelihoods; `accuracy_norm` divides each by the ending's length in
+    characters first. They are `acc` and `acc_norm` of lm-evaluation-harness, on the same text. The file is
+    the official one, or an already cleaned one with the fields `ctx`, `endings` and `label`.
     """
 
     URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -75,7 +75,7 @@ class HellaSwag(Task):
         for context, endings, _ in tasks:
             pairs = [encode_pair(tokenizer, context, f" {ending}") for ending in endings]
             shared = pairs[0][0]
-            assert all(ids == shared for ids, _ in pairs), "a token begins where a word does"
+            assert all(ids == shared for ids, _ in pairs), "the context has the same ids before every ending"
             self.groups.append(Group(shared, [continuation for _, continuation in pairs]))
         self.samples = len(tasks)
         self._characters = [np.array([len(ending) for ending in endings]) for _, endings, _ in tasks]
@@ -92,9 +92,9 @@ class HellaSwag(Task):
 
 
 class Lambada(Task):
-    """The last word of 5,153 passages (Paperno et al. 2016), in the variant that OpenAI tested GPT-2 on.
+    """Predict the last word of 5,153 passages (Paperno et al. 2016), in OpenAI's version for GPT-2.
 
-    `accuracy` is how often each of the word's tokens is the likeliest, `perplexity` that of whole words.
+    `accuracy` is the share of words of which every token is the most likely one. `perplexity` is per word.
     """
 
     URL = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
@@ -130,10 +130,10 @@ class Lambada(Task):
 class WikiText2(Task):
     """The raw test text of WikiText-2 (Merity et al. 2017), 4,358 lines, in sliding windows.
 
-    A window has `block_size` tokens, of which the last 512 are new, or half of them in a shorter one; every
-    token but the first is predicted, as in the recipe of `sliding_windows`. `perplexity` is per token;
-    `word_perplexity` spreads the same nats over what white space separates, `bits_per_byte` over UTF-8 bytes:
-    these two compare across tokenizers. A sample is a line.
+    A window has `block_size` tokens and predicts the last 512 of them, or half of them if `block_size` is
+    below 1024 (see `sliding_windows`). Every token but the first is predicted. `perplexity` is per token.
+    `word_perplexity` divides the same nats by the number of words, which white space separates, and
+    `bits_per_byte` by the number of UTF-8 bytes: these two compare across tokenizers. A sample is a line.
     """
 
     REPOSITORY, CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
@@ -148,14 +148,14 @@ class WikiText2(Task):
         if path.is_file() and sha256_file(path) == cls.SHA256:
             return path
         try:
-            text = "".join(row or " \n" for row in cls._rows_of_the_hub())  # where blank lines are emptied
+            text = "".join(row or " \n" for row in cls._rows_of_the_hub())  # blank lines are empty rows there
         except UserError as error:
             raise UserError(f"{error}, or put WikiText-2's wiki.test.raw at {path}") from None
         actual = hashlib.sha256(text.encode()).hexdigest()
         if actual != cls.SHA256:
             raise UserError(
                 f"{cls.REPOSITORY}, revision {cls.REVISION}: sha256 of the text is {actual}, expected "
-                f"{cls.SHA256}; not kept, get wiki.test.raw by other means and put it at {path}"
+                f"{cls.SHA256}; the text was not kept, get wiki.test.raw by other means and put it at {path}"
             )
         write_text(path, text)
         return path
@@ -173,13 +173,17 @@ class WikiText2(Task):
 
     def __init__(self, path: Path, tokenizer: Tokenizer, block_size: int, limit: int | None) -> None:
         if block_size < 2:
-            raise UserError(f"model.block_size = {block_size}: windows need 2 tokens to slide")
+            raise UserError(
+                f"model.block_size = {block_size}: sliding windows need at least 2 tokens; name another model"
+            )
         lines = _lines(path, limit)
         text = "".join(lines)
         ids = tokenizer.encode(text)
         self.groups = sliding_windows(ids.tolist(), block_size, min(self.STRIDE, block_size // 2))
         if not self.groups:
-            raise UserError(f"{path}: a single token, of which nothing can be predicted; read more of it")
+            raise UserError(
+                f"{path}: a single token leaves nothing to predict; name a longer file or raise the limit"
+            )
         self.samples = len(lines)
         self._words = len(text.split())
         self._bytes = int(tokenizer.token_bytes[ids[1:]].sum())
@@ -213,13 +217,13 @@ def _hellaswag_task(row: dict[str, Any], where: str) -> tuple[str, list[str], in
 
 
 def _without_markup(text: str) -> str:
-    """The part of HellaSwag that is from WikiHow marks titles and steps, in brackets."""
+    """Remove the bracketed marks for titles and steps that HellaSwag's texts from WikiHow have."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def _rows(path: Path, limit: int | None) -> Iterator[tuple[dict[str, Any], str]]:
-    """The first `limit` objects of a JSON lines file, and where each is, for messages."""
+    """Yield the first `limit` objects of a JSON lines file, each with its place for error messages."""
     for number, line in enumerate(_lines(path, limit), start=1):
         where = f"{path}, line {number}"
         try:
@@ -233,12 +237,12 @@ def _rows(path: Path, limit: int | None) -> Iterator[tuple[dict[str, Any], str]]
 
 def _field(row: dict[str, Any], name: str, where: str) -> Any:
     if name not in row:
-        raise UserError(f"{where}: no field {name!r} among {', '.join(row)}; name a file of this task")
+        raise UserError(f"{where}: no field {name!r}, only {', '.join(row)}; name a file of this task")
     return row[name]
 
 
 def _lines(path: Path, limit: int | None) -> list[str]:
-    """The first `limit` lines of a file, with their ends. Raises UserError if there are none."""
+    """The first `limit` lines of a file, with their line ends. Raises UserError if there are none."""
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
             lines = list(islice(file, limit))

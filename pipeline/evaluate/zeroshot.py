@@ -1,4 +1,4 @@
-"""Zero-shot evaluation: what a model can do that it was not trained for (Radford et al. 2019, section 3)."""
+"""Zero-shot evaluation: tasks that a model was not trained for (Radford et al. 2019, section 3)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ SECONDS_BETWEEN_LINES = 10.0
 def open_task(
     name: str, tokenizer: Tokenizer, block_size: int, limit: int | None = None, data: Path | None = None
 ) -> Task:
-    """One of TASKS in a model's tokens; several models that share them can be evaluated on it.
+    """Open one of TASKS, tokenized for a model; models with the same tokenizer and block size can share it.
 
-    `limit` keeps the first so many samples; `data` is a file to read instead of the downloaded one. Raises
-    UserError for an unknown name, data that cannot be had or read, and text that the tokenizer cannot encode.
+    `limit` is the number of samples to keep, from the start; `data` is a file to read instead of the
+    downloaded one. Raises UserError for an unknown name, for data that cannot be downloaded or read, and for
+    text that the tokenizer cannot encode.
     """
     import pooch
 
     if name not in TASKS:
-        raise UserError(f"task {name}: none of {', '.join(TASKS)}{suggest(name, list(TASKS))}")
+        raise UserError(f"task {name}: not one of {', '.join(TASKS)}{suggest(name, list(TASKS))}")
     task = TASKS[name]
     try:
         path = data or task.download(Path(pooch.os_cache("gpt-pipeline")) / "zeroshot")
@@ -43,7 +44,7 @@ def open_task(
 
 
 def file_name(task: str, model: str) -> str:
-    """Where below results/zeroshot/ the figures go. Raises UserError for a model's name with .. or / last."""
+    """The path of a result below results/zeroshot/. Raises UserError if `model` contains .. or ends in /."""
     if ".." in Path(model).parts or model.endswith("/"):
         raise UserError(f"model {model}: name a folder without .. and without a / at its end")
     return f"{model.lstrip('/')}/{task}.json"
@@ -52,7 +53,7 @@ def file_name(task: str, model: str) -> str:
 def evaluate_task(
     task: Task, model: GPT, tokenizer: Tokenizer, device: torch.device, batch_size: int
 ) -> dict[str, float]:
-    """The figures that a model reaches on a task, `batch_size` sequences at a time; progress is on stderr."""
+    """Measure a model's figures on a task, `batch_size` sequences at a time. Shows progress on stderr."""
     was_training = model.training
     model.eval()
     sums, groups = np.zeros(2), 0
@@ -65,7 +66,7 @@ def evaluate_task(
 
 
 class _Progress:
-    """A bar with the figure so far; off a terminal, a line now and then."""
+    """Shows the running figure: a bar on a terminal, elsewhere a line every SECONDS_BETWEEN_LINES."""
 
     def __init__(self, task: Task) -> None:
         self._task = task

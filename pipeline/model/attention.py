@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention (Vaswani et al. 2017), as in GPT-2, with slots for what came after it."""
+"""Causal multi-head self-attention (Vaswani et al. 2017), as in GPT-2, with slots for later variants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.model.position import ALiBi, Rotary
 
 
 class ValueMix(nn.Module):
-    """Adds a token's value embedding to its values, as much of it as training finds useful.
+    """Adds a token's value embedding, times one learned weight, to its attention values.
 
     Value embeddings are from modded-nanogpt's speed records, 2024.
     """
@@ -21,16 +21,17 @@ class ValueMix(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, values: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """(B, T, key and value channels), both."""
+        """Both arguments and the result are (B, T, key and value channels)."""
         return values + self.weight * embedding
 
 
 class CausalSelfAttention(nn.Module):
     """Each position attends to itself and the positions before it. (B, T, C) -> (B, T, C).
 
-    With fewer heads of keys and values than of queries, groups of queries share them (Ainslie et al. 2023).
-    The slots are empty in GPT-2: `rotary` turns queries and keys, `alibi` adds to the scores, `q_norm` and
-    `k_norm` are applied to each head, `value_mix` adds a second embedding of the tokens.
+    If `n_kv_head` is less than `n_head`, groups of query heads share a key and value head (Ainslie et al.
+    2023). GPT-2 leaves the other slots empty: `rotary` rotates queries and keys, `alibi` adds biases to the
+    attention scores, `q_norm` and `k_norm` normalize each head, `value_mix` adds a second token embedding
+    to the values.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class CausalSelfAttention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.append(layer_index, k, v, context.rows)
         past = k.shape[2] - T
-        mask = None  # a first chunk is plainly causal; a single new token may attend to everything so far
+        mask = None  # is_causal covers a first chunk; a single new token may attend to every cached position
         if self.alibi is not None:
             mask = self.alibi(T, past + T, like=q)
         elif past and T > 1:
@@ -86,13 +87,13 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
     def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
-        """Leave keys and values in the cache without attending to anything."""
+        """Append the keys and values of x (B, T, C) to the KV cache without computing attention."""
         _, k, v = self._heads(x, context)
-        assert context.cache is not None, "there is no cache to fill"
+        assert context.cache is not None, "fill_cache needs a KV cache"
         context.cache.append(layer_index, k, v, context.rows)
 
     def _heads(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of (B, T, C), each (B, heads, T, head size)."""
+        """Queries, keys and values for x (B, T, C), each (B, heads, T, head size)."""
         B, T, C = x.shape
         kv_channels = self.n_kv_head * self.head_size
         q, k, v = self.c_attn(x).split([C, kv_channels, kv_channels], dim=-1)

@@ -11,7 +11,7 @@ from pipeline.model.part import Part
 
 
 class Block(nn.Module):
-    """A pre-norm residual block (Radford et al. 2019); its four parts are slots. (B, T, C) -> (B, T, C)."""
+    """A pre-norm residual block (Radford et al. 2019): two norms, attention, MLP. (B, T, C) -> (B, T, C)."""
 
     def __init__(self, ln_1: nn.Module, attn: CausalSelfAttention, ln_2: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -21,22 +21,22 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
-        """`layer_index` is the block's in the cache."""
+        """`layer_index` says which entry of the KV cache belongs to this application of the block."""
         x = x + self.attn(self.ln_1(x), context, layer_index)
         return x + self.mlp(self.ln_2(x), context)
 
     def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
-        """Let later tokens attend to these here, without computing what comes of them."""
+        """Cache the keys and values of x (B, T, C) for later tokens, without computing the block's output."""
         self.attn.fill_cache(self.ln_1(x), context, layer_index)
 
 
 class LayerDropout(Part):
-    """A block that each sequence of a batch skips with a probability, in training (Huang et al. 2016).
+    """Wraps a block; in training, each sequence skips it with this probability (Huang et al. 2016).
 
-    What is skipped is not computed.
+    The block is computed only for the other sequences.
     """
 
-    eager = ("forward",)  # how many sequences there are is drawn
+    eager = ("forward",)  # the number of sequences is random
 
     def __init__(self, block: Block, probability: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From parameters to a model: the one place that reads the model's switches and picks the parts."""
+"""Builds a model from its config: the only place that reads the model's switches and picks the parts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pipeline.model.trunk import Stack, Trunk
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """Rows for the embedding: large vocabularies are padded to a multiple of 64, which runs faster.
+    """Number of embedding rows: large vocabularies are padded to a multiple of 64, which runs faster.
 
-    GPT-2's 50,257 become nanoGPT's 50,304. Small vocabularies gain nothing and keep their size.
+    GPT-2's 50,257 become 50,304, as in nanoGPT. Small vocabularies gain nothing and keep their size.
     """
     return vocab_size if vocab_size < 1 << 14 else math.ceil(vocab_size / 64) * 64
 
 
 def build_gpt(config: GPTConfig) -> GPT:
-    """A freshly initialized model, drawn from torch's global random state."""
+    """A model with random weights, drawn from torch's global random state."""
     c = config
     kv_channels = (c.n_kv_head or c.n_head) * c.n_embd // c.n_head
     embed = Embedding(
@@ -96,7 +96,7 @@ def _attention(c: GPTConfig) -> CausalSelfAttention:
 
 
 def _mixtures(c: GPTConfig) -> Callable[[], MixtureOfExperts]:
-    """Makes one mixture after the other; if they share a bank of experts, the first one owns it."""
+    """A function that makes one mixture per call; if they share a bank of experts, the first one owns it."""
     made: list[MixtureOfExperts] = []
     banks: list[Experts] = []
 
@@ -159,9 +159,9 @@ def _distribution(c: GPTConfig) -> DepthDistribution:
 def initialize(model: nn.Module, residual_writes: int) -> None:
     """GPT-2's initialization (Radford et al. 2019, section 2.3).
 
-    Matrices are normal with deviation 0.02, biases zero; the projections that write to the residual stream
-    are scaled by 1 / sqrt(number of such writes), so that the stream's size does not grow with depth. Norms
-    and single weights stay as their modules made them.
+    Matrices are normal with standard deviation 0.02, biases zero. Projections that write to the residual
+    stream are scaled by 1 / sqrt(number of such writes), so that the stream does not grow with depth. Norms
+    and scalar weights keep their module's own initialization.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -1,4 +1,4 @@
-"""The keys and values that attention has already computed, kept for the tokens that come after."""
+"""The KV cache: keys and values that attention has computed, kept for later tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 class KVCache:
-    """Keys and values of `batch` sequences, of at most `block_size` positions, wherever attention runs.
+    """Keys and values of `batch` sequences of at most `block_size` positions, for every layer.
 
-    `layer_index` is the trunk's: that of a layer, or of a step of a loop, which has keys of its own.
+    The trunk assigns each `layer_index`. Each step of a loop has its own, because its keys differ.
     """
 
     def __init__(self, block_size: int, batch: int) -> None:
@@ -20,16 +20,17 @@ class KVCache:
     def append(
         self, layer_index: int, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add (B, heads, T, head size) keys and values after `length`; return all, (B, heads, length + T, …).
+        """Store keys and values (B, heads, T, head size) for the positions after `length`.
 
-        With `rows`, they belong to those sequences of the batch.
+        Returns all keys and values so far, (B, heads, length + T, head size).
+        With `rows`, arguments and results are for those sequences of the batch only.
         """
         if layer_index not in self._layers:
             _, heads, _, head_size = keys.shape
             shape = (self._batch, heads, self._block_size, head_size)
             self._layers[layer_index] = (keys.new_empty(shape), keys.new_empty(shape))
         end = self.length + keys.shape[2]
-        assert end <= self._block_size, "the cache is full: the window has to slide, so its keys are stale"
+        assert end <= self._block_size, "the KV cache is full: start a new one for the shifted window"
         chosen = slice(None) if rows is None else rows
         for buffer, new in zip(self._layers[layer_index], (keys, values), strict=True):
             buffer[chosen, :, self.length : end] = new
@@ -37,11 +38,11 @@ class KVCache:
         return all_keys[chosen, :, :end], all_values[chosen, :, :end]
 
     def advance(self, positions: int) -> None:
-        """Every layer has seen so many more positions."""
+        """Call this after every layer has appended this many positions."""
         self.length += positions
 
     def select(self, rows: torch.Tensor) -> KVCache:
-        """A copy for some of the sequences; one that is named twice can be continued in two ways."""
+        """A copy for the sequences in `rows`; list a sequence twice to continue it in two ways."""
         copy = KVCache(self._block_size, len(rows))
         for layer_index, (keys, values) in self._layers.items():
             copy.append(layer_index, keys[:, :, : self.length][rows], values[:, :, : self.length][rows])

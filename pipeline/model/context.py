@@ -1,4 +1,4 @@
-"""What the parts of one forward pass share besides the residual stream."""
+"""What the modules of one forward pass share besides the residual stream."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pipeline.model.cache import KVCache
 
 
 class Report:
-    """What a forward pass leaves behind: parts of the loss, and figures for the log.
+    """Collects auxiliary losses and figures for the log during one forward pass.
 
-    A part that runs several times reports several times; `means` averages. `mean_depth` is how many steps of
-    a loop were taken, on average over tokens; `loss_scale` multiplies the cross-entropy in the loss.
+    A module that runs several times reports several times; `means` averages its figures. `mean_depth` is the
+    number of loop steps taken, averaged over tokens; `loss_scale` multiplies the cross-entropy in the loss.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Report:
         self.loss_scale: torch.Tensor | float = 1.0
 
     def add(self, name: str, value: torch.Tensor) -> None:
-        """A figure: a scalar, or one number for each of several experts."""
+        """Report a figure: a scalar, or a vector with one number per expert."""
         value = value.detach()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
@@ -32,10 +32,10 @@ class Report:
 
 
 class Context:
-    """One forward pass over B sequences: where they continue from, and what is collected on the way.
+    """The state of one forward pass over B sequences: KV cache, value embeddings and report.
 
-    `value_embedding` is (B, T, key and value channels); `rows` says which of the sequences these are, all of
-    them if it is None.
+    `value_embedding` is (B, T, key and value channels). `rows` are the indices of these sequences in the
+    batch; None means all of them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Context:
         self.report = Report() if report is None else report
 
     def select(self, rows: torch.Tensor) -> Context:
-        """The same pass for some of its sequences."""
+        """The same forward pass restricted to the sequences in `rows`."""
         values = self.value_embedding
         return Context(
             self.cache,

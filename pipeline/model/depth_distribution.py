@@ -1,4 +1,4 @@
-"""How often a recurrent block is applied in a training step."""
+"""The distribution that training draws a recurrent model's depth from."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 
 class DepthDistribution:
-    """Probabilities of 1, 2, … applications."""
+    """The probabilities of depth 1, 2, … (applications of the recurrent block)."""
 
     def __init__(self, probabilities: Sequence[float]) -> None:
         self.probabilities = np.asarray(probabilities)
-        assert abs(self.probabilities.sum() - 1) < 1e-9, "probabilities sum to one"
-        self._up_to = self.probabilities.cumsum()
-        self._up_to[-1] = 1.0
+        assert abs(self.probabilities.sum() - 1) < 1e-9, "probabilities must sum to one"
+        self._cumulative = self.probabilities.cumsum()
+        self._cumulative[-1] = 1.0
 
     @classmethod
     def uniform(cls, maximum: int) -> DepthDistribution:
-        """1 … maximum, each as likely."""
+        """Depths 1 … maximum, all equally likely."""
         return cls([1 / maximum] * maximum)
 
     @classmethod
     def log_normal(cls, mean: float, spread: float, maximum: int) -> DepthDistribution:
-        """A log-normal variable of this mean, rounded, at least 1 and at most `maximum`.
+        """A log-normal distribution, rounded to whole depths and clipped to 1 … `maximum`.
 
-        `spread` is the deviation of its logarithm. The mean is that before rounding and capping.
+        `mean` is its mean before rounding and clipping, `spread` the standard deviation of its logarithm.
         """
-        ends = [*range(1, maximum)]  # depth n stands for values up to n + 1/2
+        ends = [*range(1, maximum)]  # values up to n + 1/2 round to depth n
         if spread:
             center = math.log(mean) - spread**2 / 2
             below = [_normal_cdf((math.log(end + 0.5) - center) / spread) for end in ends]
@@ -41,8 +41,8 @@ class DepthDistribution:
         return float(self.probabilities @ np.arange(1, len(self.probabilities) + 1))
 
     def quantile(self, uniform: np.ndarray) -> np.ndarray:
-        """The depths that numbers in [0, 1) stand for: uniform ones give draws. (N,) -> (N,)."""
-        return 1 + np.searchsorted(self._up_to, uniform, side="right")
+        """Inverse of the cumulative distribution: maps uniform numbers in [0, 1) to depths. (N,) -> (N,)."""
+        return 1 + np.searchsorted(self._cumulative, uniform, side="right")
 
 
 def _normal_cdf(z: float) -> float:

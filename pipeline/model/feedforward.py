@@ -15,7 +15,7 @@ class ReLU2(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Half of the channels gate the other half (Shazeer 2020). (…, 2 H) -> (…, H)."""
+    """SiLU of the first half of the channels gates the second half (Shazeer 2020). (…, 2 H) -> (…, H)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, value = x.chunk(2, dim=-1)
@@ -23,7 +23,7 @@ class SwiGLU(nn.Module):
 
 
 class NewGELU(nn.GELU):
-    """GELU as GPT-2 computes it, through tanh (Hendrycks and Gimpel 2016, section 2)."""
+    """GPT-2's GELU, the tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
 
     def __init__(self) -> None:
         super().__init__(approximate="tanh")
@@ -38,9 +38,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def widths(n_embd: int, activation: str) -> tuple[int, int]:
-    """Channels before and after the activation: 4 C of each, as in GPT-2.
+    """Number of channels before and after the activation: 4 C for both, as in GPT-2.
 
-    SwiGLU has three matrices instead of two, so its are two thirds as wide, a multiple of 8.
+    SwiGLU has three matrices instead of two, so each is two thirds as wide, rounded up to a multiple of 8.
     """
     if activation == "swiglu":
         hidden = -(-8 * n_embd // 3 // 8) * 8
@@ -49,7 +49,7 @@ def widths(n_embd: int, activation: str) -> tuple[int, int]:
 
 
 class FeedForward(nn.Module):
-    """Widen four times, an activation, narrow back. (B, T, C) -> (B, T, C)."""
+    """Linear to four times the width, activation, linear back. (B, T, C) -> (B, T, C)."""
 
     def __init__(self, n_embd: int, bias: bool, dropout: float, activation: str = "gelu") -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""GPT = embedding -> trunk -> head. Which parts fill those slots is decided in `build`, not here."""
+"""GPT = embedding -> trunk -> head. `build` decides which modules fill these slots."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.model.trunk import Trunk
 
 
 class Embedding(nn.Module):
-    """Token embedding plus learned position embedding, a slot. Ids (B, T) -> (B, T, C).
+    """Token embedding plus an optional learned position embedding. Ids (B, T) -> (B, T, C).
 
-    `vte` is a second token embedding, for attention to mix into its values; it goes into the context.
+    `vte` is a second token embedding that attention mixes into its values; it is passed on in the context.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Embedding(nn.Module):
 
 
 class TiedProjection(nn.Module):
-    """Writes tokens with the matrix that reads them (Press and Wolf 2017). (B, T, C) -> (B, T, vocabulary).
+    """Output projection that reuses the token embedding (Press and Wolf 2017).
 
-    The matrix stays the embedding's: it is trained, counted and saved once.
+    (B, T, C) -> (B, T, vocabulary). The embedding owns the matrix: it is trained, counted and saved once.
     """
 
     def __init__(self, embedding: nn.Embedding) -> None:
@@ -57,7 +57,7 @@ class TiedProjection(nn.Module):
 
 
 class Softcap(nn.Module):
-    """Keeps logits within ± cap, smoothly (Gemma Team 2024). Any shape."""
+    """Squashes logits smoothly into ± cap with tanh (Gemma Team 2024). Any shape."""
 
     def __init__(self, cap: float) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ class Head(nn.Module):
 
 
 class Loss(NamedTuple):
-    """What training minimizes, and what it looks at."""
+    """The training loss, its cross-entropy part, and figures for the log."""
 
-    total: torch.Tensor  # with what parts of the model add to the cross-entropy
+    total: torch.Tensor  # what training minimizes: scaled cross-entropy plus auxiliary losses
     cross_entropy: torch.Tensor  # nats per token
     figures: dict[str, torch.Tensor]
 
 
 class GPT(nn.Module):
-    """A decoder-only language model; `block_size` is the longest sequence it takes."""
+    """A decoder-only language model for sequences of at most `block_size` tokens."""
 
     def __init__(self, embed: Embedding, trunk: Trunk, head: Head, block_size: int) -> None:
         super().__init__()
@@ -101,22 +101,22 @@ class GPT(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Steps of the trunk."""
+        """Default number of steps of the trunk: layers, or applications of the recurrent block."""
         return self.trunk.depth
 
     @property
     def depth_distribution(self) -> DepthDistribution | None:
-        """Which depths training draws, if it does."""
+        """The distribution that training draws depths from; None if the depth is fixed."""
         return self.trunk.distribution
 
     @property
     def depths(self) -> Sequence[int]:
-        """Numbers of steps after which `logits_by_depth` reads the model."""
+        """The depths (numbers of steps) at which `logits_by_depth` gives logits."""
         return self.trunk.depths
 
     @property
     def stopping(self) -> LearnedStopping | None:
-        """What decides when a token takes no more steps, if that is learned."""
+        """The learned halting policy, if the model has one."""
         return next((part for part in self.modules() if isinstance(part, LearnedStopping)), None)
 
     def forward(
@@ -126,10 +126,10 @@ class GPT(nn.Module):
         depth: int | None = None,
         targets: torch.Tensor | None = None,
     ) -> torch.Tensor | Loss:
-        """Logits (B, T, vocabulary) for ids (B, T), which continue what `cache` has seen.
+        """Logits (B, T, vocabulary) for ids (B, T), which continue the sequences in `cache`.
 
-        With `targets` (B, T) the Loss on them instead. A recurrent model takes `depth` steps, by default as
-        many as it was trained for.
+        With `targets` (B, T), returns the Loss instead. A recurrent model takes `depth` steps; the default
+        is the depth it was trained for.
         """
         if targets is None:
             return self.head(self.hidden_states(ids, cache, depth))
@@ -144,9 +144,9 @@ class GPT(nn.Module):
     def hidden_states(
         self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
     ) -> torch.Tensor:
-        """What `head` turns into logits, (B, T, C), for ids (B, T), which continue what `cache` has seen.
+        """The input of `head`, (B, T, C), for ids (B, T), which continue the sequences in `cache`.
 
-        The head costs most where the vocabulary is large: it can be given only the positions that matter.
+        The head is expensive with a large vocabulary; callers can apply it to only the positions they need.
         """
         return self._read(ids, Context(cache), depth)
 
@@ -157,36 +157,40 @@ class GPT(nn.Module):
         return self.head(self.hidden_states(ids, cache, depth)[:, -1])
 
     def logits_by_depth(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits read after each of `depths` steps, each (B, T, vocabulary).
+        """Logits (B, T, vocabulary) after each number of steps in `depths`.
 
-        Every state goes through the model's own final norm and head (the "logit lens", nostalgebraist 2020).
+        Each residual stream goes through the model's final norm and head ("logit lens", nostalgebraist 2020).
         """
         context = Context()
         for state in self.trunk.readings(self._embed(ids, context), context):
             yield self.head(state)
 
     def logits_and_mean_depth(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Logits (B, T, vocabulary), and how many steps of a loop a token took on average."""
+        """Logits (B, T, vocabulary), and the number of loop steps averaged over tokens."""
         context = Context()
         logits = self.head(self._read(ids, context, None))
         return logits, context.report.mean_depth
 
     def after_step(self) -> None:
-        """Tell the parts that change after an optimizer step that one was taken."""
+        """Call `after_step` of every part; do this after each optimizer step."""
         for part in self.modules():
             if isinstance(part, Part):
                 part.after_step()
 
     def num_params(self, positions: bool = True) -> int:
-        """Parameters, tied ones counted once; position embeddings only on request, as nanoGPT counts."""
+        """Number of parameters, with tied ones counted once.
+
+        `positions=False` leaves out the position embeddings, as nanoGPT does.
+        """
         total = sum(parameter.numel() for parameter in self.parameters())
         wpe = self.embed.wpe
         return total if positions or wpe is None else total - wpe.weight.numel()
 
     def flops_per_token(self) -> int:
-        """Forward and backward FLOPs a token costs (PaLM, Chowdhery et al. 2022, appendix B).
+        """Forward and backward FLOPs per token (PaLM, Chowdhery et al. 2022, appendix B).
 
-        A block counts as often as it is applied, an expert as often as it is chosen under a balanced load.
+        A block counts once per application. An expert counts in proportion to the share of tokens that
+        choose it when the load is balanced.
         """
         vocab_size, width = self.embed.wte.weight.shape
         blocks = self.trunk.blocks()
@@ -200,17 +204,17 @@ class GPT(nn.Module):
         return x
 
     def _embed(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
-        assert ids.shape[1] <= self.block_size, f"{ids.shape[1]} tokens, block_size is {self.block_size}"
+        assert ids.shape[1] <= self.block_size, f"{ids.shape[1]} tokens, but block_size is {self.block_size}"
         x: torch.Tensor = self.embed(ids, context)
         return x
 
 
 def active_params(part: nn.Module) -> int:
-    """Parameters of a part that one token meets on its way through."""
+    """Number of a module's parameters that are used for one token."""
     idle = sum(module.idle_params for module in part.modules() if isinstance(module, Part))
     return sum(parameter.numel() for parameter in part.parameters()) - idle
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Cross-entropy in nats of logits (B, T, vocabulary) against targets (B, T)."""
+    """Cross-entropy in nats between logits (B, T, vocabulary) and targets (B, T)."""
     return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), reduction=reduction)

@@ -1,7 +1,7 @@
-"""When a loop ends, sequence by sequence or token by token: the halting policies of a recurrence.
+"""Halting policies of a recurrence: they decide when the loop ends for each sequence or token.
 
-A policy runs the loop. It calls `steps.advance(x, n, rows)` for step n, on all sequences or on some, and
-yields the residual stream after each step; it also counts in `report.mean_depth` how many steps were taken.
+A policy runs the loop. For step n it calls `steps.advance(x, n, rows)` on all or some of the sequences, and
+yields the residual stream after each step. It also adds up the steps taken in `report.mean_depth`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pipeline.model.part import Part
 
 
 class Steps(Protocol):
-    """The steps of one pass through a loop."""
+    """The loop steps of one forward pass."""
 
     def advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Step n on x (B, T, C), or on those `rows` of the batch that x holds."""
+        """Apply step n to x (B, T, C); `rows` are the batch indices of the sequences in x (None: all)."""
 
     def fill_cache(self, x: torch.Tensor, n: int, rows: torch.Tensor) -> None:
-        """Leave in step n's cache what later tokens attend to there, for sequences that have stopped."""
+        """Cache step n's keys and values for sequences that have stopped; later tokens attend to them."""
 
 
 class EveryStep(nn.Module):
@@ -37,9 +37,9 @@ class EveryStep(nn.Module):
 
 
 class StickyDropout(nn.Module):
-    """After each step, in training, a sequence drops out of all further ones with a probability.
+    """In training, after each step, a sequence skips all remaining steps with this probability.
 
-    What is dropped is not computed. After training, every sequence takes every step.
+    Skipped steps are not computed. In evaluation, every sequence takes every step.
     """
 
     def __init__(self, probability: float) -> None:
@@ -62,10 +62,10 @@ class StickyDropout(nn.Module):
 
 
 class StoppingGate(Part):
-    """The probability that a token stops here, from its own state, which has seen its past only.
+    """The halting probability of each token, (B, T, C) -> (B, T, 1).
 
-    (B, T, C) -> (B, T, 1). It keeps `min_prob` away from 0 and 1, and is just that for the first
-    `warmup_steps` optimizer steps.
+    It depends only on the token's own state, so it stays causal. It is kept in `min_prob` … 1 - `min_prob`,
+    and equals `min_prob` during the first `warmup_steps` optimizer steps.
     """
 
     steps: torch.Tensor
@@ -86,7 +86,7 @@ class StoppingGate(Part):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logit = self.logit(self.activation(self.hidden(self.norm(x)))).float()
         probability = torch.sigmoid(logit / self.temperature)
-        probability = probability * (self.steps >= self.warmup_steps)  # also where training is evaluated
+        probability = probability * (self.steps >= self.warmup_steps)  # in evaluation too
         return self.min_prob + (1 - 2 * self.min_prob) * probability
 
     def after_step(self) -> None:
@@ -94,19 +94,21 @@ class StoppingGate(Part):
 
 
 class LearnedStopping(Part):
-    """A gate decides after each step which tokens go on; softly, so that it can be trained.
+    """After each step, a gate decides which tokens continue.
 
-    Of a token's mass, 1 at first, the share that the gate gives stops; what is left, s, weighs the next step:
-    x + s (step(x) − x). So the stopping step of a token has a distribution over 1 … n, masses that sum to
-    one, as in PonderNet (Banino et al. 2021), and its expected depth is the sum of what was left at each
-    step. The loss gets `controller_weight` (mean depth − target)², minus `entropy_weight` times the entropy
-    of that distribution.
+    Soft halting, used in training because it is differentiable: each token starts with mass 1. After each
+    step the gate's halting probability is the share of the remaining mass that stops. The mass s that remains
+    interpolates the next step: x + s (step(x) − x). The masses that stop after steps 1 … n sum to one and
+    form a distribution over depths, as in PonderNet (Banino et al. 2021). The expected depth is the sum of s
+    over all steps. The loss gets `controller_weight` (mean depth − target)², minus `entropy_weight` times the
+    entropy of that distribution.
 
-    With a threshold, a token stops for good once so much of its mass has stopped (Graves 2016): what further
-    steps could add has little weight then. A sequence none of whose tokens goes on is not computed.
+    Hard halting, used in evaluation if there is a threshold: a token stops for good once more than this share
+    of its mass has stopped (Graves 2016), because later steps would have little weight. A sequence is no
+    longer computed once all of its tokens have stopped.
     """
 
-    eager = ("forward", "_soft", "_hard")  # the number of steps changes
+    eager = ("forward", "_soft", "_hard")  # the number of steps varies
     eager_recursively = ("_report",)
 
     def __init__(
@@ -122,7 +124,7 @@ class LearnedStopping(Part):
         self.controller_weight = controller_weight
         self.target_depth = target_depth
         self.entropy_weight = entropy_weight
-        self.threshold = threshold  # None decides softly
+        self.threshold = threshold  # None: soft halting in evaluation too
 
     def forward(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
         if self.training or self.threshold is None:
@@ -130,37 +132,37 @@ class LearnedStopping(Part):
         return self._hard(steps, x, depth, context, self.threshold)
 
     def _soft(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
-        going = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
-        stopped, expected_depth = [], torch.zeros_like(going)
+        remaining = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): mass not stopped yet
+        stopped, expected_depth = [], torch.zeros_like(remaining)
         for n in range(depth):
             if n:
                 probability = self.gate(x)
-                stopped.append(going * probability)
-                going = going * (1 - probability)
-            expected_depth = expected_depth + going
-            x = lerp(x, steps.advance(x, n), going)
-            context.report.mean_depth += going.detach().mean()
+                stopped.append(remaining * probability)
+                remaining = remaining * (1 - probability)
+            expected_depth = expected_depth + remaining
+            x = lerp(x, steps.advance(x, n), remaining)
+            context.report.mean_depth += remaining.detach().mean()
             yield x
-        masses = torch.cat([*stopped, going], dim=-1)  # (B, T, depth): of stopping after step 1, 2, ...
+        masses = torch.cat([*stopped, remaining], dim=-1)  # (B, T, depth): mass stopped after step 1, 2, …
         self._report(masses, expected_depth.mean(), depth, context)
 
     def _hard(
         self, steps: Steps, x: torch.Tensor, depth: int, context: Context, threshold: float
     ) -> Iterator[torch.Tensor]:
-        left = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): the mass that has not stopped
+        remaining = x.new_ones(*x.shape[:2], 1, dtype=torch.float32)  # (B, T, 1): mass not stopped yet
         for n in range(depth):
             if n:
-                left = left * (1 - self.gate(x))
-            going = left >= 1 - threshold  # for good: what is left only falls
-            context.report.mean_depth += going.float().mean()
-            some = going.any(dim=1)[:, 0]  # (B): sequences with a token that goes on
-            rows = some.nonzero()[:, 0]
-            if context.cache is not None and len(rows) < len(some):
-                rest = (~some).nonzero()[:, 0]
-                steps.fill_cache(x[rest], n, rest)
+                remaining = remaining * (1 - self.gate(x))
+            active = remaining >= 1 - threshold  # the remaining mass only falls, so stopping is final
+            context.report.mean_depth += active.float().mean()
+            unfinished = active.any(dim=1)[:, 0]  # (B): sequences with an active token
+            rows = unfinished.nonzero()[:, 0]
+            if context.cache is not None and len(rows) < len(unfinished):
+                finished_rows = (~unfinished).nonzero()[:, 0]
+                steps.fill_cache(x[finished_rows], n, finished_rows)
             if len(rows):
-                further = lerp(x[rows], steps.advance(x[rows], n, rows), left[rows])
-                x = x.index_copy(0, rows, torch.where(going[rows], further, x[rows]))
+                further = lerp(x[rows], steps.advance(x[rows], n, rows), remaining[rows])
+                x = x.index_copy(0, rows, torch.where(active[rows], further, x[rows]))
             yield x
 
     def _report(self, masses: torch.Tensor, mean_depth: torch.Tensor, depth: int, context: Context) -> None:
@@ -178,5 +180,5 @@ class LearnedStopping(Part):
 
 
 def lerp(x: torch.Tensor, further: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As far from x towards `further`, (B, T, C) both, as a weight (B, T, 1) says."""
+    """Linear interpolation from x to `further`, both (B, T, C), by `weight` (B, T, 1)."""
     return x + weight.to(x.dtype) * (further - x)

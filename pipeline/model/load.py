@@ -1,4 +1,4 @@
-"""From a stored model's config and weights to a GPT in memory."""
+"""Loads a stored model's config and weights into a GPT."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pipeline.weights.stored_model import StoredModel, open_model
 
 
 def load_model(model: StoredModel | str | Path, device: torch.device | str = "cpu") -> GPT:
-    """A stored model, or the one of that name, on a device and in evaluation mode.
+    """Load a model, given as a StoredModel or by name, onto a device, in evaluation mode.
 
-    Raises UserError if there is none, and for weights that do not fit its config.
+    Raises UserError if there is no such model, or if its weights do not fit its config.
     """
     stored = model if isinstance(model, StoredModel) else open_model(model)
     return build_with(stored.config, stored.weights).to(device).eval()
 
 
 def build_with(config: GPTConfig, weights: Weights) -> GPT:
-    """A model on the CPU with these weights; no time is spent on initializing it.
+    """A model on the CPU with these weights. Random initialization is skipped to save time.
 
-    Raises UserError for weights that do not fit.
+    Raises UserError if the weights do not fit the config.
     """
     with torch.device("meta"), _NoInitialization():
         model = build_gpt(config)
@@ -38,16 +38,16 @@ def build_with(config: GPTConfig, weights: Weights) -> GPT:
 
 
 def load_weights(model: GPT, weights: Weights) -> None:
-    """Fill `model`, on the device it is on.
+    """Copy weights into `model`, which stays on its device.
 
-    Raises UserError naming what does not fit; the model is untouched then.
+    Raises UserError that names the tensors that do not fit, and then leaves the model unchanged.
     """
     own, shapes = model.state_dict(), weights.shapes
     misshapen = {name for name in own.keys() & shapes.keys() if own[name].shape != shapes[name]}
     for problem, names in (
         ("lacks", own.keys() - shapes.keys()),
         ("has unknown", shapes.keys() - own.keys()),
-        ("has other shapes for", misshapen),
+        ("has the wrong shape for", misshapen),
     ):
         if names:
             some = ", ".join(sorted(weights.name_in_file(name) for name in names)[:5])
@@ -62,13 +62,13 @@ def load_weights(model: GPT, weights: Weights) -> None:
 
 
 def parameter_shapes(config: GPTConfig) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a model of this config is saved as. Allocates nothing."""
+    """Name and shape of every tensor in a saved model with this config. Allocates no tensor memory."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in build_gpt(config).state_dict().items()}
 
 
 class _NoInitialization(TorchFunctionMode):
-    """Leaves new parameters as they are: they are about to be loaded."""
+    """Turns the functions of torch.nn.init into no-ops, because the parameters are loaded next."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

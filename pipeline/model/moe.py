@@ -1,7 +1,7 @@
 """A mixture of experts in the feed-forward slot of a block (Shazeer et al. 2017).
 
-Tokens are sorted by expert, so that each expert computes one dense slice of them. There is one candidate more
-than there are experts: a dummy that returns its input and costs nothing.
+Tokens are sorted by expert, so that each expert computes one dense slice of them. Besides the experts, the
+router can choose a dummy that returns its input and costs nothing.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pipeline.model.part import Part
 
 
 class Routing(NamedTuple):
-    """Where tokens go. The last candidate is the dummy."""
+    """The candidates chosen for each token. The last candidate is the dummy."""
 
     logits: torch.Tensor  # (N, candidates)
     probabilities: torch.Tensor  # (N, candidates)
     chosen: torch.Tensor  # (N, top_k)
-    weights: torch.Tensor  # (N, top_k): of what the chosen say
+    weights: torch.Tensor  # (N, top_k): of the chosen candidates' outputs
 
 
 class Router(Part):
     """Scores the candidates for each token and picks `top_k` of them; the last candidate is the dummy.
 
-    What a chosen expert says is weighted by its probability, which is how the router is trained, also where
-    it picks a single one (Fedus et al. 2022). The selection adds a bias to the probabilities that is not
-    trained but moved after each step, against the load: auxiliary-loss-free balancing (Wang et al. 2024, as
-    in DeepSeek-V3): it keeps the experts level, and the dummy at `dummy_share` of all choices (None leaves
-    that to the router).
+    A chosen expert's output is weighted by its probability. This gives the router a gradient, even with a
+    single choice (Fedus et al. 2022). The selection adds a bias to the probabilities. The bias has no
+    gradient; it is moved against the load after each step: auxiliary-loss-free balancing (Wang et al. 2024,
+    as in DeepSeek-V3). It balances the experts, and holds the dummy at `dummy_share` of all choices (None
+    leaves the dummy's share to the router).
     """
 
     bias: torch.Tensor
@@ -56,31 +56,32 @@ class Router(Part):
 
     def forward(self, x: torch.Tensor) -> Routing:
         """Route tokens (N, C)."""
-        with torch.autocast(x.device.type, enabled=False):  # choices are made in full precision
+        with torch.autocast(x.device.type, enabled=False):  # routing needs float32
             logits = self.scores(x.float())
         probabilities = logits.softmax(-1)
         chosen = (probabilities.detach() + self.bias).topk(self.top_k, dim=-1).indices
         return Routing(logits, probabilities, chosen, probabilities.gather(-1, chosen))
 
     def record(self, counts: torch.Tensor) -> None:
-        """Remember how many tokens each candidate got, for `after_step`."""
+        """Add up how many tokens each candidate got, for `after_step`."""
         self._load = counts if self._load is None else self._load + counts
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Make overworked candidates less likely to be chosen, and idle ones more."""
+        """Move the selection bias: down for overloaded candidates, up for underused ones."""
         if self._load is None:
             return
         load = self._load.float()
-        push = (load[:-1].mean() - load[:-1]).sign()
-        self.bias[:-1] += self.bias_update_rate * (push - push.mean())  # all up would push the dummy down
+        direction = (load[:-1].mean() - load[:-1]).sign()
+        # Centered, because raising all experts together would lower the dummy's share.
+        self.bias[:-1] += self.bias_update_rate * (direction - direction.mean())
         if self.dummy_share is not None:
             self.bias[-1] += self.bias_update_rate * (self.dummy_share * load.sum() - load[-1]).sign()
         self._load = None
 
 
 class StackedLinear(nn.Module):
-    """One linear layer for each of several experts, as one tensor of weights (experts, out, in)."""
+    """One linear layer per expert, with all weights in one tensor (experts, out, in)."""
 
     def __init__(self, experts: int, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(experts, out_features)) if bias else None
 
     def forward(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """(N, in) -> (N, out): the first counts[0] rows through expert 0, the next through expert 1, …"""
+        """(N, in) -> (N, out): the first counts[0] rows go to expert 0, the next counts[1] to expert 1, …"""
         weight: torch.Tensor = self.weight
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -112,18 +113,18 @@ class Experts(nn.Module):
         self.c_proj = StackedLinear(count, after, n_embd, bias)
 
     def forward(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """(N, C) -> (N, C): rows sorted by expert, so many for each."""
+        """(N, C) -> (N, C). Rows are sorted by expert; `counts` has the number of rows per expert."""
         return self.c_proj(self.activation(self.c_fc(x, counts)), counts)
 
 
 class MixtureOfExperts(Part):
-    """Each token goes to the experts its router picks, and their outputs are summed by weight.
+    """Sends each token to the experts that the router picks and returns the weighted sum of their outputs.
 
-    `experts` may be another layer's: then pass `owns_experts=False`, and they are trained, counted and saved
-    there. `name` is how its figures are called in the log.
+    If another layer owns `experts`, pass `owns_experts=False`: they are trained, counted and saved there.
+    `name` is the prefix of this module's figures in the log.
     """
 
-    eager = ("forward",)  # how many tokens an expert gets is known only when it gets them
+    eager = ("forward",)  # the number of tokens per expert depends on the data
     eager_recursively = ("_report",)
 
     def __init__(
@@ -148,14 +149,14 @@ class MixtureOfExperts(Part):
 
     @property
     def idle_params(self) -> int:
-        """Parameters held here that a token does not meet; negative if it meets those of another layer."""
+        """Parameters owned here but not used for a token; negative if it uses another layer's experts."""
         (experts,) = self._experts
         params = sum(parameter.numel() for parameter in experts.parameters())
         dummy_share = self.router.dummy_share
         if dummy_share is None:
             dummy_share = 1 / (experts.count + 1)
-        met = round(params * self.router.top_k * (1 - dummy_share) / experts.count)
-        return (params if "experts" in self._modules else 0) - met
+        used = round(params * self.router.top_k * (1 - dummy_share) / experts.count)
+        return (params if "experts" in self._modules else 0) - used
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -169,7 +170,7 @@ class MixtureOfExperts(Part):
             self._report(routing, load, context)
 
         counts = load[:-1].tolist()
-        by_expert = choices.argsort(stable=True)[: sum(counts)]  # those for the dummy come last
+        by_expert = choices.argsort(stable=True)[: sum(counts)]  # drops the dummy's choices, which sort last
         token = by_expert // self.router.top_k
         outputs = experts(tokens.index_select(0, token), counts)
         weights = routing.weights.flatten().index_select(0, by_expert)
@@ -185,17 +186,18 @@ class MixtureOfExperts(Part):
         report.add(f"{self.name}_dummy", load[-1] / tokens)
         report.add(f"{self.name}_entropy", torch.special.entr(probabilities.detach()).sum() / tokens)
         if self.aux_loss_weight:
-            used, wanted = load[:-1] / load[:-1].sum().clamp_min(1), probabilities[:, :-1].mean(0)
-            balance = len(used) * (used * wanted).sum() / wanted.sum()
+            load_share = load[:-1] / load[:-1].sum().clamp_min(1)
+            mean_probability = probabilities[:, :-1].mean(0)
+            balance = len(load_share) * (load_share * mean_probability).sum() / mean_probability.sum()
             report.losses.append(self.aux_loss_weight * balance)
         if self.z_loss_weight:
             report.losses.append(self.z_loss_weight * routing.logits.logsumexp(-1).square().mean())
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """x (N, in), weight (groups, out, in), and how many rows belong to each group -> (N, out).
+    """x (N, in), weight (groups, out, in), number of rows in each group -> (N, out).
 
-    Slices of one output are written in place, forward and backward: nothing is concatenated or zeroed.
+    Forward and backward write slices of one preallocated output, so nothing is concatenated or zeroed.
     """
 
     @staticmethod

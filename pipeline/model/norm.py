@@ -1,4 +1,4 @@
-"""RMSNorm as training uses it."""
+"""RMSNorm with a fused kernel under autocast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class RMSNorm(nn.RMSNorm):
     """Root mean square normalization (Zhang and Sennrich 2019), in the precision of its input.
 
-    PyTorch's own has no fused kernel for a bfloat16 input and a float32 weight, and warns.
+    For a bfloat16 input and a float32 weight, PyTorch's RMSNorm has no fused kernel and warns.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a part of the model may say of itself besides its `forward`."""
+"""The base class of modules with hooks beyond `forward`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from torch import nn
 
 
 class Part(nn.Module):
-    """A module with something that training or compilation has to know of it."""
+    """A module with hooks for training, compilation and parameter counting."""
 
-    # Methods that torch.compile leaves as they are, because what they do changes from call to call (a loop,
-    # the choice of experts). What they call is compiled by itself.
+    # Methods that torch.compile skips, because their control flow or shapes change from call to call (a loop,
+    # the choice of experts). The functions they call are still compiled.
     eager: ClassVar[tuple[str, ...]] = ()
-    # Methods that are not compiled, and neither is anything that they call (reports).
+    # Methods that torch.compile skips together with everything they call (reports).
     eager_recursively: ClassVar[tuple[str, ...]] = ()
 
     @property
     def idle_params(self) -> int:
-        """Parameters held here that a token does not meet on its way, such as those of other experts.
+        """Number of parameters owned here but not used for a token, such as those of other experts.
 
-        Negative if it meets some that another part holds.
+        Negative if this part uses parameters that another part owns.
         """
         return 0
 
     def after_step(self) -> None:
-        """Called after each optimizer step: count it, or balance something.
+        """Called after each optimizer step, for example to count it or to balance experts.
 
-        What the next step depends on has to be kept in a buffer, so that a resumed run continues alike.
+        Keep state that later steps depend on in a buffer: buffers are saved, so a resumed run continues
+        identically.
         """

@@ -1,4 +1,4 @@
-"""Where a token stands, told to attention itself: rotary positions and ALiBi."""
+"""Position information inside attention: rotary positions and ALiBi."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021): turn pairs of channels by an angle that grows with the position.
+    """Rotary positions (Su et al. 2021): rotate pairs of channels by an angle proportional to the position.
 
-    (B, heads, T, head size) -> the same; the products of queries and keys then depend on distances only.
+    (B, heads, T, head size) -> same shape. Products of queries and keys then see only relative positions.
     """
 
     def __init__(self, head_size: int, block_size: int, base: float = 10_000.0) -> None:
         super().__init__()
-        # On the CPU even if the model is built without memory behind it: nothing loads this table.
+        # On the CPU even if the model is built on the meta device: this table is not loaded with the weights.
         frequencies = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)
         positions = torch.arange(block_size, dtype=torch.float64, device="cpu")
         angles = torch.outer(positions, frequencies)
@@ -37,11 +37,14 @@ class ALiBi(nn.Module):
 
     def __init__(self, n_head: int) -> None:
         super().__init__()
-        # On the CPU even if the model is built without memory behind it: nothing loads these.
+        # On the CPU even if the model is built on the meta device: slopes are not loaded with the weights.
         self.register_buffer("slopes", torch.tensor(slopes(n_head), device="cpu"), persistent=False)
 
     def forward(self, queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
-        """Scores to add, (heads, queries, keys), -inf for keys that come later; the last ones are aligned."""
+        """Biases for the attention scores, (heads, queries, keys); -inf for keys after the query.
+
+        The queries are the last `queries` positions of the keys. Device and dtype are those of `like`.
+        """
         positions = torch.arange(keys, device=like.device)
         distance = positions[keys - queries :, None] - positions
         slope = self.get_buffer("slopes")[:, None, None]
@@ -49,7 +52,10 @@ class ALiBi(nn.Module):
 
 
 def slopes(n_head: int) -> list[float]:
-    """Each head's slope: 2^(-8/n), 2^(-16/n), … for n heads, a power of two; others fill in between."""
+    """One slope per head: 2^(-8/n), 2^(-16/n), … for the largest power of two n <= `n_head`.
+
+    Any further heads get slopes between these.
+    """
     power = 2 ** math.floor(math.log2(n_head))
     regular = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     between = [2 ** (-8 * (head + 0.5) / power) for head in range(n_head - power)]

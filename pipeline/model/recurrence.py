@@ -1,4 +1,4 @@
-"""A loop over one block, applied as often as each call asks for, between blocks that run once."""
+"""A recurrent trunk: one shared block in a loop of variable length, between blocks that run once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.model.trunk import Trunk
 
 
 class AddedNoise(nn.Module):
-    """Normal noise on the residual stream, in training only. (B, T, C) -> (B, T, C)."""
+    """Adds normal noise to the residual stream, in training only. (B, T, C) -> (B, T, C)."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
@@ -27,7 +27,10 @@ class AddedNoise(nn.Module):
 
 
 class ConcatenatedNoise(nn.Module):
-    """Channels of normal noise beside the residual stream, mixed into it; zeros after training."""
+    """Concatenates noise channels to the residual stream and adds a linear map of both to the stream.
+
+    (B, T, C) -> (B, T, C). The noise is normal in training and zero in evaluation.
+    """
 
     def __init__(self, n_embd: int, channels: int, std: float, bias: bool) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class ConcatenatedNoise(nn.Module):
 
 
 class Injection(nn.Module):
-    """Adds to the stream what a step makes of it and of the prelude's output (Geiping et al. 2025)."""
+    """Adds a linear map of [stream, prelude output] to the residual stream (Geiping et al. 2025)."""
 
     def __init__(self, n_embd: int, bias: bool) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class Injection(nn.Module):
 
 
 class RecurrentStep(nn.Module):
-    """One application of the shared block, with slots for what happens before and after it."""
+    """The shared block, with optional injection and noise before it and an optional norm after it."""
 
     def __init__(
         self,
@@ -71,29 +74,29 @@ class RecurrentStep(nn.Module):
     def forward(
         self, x: torch.Tensor, start: torch.Tensor, context: Context, layer_index: int
     ) -> torch.Tensor:
-        """The stream x and where the loop started from, both (B, T, C) -> (B, T, C)."""
-        x = self.block(self._before(x, start), context, layer_index)
+        """Residual stream x and `start`, the prelude's output, both (B, T, C) -> (B, T, C)."""
+        x = self.block(self._block_input(x, start), context, layer_index)
         return self.norm(x) if self.norm is not None else x
 
     def fill_cache(self, x: torch.Tensor, start: torch.Tensor, context: Context, layer_index: int) -> None:
-        self.block.fill_cache(self._before(x, start), context, layer_index)
+        self.block.fill_cache(self._block_input(x, start), context, layer_index)
 
-    def _before(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    def _block_input(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         x = self.injection(x, start) if self.injection is not None else x
         return self.noise(x) if self.noise is not None else x
 
 
 class Recurrence(Trunk):
-    """A prelude of blocks, a step taken again and again, and a coda of blocks.
+    """A prelude of blocks, a loop over one shared step, and a coda of blocks.
 
-    `depth` steps are taken unless a call asks for another number. With `distribution`, training draws it; the
-    depth curve then reaches twice as deep as `depth`. `halting` may let sequences or tokens end earlier.
-    Gradients go through the last `backprop_depth` steps (all, if None); the steps before pass them on as the
-    identity, so that the prelude and the embedding are trained too.
+    The loop takes `depth` steps unless the call gives another number. With `distribution`, training draws the
+    number from it, and the depth curve goes up to twice `depth`. `halting` may stop sequences or tokens
+    earlier. Gradients flow through the last `backprop_depth` steps (None: all). Backward treats earlier steps
+    as the identity, so the prelude and the embedding still get a gradient.
     """
 
     unit = "steps of the shared block"
-    eager = ("forward", "_states")  # the number of steps changes from call to call
+    eager = ("forward", "_states")  # the number of steps varies from call to call
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class Recurrence(Trunk):
         return [*self.prelude, *[self.step] * self.depth, *self.coda]
 
     def _states(self, x: torch.Tensor, context: Context, depth: int) -> Iterator[torch.Tensor]:
-        """The stream after each step."""
+        """The residual stream (B, T, C) after each step."""
         for layer_index, block in enumerate(self.prelude):
             x = block(x, context, layer_index)
         steps = _LoopSteps(self.step, x, context, len(self.prelude), depth - (self.backprop_depth or depth))
@@ -150,22 +153,22 @@ class Recurrence(Trunk):
 
     def _finish(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         for index, block in enumerate(self.coda):
-            x = block(x, context, -1 - index)  # whatever the depth, the same places
+            x = block(x, context, -1 - index)  # negative, so independent of the loop's depth
         return x
 
 
 @dataclass(frozen=True)
 class _LoopSteps:
-    """The steps of one forward pass, for whatever sequences are still going."""
+    """The loop steps of one forward pass, applied to all sequences or to some."""
 
     step: RecurrentStep
     start: torch.Tensor
     context: Context
     first_layer_index: int
-    without_gradient: int
+    steps_without_gradient: int
 
     def advance(self, x: torch.Tensor, n: int, rows: torch.Tensor | None = None) -> torch.Tensor:
-        if n >= self.without_gradient or not torch.is_grad_enabled():
+        if n >= self.steps_without_gradient or not torch.is_grad_enabled():
             return self._advance(x, n, rows)
         with torch.no_grad():
             change = self._advance(x, n, rows) - x

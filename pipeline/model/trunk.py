@@ -1,4 +1,4 @@
-"""The trunk: what happens to the residual stream between the embedding and the head."""
+"""The trunk: everything between the embedding and the head."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from pipeline.model.part import Part
 
 
 class Trunk(Part, ABC):
-    """Turns embeddings (B, T, C) into what the head reads, (B, T, C)."""
+    """Maps embeddings (B, T, C) to the input of the head (B, T, C)."""
 
-    distribution: DepthDistribution | None = None  # of the steps that training takes, if they vary
+    distribution: DepthDistribution | None = None  # training draws the depth from it, if there is one
     unit = "layers applied"  # what `depth` counts
 
     @property
     @abstractmethod
     def depth(self) -> int:
-        """Steps that a call takes unless it asks for another number."""
+        """The default number of steps."""
 
     @property
     @abstractmethod
     def depths(self) -> Sequence[int]:
-        """Where `readings` looks: numbers of steps."""
+        """The numbers of steps after which `readings` yields."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor, context: Context, depth: int | None = None) -> torch.Tensor:
-        """Take `depth` steps, where the trunk has a choice."""
+        """Run the trunk, with `depth` steps if its depth can vary. (B, T, C) -> (B, T, C)."""
 
     @abstractmethod
     def readings(self, x: torch.Tensor, context: Context) -> Iterator[torch.Tensor]:
-        """What the head would read after each of `depths`, each (B, T, C)."""
+        """The head's input, (B, T, C), after each number of steps in `depths`."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """What a call runs, in order; a shared block as often as it is applied."""
+        """The blocks that a call runs, in order; a shared block appears once per application."""
 
 
 class Stack(Trunk):
-    """Blocks one after the other."""
+    """A fixed sequence of blocks."""
 
     def __init__(self, blocks: Sequence[Block | LayerDropout]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Stack(Trunk):
         return range(1, self.depth + 1)
 
     def forward(self, x: torch.Tensor, context: Context, depth: int | None = None) -> torch.Tensor:
-        assert depth is None, "the number of layers is fixed"
+        assert depth is None, "a stack has a fixed number of layers"
         for state in self.readings(x, context):
             x = state
         return x

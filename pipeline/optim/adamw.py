@@ -1,4 +1,4 @@
-"""AdamW on PyTorch's fused kernel."""
+"""AdamW with PyTorch's fused kernel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.optim.adamw import adamw
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019), one fused update for each group of parameters.
+    """AdamW (Loshchilov and Hutter 2019), one fused update per parameter group.
 
-    It runs the kernel that `torch.optim.AdamW` runs. That class imports the compiler when it is made, 75 MB
-    and a second at every start; so do the methods that are replaced here.
+    It runs the same kernel as `torch.optim.AdamW`, whose constructor imports the compiler: 75 MB and a second
+    at every start. The methods overridden here would import it too.
     """
 
     def __init__(
@@ -24,22 +24,22 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        """Groups are dicts of `params` and of what differs from the other arguments."""
+        """Each group is a dict with `params`, and may override the other arguments."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.param_groups.append({**self.defaults, **param_group})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        assert set_to_none, "gradients are dropped, not filled with zeros"
+        assert set_to_none, "set_to_none = False is not supported"
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        assert closure is None, "the loss is not evaluated again"
+        """Update every parameter that has a gradient."""
+        assert closure is None, "closures are not supported"
         for group in self.param_groups:
             updated = [parameter for parameter in group["params"] if parameter.grad is not None]
             states = [self._state_of(parameter) for parameter in updated]

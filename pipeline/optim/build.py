@@ -1,4 +1,4 @@
-"""From the `train` section to an optimizer and a schedule: the one place that reads its switches."""
+"""Builds the optimizer and the schedule: the only place that reads their switches in the `train` section."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.optim.schedule import Constant, Schedule, WarmupCosine
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """AdamW whose weight decay is on matrices and embeddings, not on biases and norms."""
+    """AdamW with weight decay on matrices and embeddings, but not on biases and norms."""
     groups = parameter_groups(model, train.weight_decay)
     return AdamW(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters that decay, and parameters that do not, with their names.
+    """Two parameter groups, with and without weight decay; `param_names` has their parameters' names.
 
-    `lr_scale` is the part of the schedule's learning rate that a group takes.
+    A group's learning rate is `lr_scale` times the schedule's.
     """
     matrices: list[tuple[str, nn.Parameter]] = []
     vectors: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
-        # Biases of several experts are stacked, and so have two dimensions.
+        # The stacked biases of experts have two dimensions, but are still biases.
         decays = parameter.dim() >= 2 and not name.endswith("bias")
         (matrices if decays else vectors).append((name, parameter))
     return [
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_schedule(train: Train) -> Schedule:
-    """The learning rate by step."""
+    """The learning rate schedule that the `train` section describes."""
     if not train.decay_lr:
         return Constant(train.learning_rate)
     return WarmupCosine(train.learning_rate, train.warmup_iters, train.lr_decay_iters, train.min_lr)

@@ -10,7 +10,7 @@ import torch
 
 
 class Schedule(Protocol):
-    """Gives the learning rate of each step, counted from 0."""
+    """Maps a step, counted from 0, to its learning rate."""
 
     def __call__(self, step: int) -> float: ...
 
@@ -27,9 +27,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear warmup, then a cosine from `learning_rate` to `min_lr` at `lr_decay_iters`, then `min_lr`.
+    """nanoGPT's schedule: linear warmup, cosine decay to `min_lr` at `lr_decay_iters`, then constant.
 
-    nanoGPT's schedule; cosine decay is from Loshchilov and Hutter 2017.
+    Cosine decay is from Loshchilov and Hutter 2017.
     """
 
     learning_rate: float
@@ -47,6 +47,6 @@ class WarmupCosine:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give each group of parameters its part, `lr_scale`, of a learning rate."""
+    """Set each parameter group's learning rate to `lr_scale` times `learning_rate`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]

@@ -1,4 +1,4 @@
-"""An optimizer's state as tensors by name, which is how checkpoints keep it."""
+"""Optimizer state as named tensors, the form that checkpoints store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def named_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What is remembered between steps, as `<parameter>/<quantity>`; its groups have `param_names`."""
+    """The optimizer's state tensors, named `<parameter>/<quantity>`; every group needs `param_names`."""
     return {
         f"{name}/{quantity}": tensor
         for group in optimizer.param_groups
@@ -18,7 +18,7 @@ def named_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def load_named_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Replace the state by what `named_state` gave, on the devices of the parameters."""
+    """Restore the state that `named_state` returned, moving each tensor to its parameter's device."""
     optimizer.state.clear()
     parameters = {
         name: parameter

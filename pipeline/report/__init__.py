@@ -1,1 +1,1 @@
-"""What people read about a run."""
+"""Reports for people: tables, pictures and model cards."""

@@ -1,4 +1,4 @@
-"""The trained model beside its baselines, as JSON, a Markdown table and a picture."""
+"""The comparison of the trained model with its baselines, as JSON, a Markdown table and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.storage.files import write_json, write_text
 
 
 def write_comparison(rows: Sequence[Row], json_file: Path, table: Path, picture: Path, title: str) -> str:
-    """Write all three, the best first, and return the table."""
+    """Write the JSON file, the table and the picture, with the best model first; return the table."""
     ordered = sorted(rows, key=lambda row: row.val_bpb)
     write_json(json_file, [asdict(row) for row in ordered])
     text = as_markdown(ordered)
@@ -23,7 +23,7 @@ def write_comparison(rows: Sequence[Row], json_file: Path, table: Path, picture:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """A table that reads well as plain text too."""
+    """A Markdown table that is readable as plain text too."""
     with_published = any(row.published is not None for row in rows)
     header = ["model", "parameters", "train loss", "val loss", "perplexity", "bits per byte"]
     header += ["published val loss"] if with_published else []
@@ -43,12 +43,12 @@ def as_markdown(rows: Sequence[Row]) -> str:
         )
     text = markdown_table(cells, "<" + ">" * (len(header) - 1)) + "\n"
     if not all(row.same_tokens for row in rows):
-        text += "\n\\* per token of its own tokenizer: compare bits per byte\n"
+        text += "\n\\* per token of another tokenizer: compare bits per byte instead\n"
     return text
 
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:
-    """PNG of bits per byte, a bar for each row."""
+    """Draw a PNG of bits per byte, with a bar for each row."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Depth curves as tables and a picture."""
+"""Depth curves as CSV tables and a picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_tables(path: Path, curves: Sequence[DepthCurve]) -> None:
 def write_stopping(path: Path, curve: DepthCurve) -> None:
     """CSV with the columns threshold, mean_depth, val_loss, perplexity and val_bpb.
 
-    Without a row for a model that has not learned to stop.
+    It has no rows for a model without learned stopping.
     """
     rows = (
         [point.threshold, f"{point.mean_depth:.4f}", *_figures(point.evaluation)] for point in curve.stopping
@@ -46,10 +46,11 @@ def _figures(point: Evaluation) -> list[str]:
 
 
 def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline], title: str) -> None:
-    """PNG of validation loss over depth, with the baselines as horizontal lines.
+    """Draw a PNG of validation loss over depth, with the baselines as horizontal lines.
 
-    A ring marks the depth that a model was trained for, where its curve goes beyond. Diamonds with their
-    thresholds are learned stopping, at the mean depth; the filled one is the model's own.
+    If a curve goes beyond the depth that its model was trained for, a ring marks that depth. Diamonds are the
+    results of learned stopping at their mean depth, labeled with their thresholds; the filled one is at the
+    model's own threshold.
     """
     import matplotlib
 
@@ -60,7 +61,7 @@ def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline]
     alone = len(curves) == 1
     figure, axes = plt.subplots(figsize=(8, 5) if alone else (10, 6), layout="constrained")
     palette = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    colors = [*palette[::2], *palette[1::2]]  # strong ones first
+    colors = [*palette[::2], *palette[1::2]]  # strong colors first
     for index, baseline in enumerate(sorted(baselines, key=lambda line: -line.bits_per_byte)):
         loss = baseline.loss_per_token_of(curves[0].final)
         color = colors[len(curves) + index] if len(curves) + index < 10 else "gray"
@@ -70,10 +71,10 @@ def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline]
         color = colors[index % len(colors)]
         _draw_curve(axes, curve, color, numbers=alone and len(curve.points) <= 16 and not curve.stopping)
     if any(curve.trained_depth < max(curve.points) for curve in curves):
-        label = "the depth trained for"
+        label = "trained depth"
         axes.plot([], [], "o", markersize=9, fillstyle="none", color="gray", label=label)
     for curve in curves:
-        _name_thresholds(axes, curve)  # once it is known how far apart they are
+        _name_thresholds(axes, curve)  # last, because the axes' limits decide which labels overlap
     units = list(dict.fromkeys(curve.unit for curve in curves))
     axes.set_xlabel(f"depth ({', or '.join(units)})")
     axes.set_ylabel("validation loss (nats per token)")
@@ -121,11 +122,11 @@ def _draw_stopping(axes: Any, curve: DepthCurve, color: Any) -> None:
 
 def _name_thresholds(axes: Any, curve: DepthCurve) -> None:
     bottom, top = axes.get_ylim()
-    together: dict[tuple[float, int], list[StoppingPoint]] = {}  # or they would hide one another
+    nearby: dict[tuple[float, int], list[StoppingPoint]] = {}  # share a label, or labels would overlap
     for point in (point for point in curve.stopping if math.isfinite(point.evaluation.loss)):
         height = round(50 * (point.evaluation.loss - bottom) / (top - bottom))
-        together.setdefault((round(point.mean_depth, 1), height), []).append(point)
-    for points in together.values():
+        nearby.setdefault((round(point.mean_depth, 1), height), []).append(point)
+    for points in nearby.values():
         names = (f"{point.threshold:g}" for point in points)
         axes.annotate(
             ", ".join(names),

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, what it was trained on and how well, and how to use it.
+"""The model card of an exported model, its README.md: architecture, training data, results and use.
 
 The format is the hub's, https://huggingface.co/docs/hub/model-cards: YAML for machines, then Markdown.
 """
@@ -25,8 +25,8 @@ from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.tokens.tokenizers import Tokenizer
 
 TAG = "gpt-pipeline"
-NO_FOLDERS = ("scratch", OURS, *BASELINES)  # what else may be in the place of a model's name
-OF_DECAY = ("warmup_iters", "lr_decay_iters", "min_lr")
+NO_FOLDERS = ("scratch", OURS, *BASELINES)  # names of models that are not folders
+OF_DECAY = ("warmup_iters", "lr_decay_iters", "min_lr")  # unused without decay_lr
 
 USE = """\
 ## Use
@@ -48,29 +48,29 @@ Or with gpt-pipeline: `make sample MODEL=<folder or name>`.
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The dataset of a run, as long as it is still there as the run saw it."""
+    """The dataset of a run, known only if its files have not changed since."""
 
     name: str
-    description: str  # empty if it is of the user's own files, whose names are nobody else's business
+    description: str  # empty for the user's own files, whose names are private
     manifest: Manifest
-    comparison: str  # a Markdown table of all that was evaluated on its validation text
+    comparison: str  # a Markdown table of all models evaluated on its validation text
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is left of the run that made a model."""
+    """What is known of the run that trained a model."""
 
-    metrics: Mapping[str, Any]  # `val_loss`, `val_bpb` and `perplexity` are of the weights that were kept
-    settings: Mapping[str, Any]  # the `train` section it ran with; empty if that is gone
-    base_model: str | None  # the repository on the hub that it started from
+    metrics: Mapping[str, Any]  # `val_loss`, `val_bpb` and `perplexity` are those of the saved weights
+    settings: Mapping[str, Any]  # the run's `train` section; empty if run.json is gone
+    base_model: str | None  # the repository on the hub that training started from
     data: TrainedOn | None
 
 
 def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> Training | None:
-    """What is known of the training that `metrics_file` tells of; None without that file.
+    """Read what is known of the training run that wrote `metrics_file`; None if that file is missing.
 
-    The parameters are those that the run itself recorded: params.yaml may have changed since. `evaluated`
-    are the figures of the baselines.
+    The parameters are those that the run recorded, because params.yaml may have changed since. `evaluated`
+    are the result files of the baselines.
     """
     if not metrics_file.exists():
         return None
@@ -120,7 +120,7 @@ def _description(dataset: Path) -> str:
 
 
 def _shown(model: str) -> str:
-    """What others are told of a model's name: nothing that may be a folder of the user's."""
+    """A model's name for publication; a name that may be a folder of the user's is replaced."""
     public = model in NO_FOLDERS or (model in PUBLISHED and not Path(model).exists())
     return model if public else "another model"
 
@@ -135,8 +135,8 @@ def model_card(
 ) -> str:
     """The text of README.md for a model exported with `n_layer` layers and `exported_params` parameters.
 
-    `training` is None for a model of which only the weights are known. `picture` is the file, beside the
-    card, with the validation loss by depth.
+    `training` is None if nothing is known of the model's training. `picture` is the name of a picture of the
+    validation loss by depth, in the same folder as the card.
     """
     data = training.data if training else None
     with torch.device("meta"):
@@ -153,7 +153,7 @@ def model_card(
     if training:
         parts += [_training(training), _results(training, config, n_layer)]
     if data:
-        parts.append(f"On the same text:\n\n{data.comparison.strip()}")
+        parts.append(f"All models on the same text:\n\n{data.comparison.strip()}")
     if picture:
         parts.append(f"![Validation loss by depth]({picture})")
     return "\n\n".join(parts) + "\n"
@@ -201,17 +201,17 @@ def _title(num_params: int, training: Training | None) -> str:
 def _introduction(
     config: GPTConfig, tokenizer: Tokenizer, num_params: int, exported_params: int, n_layer: int
 ) -> str:
-    text = "A language model of GPT-2's architecture, exported by gpt-pipeline; `GPT2LMHeadModel` loads it."
+    text = "A language model with GPT-2's architecture, exported by gpt-pipeline; `GPT2LMHeadModel` loads it."
     if config.loops:
         text += (
-            f"\nIt was trained with one block that is applied {config.loop_depth} times after training. Here "
-            f"that is unrolled: the model has {n_layer} layers."
+            f"\nIt was trained with a loop: one block, applied {config.loop_depth} times at inference. Here "
+            f"the loop is unrolled: the model has {n_layer} layers."
         )
     if exported_params != num_params:
         reasons = {
-            "its block is copied to every layer that it becomes": config.loops,
-            "the biases that it lacks are zeros": not config.bias,
-            "rows that pad its vocabulary are left out": tokenizer.vocab_size < config.vocab_size,
+            "the block of the loop is copied to each of its layers": config.loops,
+            "missing biases are added as zeros": not config.bias,
+            "embedding rows that pad the vocabulary are left out": tokenizer.vocab_size < config.vocab_size,
         }
         why = ", ".join(reason for reason, holds in reasons.items() if holds)
         text += f"\nThe model has {num_params:,} parameters, this export {exported_params:,}: {why}."

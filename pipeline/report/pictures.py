@@ -1,4 +1,4 @@
-"""Saving pictures: the same figures always give the same bytes, and never half of them."""
+"""Saving pictures atomically and reproducibly: equal figures give equal bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def save_picture(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Replace `path` by a matplotlib figure as PNG, in one step, and close the figure."""
+    """Save a matplotlib figure as PNG, replacing `path` atomically, and close the figure."""
     from matplotlib import pyplot as plt
 
     temporary = path.with_name(f".{path.name}.tmp")

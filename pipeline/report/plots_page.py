@@ -1,6 +1,6 @@
-"""The page that `dvc plots show` fills in, with the Vega scripts inside it, so that it draws offline.
+"""The template for the page of `dvc plots show`, with the Vega scripts inside, so that it works offline.
 
-DVC's own page loads Vega from the web. DVC puts the plots where its template says `{plot_divs}`; each calls
+DVC's own template loads Vega from the web. DVC replaces `{plot_divs}` by the plots; each of them calls
 `vegaEmbed`, which the bundled scripts define. See https://dvc.org/doc/command-reference/plots/show.
 """
 
@@ -26,7 +26,7 @@ PAGE = """<!DOCTYPE html>
 
 
 def write_template(path: Path) -> None:
-    """Write the page to `path`, for DVC's `plots.html_template`."""
+    """Write the template to `path`, for DVC's setting `plots.html_template`."""
     import vl_convert
 
     write_text(path, PAGE.replace("SCRIPTS", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))

@@ -12,9 +12,9 @@ from pipeline.storage.files import write_text
 
 
 def markdown_table(cells: Sequence[Sequence[str]], alignments: str) -> str:
-    """Lines of cells, the first of them the header, as a table that reads well on a terminal too.
+    """Rows of cells, with the header first, as a Markdown table that is readable on a terminal too.
 
-    `alignments` has a `<` or `>` for each column.
+    `alignments` has a `<` (left) or `>` (right) for each column.
     """
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = [
@@ -28,7 +28,7 @@ def markdown_table(cells: Sequence[Sequence[str]], alignments: str) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file, in one step."""
+    """Write a CSV file atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -1,1 +1,1 @@
-"""How to run: the device, its precision and speed, and compilation."""
+"""Runtime: device, precision, peak speed, compilation and stop signals."""

@@ -1,4 +1,4 @@
-"""torch.compile for a model some of whose parts decide anew, at each call, what they compute."""
+"""torch.compile for a model with methods that must stay eager."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.model.part import Part
 
 
 def compiled(model: nn.Module, backend: str = "inductor") -> Callable[..., Any]:
-    """`model`, compiled: as a whole, or around the methods that its parts list as `eager`.
+    """Compile `model`, except for the methods that its parts list in `eager` and `eager_recursively`.
 
-    Its parameters keep their names, because the model itself stays as it is.
+    Use `model` itself to save or load: it stays the same module, so parameter names are unchanged.
     """
     for part in model.modules():
         if isinstance(part, Part):

@@ -1,4 +1,4 @@
-"""Which device to run on, in which precision, and how fast it could be."""
+"""The device to run on, its precision and its peak speed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ GPU_PEAK_FLOPS = {
 
 
 def use_device(runtime: Runtime) -> torch.device:
-    """The device that `runtime` asks for, set up. Raises UserError if this machine has none such."""
+    """Set up and return the device that `runtime` names. Raises UserError if this machine lacks it."""
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    device = torch.device(_best() if runtime.device == "auto" else runtime.device)
+    device = torch.device(_best_device_type() if runtime.device == "auto" else runtime.device)
     if device.type == "cuda":
         available = torch.cuda.device_count()
         if not torch.cuda.is_available() or (device.index or 0) >= available:
@@ -43,7 +43,7 @@ def use_device(runtime: Runtime) -> torch.device:
                 "set runtime.device to auto or cpu"
             )
         torch.cuda.set_device(device.index or 0)
-        torch.set_float32_matmul_precision("high")  # TF32, as nanoGPT allows
+        torch.set_float32_matmul_precision("high")  # TF32, as in nanoGPT
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(
             "runtime.device = mps: this machine has no Metal GPU; set runtime.device to auto or cpu"
@@ -59,7 +59,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]
 
 
 def seed(device: torch.device, value: int) -> None:
-    """Set the device's own random state; `torch.manual_seed` sets every device's, which takes longer."""
+    """Seed this device's generator only; `torch.manual_seed` seeds every device, which takes longer."""
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
     elif device.type == "mps":
@@ -69,34 +69,35 @@ def seed(device: torch.device, value: int) -> None:
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Copy tensors to the device; to a GPU of NVIDIA's without waiting for the copy, from pinned memory."""
+    """Copy tensors to the device; to a CUDA GPU asynchronously, from pinned memory."""
     if device.type == "cuda":
         return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
     return tuple(tensor.to(device) for tensor in batch)
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s that `mfu` is measured against.
+    """Peak FLOP/s of the device, the denominator of `mfu` (model FLOPs utilization).
 
-    For a known GPU in 16 bits the data sheet's rate, otherwise what a large matrix product reaches here.
+    This is the data sheet's rate for a known GPU in a 16-bit dtype, otherwise the measured rate of a large
+    matrix product.
     """
     if device.type == "cuda" and dtype != "float32":
         name = torch.cuda.get_device_name(device)
         for model, flops in GPU_PEAK_FLOPS.items():
-            if re.search(rf"\b{model}\b", name):  # an L40 is no L4
+            if re.search(rf"\b{model}\b", name):  # an L40 must not match L4
                 return flops
     size = 512 if device.type == "cpu" else 4096
     a = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
     seconds: list[float] = []
     until = time.perf_counter() + 0.2
-    while time.perf_counter() < until or len(seconds) < 5:  # the best of many: other programs run too
+    while time.perf_counter() < until or len(seconds) < 5:  # take the best of many: other programs run too
         start = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for the product to finish
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)
 
 
-def _best() -> str:
+def _best_device_type() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Stopping between two steps, when somebody asks for it."""
+"""Stopping cleanly between two steps on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come. The first one only asks; a second one acts at once, as usual."""
+    """Yields a function that tells whether Ctrl-C or SIGTERM has arrived.
+
+    The first signal only sets this flag. It also restores the previous handlers, so a second signal acts at
+    once.
+    """
     requested = False
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

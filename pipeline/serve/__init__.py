@@ -1,1 +1,1 @@
-"""Text out of a model: sampling."""
+"""Generating text with a model."""

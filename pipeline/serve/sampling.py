@@ -1,4 +1,4 @@
-"""Decoding with a KV cache: temperature, top-k, top-p or greedy, many samples as one batch."""
+"""Decoding with a KV cache: temperature, top-k, top-p or greedy, several samples in one batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.tokens.tokenizers import Tokenizer
 
 @dataclass
 class TokenSampler:
-    """Chooses the next token of each row from logits (B, vocabulary). Same generator state, same tokens."""
+    """Chooses each row's next token from logits (B, vocabulary). Equal generator states give equal tokens."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -25,15 +25,15 @@ class TokenSampler:
     generator: torch.Generator | None = None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Ids (B,)."""
+        """The chosen ids (B,) for logits (B, vocabulary)."""
         if self.greedy:
             return logits.argmax(-1)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, num_samples=1, generator=self.generator)[:, 0]
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The distribution (B, vocabulary) that is drawn from, after temperature, top_k and top_p."""
-        logits = logits - logits.amax(-1, keepdim=True)  # at most 0, which no temperature can overflow
+        """The probabilities (B, vocabulary) to draw from, after temperature, top_k and top_p."""
+        logits = logits - logits.amax(-1, keepdim=True)  # at most 0, so a small temperature cannot overflow
         logits = logits / self.temperature
         if self.top_k is not None:
             kth = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
@@ -58,17 +58,17 @@ def generate(
 ) -> Iterator[torch.Tensor]:
     """Yield the next ids (B,), `max_new_tokens` times, after a prompt (B, T).
 
-    Up to `block_size` positions, past keys and values are reused. Beyond, the window slides by one: each
-    token then has a new position, so everything is computed anew, as in nanoGPT. Ids from `vocab_size` on
-    are padding and never drawn. A recurrent model takes `depth` steps. Raises UserError for a model whose
-    first logits are not finite.
+    The KV cache is used for up to `block_size` positions. After that the window slides by one token per step.
+    All positions change, so the whole window is computed again, as in nanoGPT. Ids from `vocab_size` on are
+    padding and never chosen. A recurrent model takes `depth` steps, by default the depth it was trained for.
+    Raises UserError if the first logits are not finite.
     """
     ids = prompt[:, -model.block_size :]
     cache: KVCache | None = KVCache(model.block_size, batch=len(ids))
     unseen = ids
     for number in range(max_new_tokens):
         logits = model.next_logits(unseen, cache, depth)[:, :vocab_size]
-        if number == 0 and not logits.isfinite().all():  # once: a GPU has to be waited for
+        if number == 0 and not logits.isfinite().all():  # only once: it waits for the GPU
             raise UserError("the model's logits are not numbers; its weights are damaged or it diverged")
         token = sampler(logits)
         yield token
@@ -81,7 +81,7 @@ def generate(
 
 
 class TextStream:
-    """Turns the ids of one sample into text as they come, holding back a character cut in two."""
+    """Decodes the ids of one sample one by one; holds back the bytes of an incomplete character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._vocabulary = tokenizer.vocabulary

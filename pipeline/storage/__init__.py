@@ -1,1 +1,1 @@
-"""Files: written in one step, never half, and known by their checksums."""
+"""Files and folders: written atomically, and verified by checksums."""

@@ -1,4 +1,4 @@
-"""Checksums of files, and folders that list the checksums of what is in them."""
+"""Checksums of files, and folders with a manifest of their files' checksums."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def sha256_file(path: Path) -> str:
 
 
 class HashCache:
-    """Remembers the sha256 of files by their size and time, so that large ones are read once."""
+    """Remembers the sha256 of each file until its size or time changes, so that large files are read once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
             self._known: dict[str, list[object]] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # it only saves time
+        except (OSError, ValueError):  # start empty: the cache only saves time
             self._known = {}
 
     def sha256(self, path: Path) -> str:
-        """The sha256 of a file, read again only if its size or its time has changed."""
+        """The sha256 of a file, which is read again only if its size or modification time has changed."""
         key, status = str(path.absolute()), path.stat()
         known = self._known.get(key, [])
         if known[:2] != [status.st_size, status.st_mtime_ns]:
@@ -41,7 +41,7 @@ class HashCache:
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder with `write`, with checksums of its files beside them, in one step."""
+    """Replace `folder` by the files that `write` puts into it and a manifest of their checksums."""
     with replacing_folder(folder) as temporary:
         write(temporary)
         checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
@@ -49,7 +49,7 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that a folder's manifest lists is there and unchanged."""
+    """Whether `folder` has a manifest, and every file listed there exists with the same checksum."""
     try:
         checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         return all(sha256_file(folder / name) == checksum for name, checksum in checksums.items())

@@ -1,6 +1,7 @@
-"""Writing so that a crash leaves either the old content or the new, never half of it.
+"""Atomic writing: a crash leaves either the old content or the new, never half of it.
 
-Outputs may be read-only hard links into DVC's cache, so nothing here ever writes into an existing file.
+Outputs may be read-only hard links into DVC's cache, so these functions replace files and never write into
+existing ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.config.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step."""
+    """Replace the content of `path` by `text`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,12 +32,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Replace `path` by `values` as indented JSON, in one step."""
+    """Replace the content of `path` by `values` as indented JSON, atomically."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_room_beside(folder: Path) -> None:
-    """Raise UserError if something of the user's is where `replacing_folder` works, and would be lost."""
+    """Raise UserError if `<folder>.tmp` or `<folder>.old` exists; `replacing_folder` would delete it."""
     for path in (folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")):
         if path.exists():
             raise UserError(f"{path} is in the way of writing {folder}; move it, or remove it")
@@ -44,9 +45,9 @@ def check_room_beside(folder: Path) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `folder` once the block ends without an error.
+    """Yield an empty folder to fill; it replaces `folder` when the block ends without an error.
 
-    Raises UserError if there can be no folder.
+    Raises UserError if the folder cannot be created.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -75,7 +76,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, survive a power cut."""
+    """Flush a file's content, or a folder's list of names, to disk, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

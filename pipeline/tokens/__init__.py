@@ -1,1 +1,1 @@
-"""From text to training batches: tokenizers, shards of token ids, and the order they are read in."""
+"""From text to training batches: tokenizers, shards of token ids, and the order in which they are read."""

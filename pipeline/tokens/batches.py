@@ -1,7 +1,7 @@
-"""Which tokens a model sees when: training batches in a keyed order, evaluation windows in a fixed one.
+"""The batches that a model sees: training windows in a seeded random order, evaluation windows in text order.
 
 A training batch is a pure function of (seed, step), so resuming needs no loader state, and the order is the
-same on any number of processes.
+same for any number of processes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, int64, both
 
 
 class TrainingBatches:
-    """Micro-batches drawn without replacement: every window once an epoch, in a new order each epoch.
+    """Micro-batches drawn without replacement: each epoch visits every window once, in a new order.
 
-    Each epoch cuts the corpus into windows of `block_size` tokens at its own offset, so that no token is
-    always the first of its window.
+    Each epoch cuts the corpus into windows of `block_size` tokens from another offset, so that a token does
+    not keep its position in the window.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TrainingBatches:
         self.windows_per_epoch = (len(tokens) - self._offsets) // block_size
 
     def starts(self, step: int, micro_batch: int) -> np.ndarray:
-        """Where each window of a micro-batch begins, int64 (B,)."""
+        """The position in the corpus at which each window of a micro-batch begins, int64 (B,)."""
         first = (step * self._micro_batches + micro_batch) * self._batch_size
         epochs, positions = np.divmod(
             np.arange(first, first + self._batch_size, dtype=np.int64), self.windows_per_epoch
@@ -65,9 +65,9 @@ class TrainingBatches:
 def evaluation_windows(
     tokens: Tokens, block_size: int, batch_size: int, batches: int | None = None
 ) -> Iterator[Batch]:
-    """Fixed windows, end to end: every token but the first is predicted exactly once.
+    """Adjacent windows from the start of a split: every token but the first is predicted exactly once.
 
-    A shorter last window is a batch of its own. `batches` keeps only the first so many; None keeps all.
+    A shorter last window is a batch of its own. `batches` limits the number of batches; None means all.
     """
     return islice(_all_windows(tokens, block_size, batch_size), batches)
 

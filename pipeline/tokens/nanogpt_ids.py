@@ -1,7 +1,7 @@
-"""nanoGPT's data: token ids in train.bin and val.bin, and meta.pkl for those that stand for characters.
+"""nanoGPT's data: token ids in train.bin and val.bin, and in meta.pkl the characters that they stand for.
 
-Without a meta.pkl the ids are GPT-2's. nanoGPT reads meta.pkl with pickle, which runs whatever a file asks
-for; here dicts, strings and integers are all that is ever built from one.
+Without a meta.pkl the ids are GPT-2's. nanoGPT loads meta.pkl with pickle, which runs any code that a file
+contains. The reader here only builds dicts, strings and integers, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def check_folder(folder: Path) -> None:
 
 
 def count_ids(path: Path) -> int:
-    """Ids in a .bin file. Raises UserError if it is missing, not whole, or too short to predict anything."""
+    """The number of ids in a .bin file. Raises UserError if it is missing, truncated or holds only one."""
     try:
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run `dvc repro download` first") from None
     if size % DTYPE.itemsize:
-        raise UserError(f"{path}: {size} bytes are no whole number of 16-bit ids; copy it again")
+        raise UserError(f"{path}: {size} bytes are not a whole number of 16-bit ids; copy it again")
     if size < 2 * DTYPE.itemsize:
         raise UserError(f"{path}: {size} bytes leave no token to predict; put at least two ids into it")
     return size // DTYPE.itemsize
 
 
 def read_ids(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
-    """A .bin file's ids, uint16, in pieces. Raises UserError for an id outside the vocabulary."""
+    """Yield a .bin file's ids, uint16, in pieces. Raises UserError for an id outside the vocabulary."""
     count_ids(path)
     ids = np.memmap(path, dtype=DTYPE, mode="r")
     for start in range(0, len(ids), CHUNK):
@@ -53,35 +53,35 @@ def read_ids(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
             position = int(outside.argmax())
             raise UserError(
                 f"{path}: id {piece[position]} at position {start + position} is outside the vocabulary of "
-                f"{vocab_size}; put the {META_FILE} it was made with beside it and run `make train-on` again"
+                f"{vocab_size}; put the right {META_FILE} into nanoGPT's folder and run `make train-on` again"
             )
         yield piece
 
 
 def read_meta(path: Path) -> CharTokenizer:
-    """The characters of a meta.pkl as a tokenizer with the same ids.
+    """Read the characters in a meta.pkl as a tokenizer with the same ids. Nothing in the file is executed.
 
-    Raises UserError for a file that cannot be read, and for one that holds anything but the `stoi`, `itos`
-    and `vocab_size` of characters in code point order; nothing in it is executed.
+    Raises UserError if the file cannot be read, if it holds anything but dicts, strings and integers, and if
+    its `stoi`, `itos` and `vocab_size` are not those of characters in code point order.
     """
     meta = _unpickle(path)
     stoi, itos, vocab_size = (meta.get(name) for name in ("stoi", "itos", "vocab_size"))
     if not isinstance(stoi, dict) or not isinstance(itos, dict):
-        raise UserError(f"{path}: no stoi and itos; only the {META_FILE} of characters can be read")
+        raise UserError(f"{path}: no stoi and itos; use a {META_FILE} that lists characters")
     names: list[Any] = [itos.get(number) for number in range(len(itos))]
     if stoi != {name: number for number, name in enumerate(names)} or not vocab_size == len(names) > 0:
         raise UserError(f"{path}: itos, stoi and vocab_size contradict each other; make the data again")
     characters = names[:-1] if names[-1:] == [END_OF_TEXT] else names
     for character in characters:
         if not isinstance(character, str) or len(character) != 1 or "\ud800" <= character <= "\udfff":
-            raise UserError(f"{path}: {character!r} is not a character; nothing else can be read")
+            raise UserError(f"{path}: {character!r} is not a character; use a {META_FILE} of characters")
     if characters != sorted(characters):
         raise UserError(f"{path}: ids are not in code point order; sort the characters, as nanoGPT does")
     return CharTokenizer(characters, end_of_text=len(characters) < len(names))
 
 
 def write_meta(tokenizer: CharTokenizer, path: Path) -> None:
-    """Write the meta.pkl by which nanoGPT reads and writes these ids; end-of-text shows as its name."""
+    """Write the meta.pkl with which nanoGPT encodes and decodes these ids. It lists end-of-text by name."""
     names = [*tokenizer.characters, *[END_OF_TEXT] * (tokenizer.end_of_text is not None)]
     meta = {
         "vocab_size": len(names),
@@ -93,11 +93,11 @@ def write_meta(tokenizer: CharTokenizer, path: Path) -> None:
 
 
 class _Refused(Exception):
-    """What a pickle asks for that is not plain data."""
+    """A pickle asks for something that is not plain data."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds what needs no import. Whatever a pickle runs, it has to look up first; that is refused."""
+    """Unpickles plain data only. To run code, a pickle must look it up by name, and that is refused."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise _Refused(repr(f"{module}.{name}"))
@@ -107,18 +107,18 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _unpickle(path: Path) -> dict[int | str, Any]:
-    """A pickled dict of strings, integers and dicts of such."""
+    """Read a pickled dict of strings, integers and dicts of these. Raises UserError for anything else."""
     plain = "only dicts, strings and integers are read"
     try:
         with path.open("rb") as file:
             meta = _PlainUnpickler(file).load()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a {META_FILE} of nanoGPT's") from None
+        raise UserError(f"{path}: {error.strerror}; name a {META_FILE} written by nanoGPT") from None
     except _Refused as refused:
         raise UserError(
             f"{path}: refused, it asks for {refused}; {plain}, and nothing was executed"
         ) from None
-    except Exception:  # damaged, a pickle can raise anything
+    except Exception:  # a damaged pickle can raise anything
         raise UserError(f"{path}: not a pickle, or a damaged one; copy it again") from None
     if type(meta) is not dict:
         raise UserError(f"{path}: refused, it holds a {type(meta).__name__}; {plain}")

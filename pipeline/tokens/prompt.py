@@ -1,4 +1,4 @@
-"""The prompt of a sample: text, or a file of it, as token ids."""
+"""The prompt of a sample, given as text or in a file, as token ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pipeline.tokens.tokenizers import Tokenizer
 
 
 def encode_prompt(start: str, tokenizer: Tokenizer) -> tuple[str, np.ndarray]:
-    """The prompt's text and ids (T,), int64; `FILE:path` is read from a file. Raises UserError."""
+    """The prompt's text, and its ids (T,), int64. `FILE:path` reads the text from a file.
+
+    Raises UserError if the file cannot be read, and for a prompt that is empty or cannot be encoded.
+    """
     if start.startswith("FILE:"):
         path = Path(start.removeprefix("FILE:"))
         try:

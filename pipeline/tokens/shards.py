@@ -1,6 +1,7 @@
-"""Shards: headerless little-endian token ids, and the manifest that says which of them count.
+"""Shards, which are files of little-endian token ids without a header, and the manifest that lists them.
 
-Ids are uint16 up to 65,536 of them, else uint32, so `numpy.memmap` (and nanoGPT) can read a shard as it is.
+Ids are uint16 for a vocabulary of up to 65,536, else uint32. `numpy.memmap` can read a shard as it is, and so
+can nanoGPT if it is uint16.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class SplitManifest(Section):
 
 
 class Manifest(Section):
-    """What a folder of shards holds; a shard without an entry here does not exist."""
+    """What a folder of shards holds. A shard that is not listed here is ignored."""
 
     dtype: Literal["uint16", "uint32"]
     vocab_size: int
@@ -52,7 +53,7 @@ class Manifest(Section):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything a training run reads from here."""
+        """Hash of everything that a training run reads from this folder."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -128,7 +129,7 @@ class Tokens:
         return int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids start … stop - 1; only a read across shards copies."""
+        """Ids start … stop - 1. They are copied only if they lie in several shards."""
         shard = int(np.searchsorted(self._ends[:-1], start, side="right"))
         parts: list[np.ndarray] = []
         while start < stop or not parts:
@@ -140,9 +141,10 @@ class Tokens:
 
 
 def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) -> Tokens:
-    """Open a split, or the shards with its first so many tokens, and verify them against the manifest.
+    """Open a split, and verify its shards against the manifest.
 
-    Raises UserError naming the shard that is missing, truncated or edited.
+    With `first_tokens`, only the shards that hold that many tokens are opened. Raises UserError naming the
+    shard that is missing, truncated or edited.
     """
     manifest = load_manifest(folder)
     arrays: list[np.ndarray] = []
@@ -157,6 +159,6 @@ def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) 
         if size != shard.bytes:
             raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {remedy}")
         if sha256_file(path) != shard.sha256:
-            raise UserError(f"{path}: edited shard, its sha256 is not the manifest's; {remedy}")
+            raise UserError(f"{path}: edited shard, its sha256 is not the one in the manifest; {remedy}")
         arrays.append(np.memmap(path, dtype=np.dtype(manifest.dtype).newbyteorder("<"), mode="r"))
     return Tokens(arrays)

@@ -1,4 +1,4 @@
-"""A corpus to shards: choose the tokenizer, split into train and val, encode, write a manifest."""
+"""Turn a corpus into shards: choose the tokenizer, split into train and val, encode, write a manifest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pipeline.tokens.tokenizers import (
 )
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
-BATCH_CHARACTERS = 1 << 23  # encoded at once: enough to keep every core busy, small next to memory
+BATCH_CHARACTERS = 1 << 23  # encoded together: enough to keep every core busy, yet little memory
 
 
 def tokenize(
@@ -47,11 +47,12 @@ def tokenize(
     folder: Path,
     pretrained: Tokenizer | None = None,
 ) -> Manifest:
-    """Encode all of `raw` into `folder`, which appears only once it is whole.
+    """Encode all of `raw` into `folder`, which is replaced only when everything is written.
 
-    The tokenizer is the one called `tokenizer_name`, or else `pretrained`. The end-of-text id follows each
-    document of a corpus of several. Ids that nanoGPT prepared stay as they are. Raises UserError for text
-    that cannot be read or that leaves a split empty, and for ids that are not the tokenizer's.
+    The tokenizer is `pretrained`, or the one called `tokenizer_name` if `pretrained` is None. In a corpus of
+    several documents, the end-of-text id follows each. Ids that nanoGPT prepared are copied unchanged. Raises
+    UserError for text that cannot be read, for a split of fewer than two tokens, and for ids of another
+    tokenizer.
     """
     corpus: Corpus | IdFiles = (
         IdFiles(raw)
@@ -67,7 +68,7 @@ def tokenize(
         for name, written in splits.items():
             if written.tokens < 2:
                 raise UserError(
-                    f"{raw}: split.fraction leaves no token to predict for {name} ({corpus}); "
+                    f"{raw}: split.fraction leaves no token to predict in the {name} split ({corpus}); "
                     "change it in dataset.yaml or add text"
                 )
         tokenizer.save(temporary)
@@ -84,7 +85,7 @@ def tokenize(
 
 
 class EncodedPiece(NamedTuple):
-    """Some ids of a split, how many documents end in them, and how much text they stand for."""
+    """Some ids of a split, the number of documents that end there, and the bytes of text they stand for."""
 
     split: SplitName
     ids: np.ndarray
@@ -94,7 +95,7 @@ class EncodedPiece(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """The raw text, document by document, each piece labelled with the split it belongs to."""
+    """The raw text in pieces of documents; each piece is labelled with the split that it belongs to."""
 
     raw: Path
     documents: int
@@ -109,9 +110,10 @@ class Corpus:
         return corpus_files(self.raw)
 
     def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
-        """The tokenizer called `name`; `char` and `bpe` learn their vocabulary from the corpus.
+        """`pretrained`, or the tokenizer called `name` if `pretrained` is None.
 
-        `bpe` learns from the training text alone; `char` lists the characters of all of it, as nanoGPT does.
+        `bpe` learns its vocabulary from the training split only. `char` lists the characters of the whole
+        corpus, as nanoGPT does.
         """
         if pretrained is not None:
             return pretrained
@@ -127,7 +129,7 @@ class Corpus:
         return gpt2_tokenizer()
 
     def encoded(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
-        """All of it in ids, an end-of-text id after each document if there are several."""
+        """Encode the corpus, with an end-of-text id after each document if there are several."""
         end = tokenizer.end_of_text if self.documents > 1 else None
         with tqdm(
             total=self.characters,
@@ -150,7 +152,7 @@ class Corpus:
         return self._by_tail(self.split)
 
     def _by_document(self, split: DocumentSplit) -> Iterator[tuple[SplitName, Piece]]:
-        """Whole documents, drawn as `datasets.train_test_split` draws them, so nanoGPT's split comes out."""
+        """Draw whole documents as `datasets.train_test_split` does, which reproduces nanoGPT's split."""
         if self.documents < 2:
             raise UserError(
                 f"{self.raw}: one document cannot be split by documents; use `by: tail` in dataset.yaml"
@@ -161,7 +163,7 @@ class Corpus:
             yield ("val" if piece.document in validation else "train"), piece
 
     def _by_tail(self, split: TailSplit) -> Iterator[tuple[SplitName, Piece]]:
-        """The last characters of the corpus are validation text, wherever that cuts."""
+        """Validate on the last characters of the corpus, even if that cuts a document in two."""
         boundary = int(self.characters * (1 - split.fraction))
         position = 0
         for piece in read_pieces(self.raw):
@@ -176,7 +178,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class IdFiles:
-    """Ids that nanoGPT prepared: train.bin and val.bin, of the tokenizer beside them or else of GPT-2's."""
+    """Ids that nanoGPT prepared, in train.bin and val.bin: of the characters in meta.pkl, or else GPT-2's."""
 
     raw: Path
 
@@ -185,20 +187,18 @@ class IdFiles:
         return [self.raw / name for name in IDS_FILES]
 
     def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
-        """The tokenizer of the ids. Raises UserError if another one is asked for."""
+        """The tokenizer that made the ids. Raises UserError if `name` or `pretrained` asks for another."""
         of_characters = (self.raw / META_FILE).exists()
         needed = "char" if of_characters else "gpt2"
         if pretrained is not None or name == needed:
             own = read_meta(self.raw / META_FILE) if of_characters else gpt2_tokenizer()
             if pretrained is None or own.vocabulary == pretrained.vocabulary:
                 return own
-        raise UserError(
-            f"tokenizer.name = {name}: {self.raw} holds nanoGPT's ids of "
-            f"{'its characters' if of_characters else 'GPT-2 (no meta.pkl)'}; set tokenizer.name to {needed}"
-        )
+        held = "ids of characters" if of_characters else "GPT-2's ids (no meta.pkl)"
+        raise UserError(f"tokenizer.name = {name}: {self.raw} holds {held}; set tokenizer.name to {needed}")
 
     def encoded(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
-        """The ids as they are."""
+        """Yield the ids unchanged."""
         for split, path in zip(SPLITS, self.files, strict=True):
             for ids in read_ids(path, tokenizer.vocab_size):
                 ends = 0 if tokenizer.end_of_text is None else int((ids == tokenizer.end_of_text).sum())

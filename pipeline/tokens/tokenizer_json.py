@@ -1,6 +1,7 @@
-"""`tokenizer.json`, the format of Hugging Face's `tokenizers`: how ours are written, and which can be read.
+"""`tokenizer.json`, the format of Hugging Face's `tokenizers`: writing ours, and telling which can be read.
 
-Three kinds are known: GPT-2's byte-level BPE, and bytes and characters, which are BPEs that merge nothing.
+There are three kinds: GPT-2's byte-level BPE, and bytes and characters, which are written as BPEs without
+merges.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ Kind = Literal["bpe", "byte", "char"]
 
 
 def kind_of(values: dict[str, Any]) -> Kind:
-    """Which of our tokenizers gives the same ids. Raises UserError, saying what is in the way, if none does.
+    """The kind of tokenizer that gives the same ids as the tokenizer.json whose content is `values`.
 
-    What is not laid out as a tokenizer.json at all raises KeyError, TypeError or AttributeError.
+    Raises UserError with the reason if there is none, and KeyError, TypeError or AttributeError if `values`
+    is not laid out as a tokenizer.json.
     """
-    model, before = values["model"], values.get("pre_tokenizer") or {"type": None}
+    model, pre_tokenizer = values["model"], values.get("pre_tokenizer") or {"type": None}
     _refuse_if(model.get("type", "BPE") != "BPE", f"its model is {model.get('type')}, not BPE")
     _refuse_if(values.get("normalizer"), "it changes the text first (normalizer)")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
@@ -27,32 +29,35 @@ def kind_of(values: dict[str, Any]) -> Kind:
     specials = special_tokens(values)
     plain = {token: i for token, i in model["vocab"].items() if token not in specials}
     ids = sorted([*plain.values(), *specials.values()])
-    _refuse_if(ids != list(range(len(ids))), "its ids have holes or come twice")
+    _refuse_if(ids != list(range(len(ids))), "its ids have gaps or duplicates")
 
     by_id = sorted(plain, key=lambda token: plain[token])
     end_is_last = set(specials) <= {END_OF_TEXT} and ids[: len(plain)] == sorted(plain.values())
     exported = end_is_last and not model["merges"]
     characters = by_id == sorted(by_id) and all(len(token) == 1 for token in by_id)
-    if exported and characters and before["type"] is None:
+    if exported and characters and pre_tokenizer["type"] is None:
         return "char"
-    _refuse_if(before["type"] != "ByteLevel", f"its pre_tokenizer is {before['type']}, not ByteLevel")
-    _refuse_if(before.get("add_prefix_space", True), "it puts a space before the text (add_prefix_space)")
+    splitter = pre_tokenizer["type"]
+    _refuse_if(splitter != "ByteLevel", f"its pre_tokenizer is {splitter}, not ByteLevel")
+    _refuse_if(
+        pre_tokenizer.get("add_prefix_space", True), "it puts a space before the text (add_prefix_space)"
+    )
     if exported and by_id == printable_bytes():
         return "byte"
-    _refuse_if(not before.get("use_regex", True), "it does not cut text into words (use_regex)")
+    _refuse_if(not pre_tokenizer.get("use_regex", True), "it does not cut text into words (use_regex)")
     _check_merges(plain, model["merges"])
     return "bpe"
 
 
 def characters_json(characters: list[str], end_of_text: bool) -> str:
-    """A tokenizer in which the n-th of `characters` has the id n."""
+    """The tokenizer.json in which `characters[n]` has the id n."""
     from tokenizers import decoders
 
     return _without_merges(characters, None, decoders.Fuse(), end_of_text)
 
 
 def bytes_json(end_of_text: bool) -> str:
-    """A tokenizer in which byte n has the id n."""
+    """The tokenizer.json in which byte n has the id n."""
     from tokenizers import decoders, pre_tokenizers
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -60,17 +65,17 @@ def bytes_json(end_of_text: bool) -> str:
 
 
 def special_tokens(values: dict[str, Any]) -> dict[str, int]:
-    """The ids of the special tokens. Raises UserError for other tokens that were added to the vocabulary."""
+    """{token: id} of the special tokens. Raises UserError for an added token that is not special."""
     added = values["added_tokens"]
     for token in added:
-        _refuse_if(not token.get("special"), f"{token['content']!r} is added and not special")
+        _refuse_if(not token.get("special"), f"{token['content']!r} is an added token that is not special")
     return {token["content"]: token["id"] for token in added}
 
 
 def printable_bytes() -> list[str]:
     """The character that stands for each byte in GPT-2's vocabulary files.
 
-    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 and up.
+    A printable Latin-1 character stands for its own byte. U+0100 and up stand for the other bytes, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -78,7 +83,7 @@ def printable_bytes() -> list[str]:
 
 
 def _without_merges(tokens: list[str], pre_tokenizer: Any, decoder: Any, end_of_text: bool) -> str:
-    """A BPE that merges nothing: each token's id is its index, <|endoftext|>, if it is there, comes last."""
+    """A BPE without merges: the id of a token is its index; <|endoftext|>, if asked for, has the last id."""
     from tokenizers import Tokenizer, models
 
     tokenizer: Any = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
@@ -92,13 +97,15 @@ def _without_merges(tokens: list[str], pre_tokenizer: Any, decoder: Any, end_of_
 
 
 def _check_merges(plain: dict[str, int], merges: list[Any]) -> None:
-    """Every token is a byte or a merge, and a token merged earlier has a smaller id.
+    """Check that every token is a byte or the result of a merge, and that earlier merges have smaller ids.
 
-    Then the smallest id that two neighbours can become, which is what tiktoken looks for, is the first merge.
+    tiktoken merges the two neighbours whose joint token has the smallest id, `tokenizers` applies the
+    earliest merge. Their results agree only if the merges are in order of ids. Raises UserError.
     """
-    made = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    _refuse_if(plain.keys() != {*printable_bytes(), *made}, "its tokens are not the 256 bytes and its merges")
-    ids = [plain[token] for token in made]
+    merged = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    possible = {*printable_bytes(), *merged}
+    _refuse_if(plain.keys() != possible, "its tokens are not the 256 bytes and the results of its merges")
+    ids = [plain[token] for token in merged]
     _refuse_if(any(a >= b for a, b in pairwise(ids)), "its merges are not in order of ids")
 
 

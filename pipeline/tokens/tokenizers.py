@@ -1,8 +1,8 @@
 """Text to token ids and back: characters, bytes, and byte-level BPE (GPT-2's, or trained on the corpus).
 
-A tokenizer is its vocabulary, a table of the bytes each id stands for, and a way to cut text into ids.
-It is saved as one `tokenizer.json`, in the format of Hugging Face's `tokenizers`, that travels with the
-shards, the model and its exports. Those of GPT-2's kind are read from transformers' older files too.
+A tokenizer has a vocabulary, which is a table of the bytes that each id stands for, and a way to cut text
+into ids. It is saved as `tokenizer.json`, in the format of Hugging Face's `tokenizers`, beside the shards,
+the model and its exports. GPT-2's kind can also be read from transformers' older vocab.json and merges.txt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.tokens.tokenizer_json import (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
-VOCABULARY_FILES = ("vocab.json", "merges.txt")  # in place of tokenizer.json in older folders of transformers
+VOCABULARY_FILES = ("vocab.json", "merges.txt")  # older models of transformers lack tokenizer.json
 
 # How GPT-2 cuts text into words before merging bytes (Radford et al. 2019, section 2.2).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -42,7 +42,7 @@ GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
 class Tokenizer(ABC):
-    """Cuts text into ids. `vocabulary[i]` is the UTF-8 bytes of id i; the end-of-text id has none."""
+    """Turns text into ids and back. `vocabulary[i]` is the UTF-8 bytes of id i, empty for end-of-text."""
 
     vocabulary: list[bytes]
     end_of_text: int | None
@@ -53,24 +53,25 @@ class Tokenizer(ABC):
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes per id, int64 (vocab_size,): what turns nats per token into bits per byte."""
+        """UTF-8 bytes of each id, int64 (vocab_size,); they convert nats per token into bits per byte."""
         return np.array([len(token) for token in self.vocabulary], dtype=np.int64)
 
     def same_ids(self, other: Tokenizer) -> bool:
-        """Whether each id stands for the same in both."""
+        """Whether each id stands for the same bytes in both tokenizers."""
         return (self.vocabulary, self.end_of_text) == (other.vocabulary, other.end_of_text)
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Ids of plain text, uint32. Raises UserError for a character outside the vocabulary."""
+        """The ids of plain text, uint32 (T,). Raises UserError for a character outside the vocabulary."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Like `encode`, but `<|endoftext|>` stands for the end-of-text id where there is one.
+        """Like `encode`, but `<|endoftext|>` becomes the end-of-text id if the vocabulary has one.
 
-        Raises UserError for bytes that are not UTF-8, which the command line passes on as lone surrogates.
+        Also raises UserError for lone surrogates, into which Python turns bytes of a command line that are
+        not UTF-8.
         """
         try:
             text.encode()
@@ -88,12 +89,12 @@ class Tokenizer(ABC):
         return b"".join(self.vocabulary[i] for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
+        """The text of `ids`; bytes that are not UTF-8 (such as half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @abstractmethod
     def to_json(self) -> str:
-        """What `tokenizer.json` holds, see pipeline/tokens/tokenizer_json.py."""
+        """The content of `tokenizer.json` (see pipeline/tokens/tokenizer_json.py)."""
 
     def save(self, folder: Path) -> None:
         write_text(folder / TOKENIZER_FILE, self.to_json())
@@ -142,7 +143,7 @@ class ByteTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """Byte-level BPE in GPT-2's form, from a `tokenizer.json` of Hugging Face's `tokenizers`.
 
-    Encoding runs in tiktoken, which gives the same ids several times faster.
+    tiktoken does the encoding: it gives the same ids as `tokenizers`, several times faster.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
@@ -155,7 +156,7 @@ class BPETokenizer(Tokenizer):
         ranks = {
             bytes(byte_of[character] for character in token): i
             for token, i in values["model"]["vocab"].items()
-            if token not in specials  # which may be listed among the plain tokens too
+            if token not in specials  # `vocab` may list special tokens as well
         }
         by_id = {i: token for token, i in ranks.items()} | {i: b"" for i in specials.values()}
         self.vocabulary = [by_id[i] for i in range(len(by_id))]
@@ -176,9 +177,9 @@ class BPETokenizer(Tokenizer):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`, ours or one of transformers' of GPT-2's kind.
+    """The tokenizer saved in `folder`: one of ours, or one of GPT-2's kind saved by transformers.
 
-    Raises UserError if there is none, if it is damaged, or of another kind.
+    Raises UserError if there is none, if it is damaged, or if it is of another kind.
     """
     path = folder / TOKENIZER_FILE
     try:
@@ -192,7 +193,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{path}: no such file; run `dvc repro`, or name a saved model's folder") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(
-            f"{path}: damaged; if a stage made it, remove its folder and run `dvc repro`, else copy it anew"
+            f"{path}: damaged; if a stage made it, remove its folder and run `dvc repro`, else copy it again"
         ) from None
 
 
@@ -207,7 +208,7 @@ def _from_text(tokenizer_json: str) -> Tokenizer:
 
 
 def _from_vocabulary_files(folder: Path) -> str:
-    """The tokenizer.json that vocab.json and merges.txt stand for."""
+    """Convert vocab.json and merges.txt in `folder` to the text of a tokenizer.json."""
     vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in VOCABULARY_FILES)
     try:
         tokenizer = _byte_level_bpe(json.loads(vocabulary), _merges(merges))
@@ -220,7 +221,7 @@ def _from_vocabulary_files(folder: Path) -> str:
 
 
 def gpt2_tokenizer() -> BPETokenizer:
-    """GPT-2's own BPE, 50,257 ids. Its two files are downloaded once per machine, with checksums."""
+    """GPT-2's own BPE with 50,257 ids. Its two files are downloaded once per machine and verified."""
     import pooch
 
     cache = Path(pooch.os_cache("gpt-pipeline")) / "gpt2"
@@ -234,7 +235,7 @@ def gpt2_tokenizer() -> BPETokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Byte-level BPE of at most `vocab_size` ids learned from `texts`, end-of-text being the last."""
+    """Learn a byte-level BPE of at most `vocab_size` ids from `texts`; the last id is end-of-text."""
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer
 
@@ -258,6 +259,6 @@ def _byte_level_bpe(vocab: Any = None, merges: Any = None) -> Any:
 
 
 def _merges(text: str) -> list[tuple[str, ...]]:
-    """The pairs of merges.txt, or vocab.bpe, after the line with the version."""
+    """The pairs in the text of merges.txt or vocab.bpe, without its version line."""
     lines = text.splitlines()
     return [tuple(line.split()) for line in lines[lines[0].startswith("#version") :] if line]

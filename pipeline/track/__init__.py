@@ -1,1 +1,1 @@
-"""Where the figures of a run go while it trains: a log file, the screen."""
+"""Trackers: they write a run's figures to the log file and the screen."""

@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Console:
-    """Shows loss, tokens per second and time left of a run of `steps` steps that continues at `step`."""
+    """Shows loss, tokens per second and time left. The run has `steps` steps and continues at `step`."""
 
     def __init__(self, steps: int, step: int) -> None:
         self._steps = steps
@@ -43,7 +43,7 @@ class Console:
             self.note(f"step {step:,}/{self._steps:,}  {'  '.join(parts)}{self._time_left(step)}")
 
     def note(self, text: str) -> None:
-        """A line that stays on the screen, above the bar."""
+        """Print a line that stays on the screen, above the progress bar."""
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 

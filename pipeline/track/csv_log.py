@@ -1,4 +1,4 @@
-"""The run's log as CSV, readable while the run goes on and correct after a resume."""
+"""The run's log as CSV, readable during the run and correct after a resume."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.track.tracker import COLUMNS, Row
 
 
 class CsvLog:
-    """Appends rows to a CSV file, after dropping those past `step`, which a resumed run will write again.
+    """Appends rows to a CSV file. First drops rows after `step`, which a resumed run will write again.
 
-    A figure that no row had before adds a column.
+    A new figure adds a column.
     """
 
     def __init__(self, path: Path, step: int) -> None:

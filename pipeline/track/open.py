@@ -1,4 +1,4 @@
-"""All trackers of a run: the one place that picks them."""
+"""Picks and opens the trackers of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.track.tracker import Row, Tracker
 
 
 def open_trackers(log: Path, params: Params, step: int) -> Trackers:
-    """The trackers of a run that continues at `step`: a log file and the screen."""
+    """The trackers of a run that continues at `step`: a CSV log and the screen."""
     return Trackers([CsvLog(log, step)], Console(params.train.max_iters, step))
 
 
 class Trackers:
-    """Several trackers as one; closed at the end of a `with` block."""
+    """Passes each row to several trackers; a `with` block closes them."""
 
     def __init__(self, trackers: Sequence[Tracker], console: Console) -> None:
         self._console = console
@@ -28,7 +28,7 @@ class Trackers:
             tracker.log(row)
 
     def note(self, text: str) -> None:
-        """A line for whoever watches."""
+        """Print a line on the screen."""
         self._console.note(text)
 
     def close(self) -> None:

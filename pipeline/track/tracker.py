@@ -1,4 +1,4 @@
-"""What a tracker is: something that takes the figures of a run, row by row."""
+"""The tracker interface: it takes the figures of a run, row by row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Row = Mapping[str, float | int | None]
 
 
 class Tracker(Protocol):
-    """Takes a row per log step: COLUMNS, and whatever else the model reports of itself.
+    """Takes one row per log step: COLUMNS, and any further figures that the model reports.
 
-    None is "not measured at this step".
+    None means "not measured at this step".
     """
 
     def log(self, row: Row) -> None: ...

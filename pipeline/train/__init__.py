@@ -1,1 +1,1 @@
-"""Training: one loop, its schedule and optimizer, and checkpoints that cannot be lost."""
+"""Training: the loop, its log figures, and runs with crash-safe checkpoints."""

@@ -1,4 +1,4 @@
-"""From parameters and shards to a trained model: start, continue or reuse the run that they name."""
+"""Trains a model from parameters and token shards: starts, continues or reuses the run that they identify."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pipeline.weights.saved import WEIGHTS_FILE, save_config
 
 
 def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:
-    """Train the model that the parameters describe, or what is left of it.
+    """Train the model that the parameters describe, continuing an interrupted run if there is one.
 
-    Raises UserError for what cannot work, before any step is taken, and Interrupted, with the state saved,
-    when a signal asks to stop.
+    Raises UserError for invalid parameters or data before the first step, and for a loss that is not finite.
+    Raises Interrupted, after saving a checkpoint, when a signal asks to stop.
     """
     params.check_sections()
     manifest = load_manifest(tokens_folder)
@@ -48,13 +48,13 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     fitted = FittedRun(run, start.config, tokens_folder)
     with run.locked(say):
         if run.metrics() is not None:
-            say(f"{run.folder}: finished before, nothing to train")
+            say(f"{run.folder}: already finished, nothing to train")
             return fitted
         checkpoint = run.newest()
         if checkpoint is None and params.train.init_from == "resume":
             raise UserError(
-                f"train.init_from = resume: no checkpoint in {run.folder}; use init_from = scratch (which "
-                "continues an interrupted run of the same parameters too)"
+                f"train.init_from = resume: no checkpoint in {run.folder}; set train.init_from = scratch, "
+                "which also continues an interrupted run with the same parameters"
             )
         torch.manual_seed(params.train.seed)
         trainer = Trainer(start.build().to(device), params, data, run, device, probe)
@@ -69,7 +69,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
                 trainer.fit(trackers)
             except Interrupted:
                 step = trainer.state.step
-                trackers.note(f"{run.folder}: stopped after step {step:,}; the same command continues")
+                trackers.note(f"{run.folder}: stopped after step {step:,}; run the same command to continue")
                 raise
         about = {"run": key, "data": manifest.fingerprint, "start": start.weights, "init_from": start.name}
         run.finish(final_metrics(trainer, params) | about)
@@ -77,7 +77,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
 
 
 class FittedRun:
-    """A finished run, ready to be published."""
+    """A finished run, whose model can be published."""
 
     def __init__(self, run: Run, config: GPTConfig, tokens_folder: Path) -> None:
         self.run = run
@@ -87,14 +87,14 @@ class FittedRun:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         metrics = self.run.metrics()
-        assert metrics is not None, "a FittedRun is finished"
+        assert metrics is not None, "metrics exist only for a finished run"
         return metrics
 
     def publish_model(self, folder: Path) -> None:
-        """Put the weights that the parameters ask to keep, their config and tokenizer into `folder`."""
+        """Write the best or last weights, as the parameters say, with config and tokenizer to `folder`."""
         source = self.run.best if self.metrics["saved"] == "best" else self.run.newest()
         assert source is not None
-        # Locked, because a process that waited for this run publishes it too.
+        # Locked, because another process that waited for this run publishes it too.
         with self.run.locked(announce=lambda _: None), replacing_folder(folder) as temporary:
             shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
             shutil.copyfile(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
@@ -111,7 +111,7 @@ def _open_data(tokens_folder: Path, block_size: int, tokenizer: Tokenizer) -> Da
 def _description(
     start: Start, settings: dict[str, Any], tokens_folder: Path, manifest: Manifest
 ) -> dict[str, Any]:
-    """What run.json says of a run."""
+    """The content of run.json."""
     return {
         "model": start.config.model_dump(),
         "train": settings,
@@ -122,7 +122,7 @@ def _description(
 
 
 def _zeroshot_probe(params: Params, tokenizer: Tokenizer, device: torch.device) -> Probe:
-    """What takes the zero-shot figures while training. Raises UserError for a task that cannot be had."""
+    """The function that evaluates zero-shot tasks during training. Raises UserError if a task cannot load."""
     settings, block_size = params.zeroshot, params.model.block_size
     tasks = {name: open_task(name, tokenizer, block_size, settings.limit) for name in settings.tasks}
 

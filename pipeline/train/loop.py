@@ -1,4 +1,4 @@
-"""The training loop: once in a while evaluate, log and save; otherwise take a step."""
+"""The training loop: optimizer steps, with an evaluation, a log row and a checkpoint at set intervals."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from pipeline.train.state import STATE_FILE, Interval, TrainState
 from pipeline.weights.saved import WEIGHTS_FILE, Weights, save_weights
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-DEPTH_STREAM = np.uint64(0xD1B54A32D192ED03)  # keeps the draws of depths apart from the order of batches
+DEPTH_STREAM = np.uint64(0xD1B54A32D192ED03)  # separates depth draws from the batch order
 
-Probe = Callable[[GPT], dict[str, float]]  # takes more figures of the model for the log
+Probe = Callable[[GPT], dict[str, float]]  # more figures of the model for the log
 
 
 class Interrupted(Exception):
-    """Someone asked the run to stop; its state is saved."""
+    """A signal stopped the run, after its state was saved."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a model is trained and evaluated on; `token_bytes[i]` is the number of UTF-8 bytes of id i."""
+    """The training and validation splits; `token_bytes[i]` is the number of UTF-8 bytes of token id i."""
 
     train: Tokens
     val: Tokens
@@ -55,7 +55,7 @@ class Data:
 
 
 class Trainer:
-    """Trains one model; `state` says how far it is."""
+    """Trains one model; `state` holds its progress."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Trainer:
         device: torch.device,
         probe: Probe | None = None,
     ) -> None:
-        """`probe` is asked each `log.zeroshot_interval` steps and at the end."""
+        """`probe` is called every `log.zeroshot_interval` steps and at the end."""
         train = params.train
         self.model = model
         self.train = train
@@ -94,14 +94,14 @@ class Trainer:
         self._resumed_at: int | None = None
 
     def fit(self, tracker: Tracker) -> None:
-        """Train to `max_iters`, from wherever `state` is. Raises Interrupted after saving, on a signal."""
+        """Train from the current `state` to `max_iters`. On a signal, saves and raises Interrupted."""
         self.model.train()
         self.meter.restart_clock()
         steps = 0 if self.train.eval_only else self.train.max_iters
         with stop_requested() as stop:
             while True:
-                if self.state.step != self._resumed_at:  # else it was evaluated and logged before
-                    self._once_in_a_while(tracker, last=self.state.step == steps)
+                if self.state.step != self._resumed_at:  # a resumed step is already logged
+                    self._evaluate_log_and_save(tracker, last=self.state.step == steps)
                 if self.state.step == steps:
                     break
                 if stop():
@@ -131,12 +131,12 @@ class Trainer:
         self._resumed_at = self.state.step
 
     def evaluate(self, tokens: Tokens, batches: int | None) -> Evaluation:
-        """The current model on a split's first `batches` batches, or on all of it."""
+        """Evaluate the current model on the first `batches` batches of a split (None: all of it)."""
         windows = evaluation_windows(tokens, self.model.block_size, self.train.batch_size, batches)
         return evaluate(self.model, windows, self.data.token_bytes, self.device)
 
     def drawn_depths(self, first_step: int, steps: int) -> list[int | None]:
-        """How deep the micro-batches of these steps are read; None is the model's own depth."""
+        """The recurrence depth of each micro-batch in these steps; None is the model's default depth."""
         distribution = self.model.depth_distribution
         if distribution is None:
             return [None] * (steps * self.micro_batches)
@@ -145,7 +145,7 @@ class Trainer:
         depths: list[int | None] = distribution.quantile(numbers).tolist()
         return depths
 
-    def _once_in_a_while(self, tracker: Tracker, last: bool) -> None:
+    def _evaluate_log_and_save(self, tracker: Tracker, last: bool) -> None:
         step = self.state.step
         val_loss = self._evaluate() if last or step % self.train.eval_interval == 0 else None
         due = self.probe_interval is not None and (last or step % self.probe_interval == 0)
@@ -175,7 +175,7 @@ class Trainer:
         state.interval.steps += 1
 
     def _sync(self) -> None:
-        """Bring the state up to date with the device, which may still be computing."""
+        """Wait for the device, then update loss, gradient norm and times in the state."""
         state = self.state
         self.meter.sync()
         state.grad_norm = None if self._grad_norm is None else self._grad_norm.item()
@@ -192,7 +192,7 @@ class Trainer:
             )
 
     def _evaluate(self) -> float:
-        """Validation loss on the first `eval_iters` batches, keeping the best model so far."""
+        """Validation loss (nats) on the first `eval_iters` batches; saves the model if it is the best yet."""
         self._sync()
         state = self.state
         with autocast(self.device, self.train.dtype):

@@ -1,4 +1,4 @@
-"""What training looks at between two rows of the log: mean loss, the model's own figures, time."""
+"""Accumulates what goes into the next log row: loss, the model's figures, time."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pipeline.train.state import Interval
 
 
 class Meter:
-    """Sums losses and figures on the device, so that no step waits for them, and measures time."""
+    """Measures time, and sums losses and figures on the device so that no step waits for them."""
 
     def __init__(self, interval: Interval, device: torch.device) -> None:
-        """Continue from `interval`, which `sync` brings up to date."""
+        """Start from the sums in `interval`; `sync` writes the new sums back to it."""
         self._interval = interval
         self._loss = torch.tensor(interval.loss, device=device)
         self._figures = {name: torch.tensor(value, device=device) for name, value in interval.figures.items()}
         self._clock = time.perf_counter()
 
     def add(self, loss: Loss, micro_batches: int) -> None:
-        """Count one of the micro-batches of a step."""
+        """Add the loss of one micro-batch, of `micro_batches` in the step."""
         self._loss += loss.cross_entropy / micro_batches
         counts = self._interval.reports
         for name, value in loss.figures.items():
             self._figures[name] = self._figures[name] + value if name in counts else value
-            counts[name] = counts.get(name, 0) + 1  # a part that was left out reports nothing
+            counts[name] = counts.get(name, 0) + 1  # a skipped part reports nothing
 
     def sync(self) -> None:
-        """Wait for the device, and write what was summed into the interval."""
+        """Wait for the device and write the sums into the interval."""
         self._interval.loss = self._loss.item()
         self._interval.figures = {name: value.tolist() for name, value in self._figures.items()}
 
     def means(self) -> dict[str, float]:
-        """The model's figures in the interval; `name_0`, `name_1`, … where it is one for each expert."""
+        """Mean of each figure in the interval; one with a value per expert gives `name_0`, `name_1`, …"""
         means: dict[str, float] = {}
         for name, total in self._interval.figures.items():
             reports = self._interval.reports[name]

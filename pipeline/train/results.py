@@ -15,13 +15,13 @@ from pipeline.weights.saved import WEIGHTS_FILE, Weights
 
 
 def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
-    """What training came to. The last and the best model are both measured on the whole validation split."""
+    """Metrics of a finished training; evaluates the last and the best model on the whole validation split."""
     state, train = trainer.state, params.train
     final = trainer.evaluate(trainer.data.val, None)
-    as_many = max(1, final.tokens // (train.batch_size * params.model.block_size))
-    on_train = trainer.evaluate(trainer.data.train, as_many)
-    best = _best(trainer, final)
-    steps = state.step * trainer.tokens_per_step
+    val_batches = max(1, final.tokens // (train.batch_size * params.model.block_size))
+    on_train = trainer.evaluate(trainer.data.train, val_batches)
+    best = _evaluate_best(trainer, final)
+    tokens = state.step * trainer.tokens_per_step
     drawn = Counter(depth for depth in trainer.drawn_depths(0, state.step) if depth is not None)
     return {
         "val_loss": final.loss,
@@ -30,9 +30,9 @@ def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
         "val_bpb": final.bits_per_byte,
         "best_val_bpb": best.bits_per_byte,
         "perplexity": final.perplexity,
-        "tokens": steps,
+        "tokens": tokens,
         "seconds": round(state.seconds, 3),
-        "tokens_per_second": round(steps / state.seconds, 1),
+        "tokens_per_second": round(tokens / state.seconds, 1),
         "params": trainer.model.num_params(),
         "steps": state.step,
         "best_step": state.best_step,
@@ -45,7 +45,7 @@ def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
     }
 
 
-def _best(trainer: Trainer, final: Evaluation) -> Evaluation:
+def _evaluate_best(trainer: Trainer, final: Evaluation) -> Evaluation:
     if best_step(trainer.run) == trainer.state.step:
         return final
     load_weights(trainer.model, Weights(trainer.run.best / WEIGHTS_FILE))

@@ -1,7 +1,7 @@
-"""Training state that survives: one folder per run key, checkpoints that are whole or not there.
+"""Crash-safe training state: one folder per run key, with checkpoints that are complete or absent.
 
-A run's key is the hash of everything that determines its result, so the same key continues, another key
-starts afresh, and a finished key is reused. See the layout in `Run`.
+The run key is a hash of everything that determines the run's result. The same key continues an interrupted
+run or reuses a finished one; another key starts a new run. `Run` describes the layout.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pipeline.storage.files import write_json
 
 PACKAGE = Path(__file__).parents[1]
 
-# The code that determines the steps of a run, and which model is its best: other code makes another run.
-# How a run is logged, stored and reported is not among it, nor are checks that end before the first step.
+# The code that determines the training steps and the choice of the best model: changing it changes the run
+# key. Code for logs, storage, reports and checks before the first step is left out.
 SOURCES = (
     "evaluate/evaluation.py",
     "evaluate/loss.py",
@@ -45,7 +45,7 @@ SOURCES = (
 
 
 def run_key(**ingredients: Any) -> str:
-    """A short hash of what determines a run's result, the training code included."""
+    """A short hash of everything that determines a run's result: the ingredients and the training code."""
     files = sorted(path for source in SOURCES for path in _python_files(PACKAGE / source))
     code = {str(path.relative_to(PACKAGE)): sha256_file(path) for path in files}
     text = json.dumps({"code": code, **ingredients}, sort_keys=True)
@@ -55,12 +55,12 @@ def run_key(**ingredients: Any) -> str:
 class Run:
     """The folder of one run::
 
-    runs/<key>/run.json         what the key stands for
+    runs/<key>/run.json         the settings behind the key
                lock             held by the process that trains
-               log.csv          a row per log step, up to the newest checkpoint or a little further
+               log.csv          a row per log step, at least up to the newest checkpoint
                step-<n>/        model.safetensors, optimizer.safetensors, state.json, manifest.json
                best/            model.safetensors, state.json, manifest.json
-               finished.json    the metrics; its presence means there is nothing left to do
+               finished.json    the metrics; it exists once the run is finished
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Run:
 
     @contextmanager
     def locked(self, announce: Callable[[str], None]) -> Iterator[None]:
-        """Be the only process in this run; wait for another one to end, after telling so."""
+        """Hold the run's lock. If another process has it, call `announce` with a message, then wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as file:
             try:
@@ -88,16 +88,16 @@ class Run:
             yield
 
     def begin(self, values: dict[str, Any]) -> None:
-        """Start afresh: nothing of an earlier attempt, damaged or cut short, may pass for this one's."""
+        """Start over: delete everything that an earlier attempt left, and write run.json."""
         for path in self.folder.iterdir():
             if path.name != "lock":
                 _remove(path)
         write_json(self.folder / RUN_FILE, values)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose every file is as it was written.
+        """The newest checkpoint with correct checksums, or None.
 
-        Raises UserError if the best model, without which no checkpoint can be continued, is damaged.
+        Raises UserError if there is one but the best model, which continuing needs, is damaged.
         """
         checkpoint = next((folder for folder in reversed(self._checkpoints()) if is_whole(folder)), None)
         if checkpoint and not is_whole(self.best):
@@ -107,7 +107,7 @@ class Run:
         return checkpoint
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Make the checkpoint of a step with `write(folder)`, then drop all but the newest two."""
+        """Write the checkpoint of a step with `write(folder)`, then delete all but the newest two."""
         save_folder(self.folder / f"step-{step:09d}", write)
         for old in self._checkpoints()[:-2]:
             shutil.rmtree(old)
@@ -117,20 +117,26 @@ class Run:
         save_folder(self.best, write)
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Record the metrics; only the newest checkpoint is still of use."""
+        """Record the metrics, and delete all checkpoints but the newest."""
         for old in self._checkpoints()[:-1]:
             shutil.rmtree(old)
         write_json(self._finished, metrics)
 
     def metrics(self) -> dict[str, Any] | None:
-        """The metrics of a finished run whose models are still whole, else None."""
+        """The metrics, or None if the run is not finished or has no undamaged checkpoint.
+
+        Raises UserError if the best model is damaged.
+        """
         if not self._finished.exists() or self.newest() is None:
             return None
         metrics: dict[str, Any] = json.loads(self._finished.read_text(encoding="utf-8"))
         return metrics
 
     def _recover(self) -> None:
-        """Clear up after a killed process. Replacing a folder takes two renames: undo the first alone."""
+        """Clean up after a killed process.
+
+        Replacing a folder takes two renames. If only the first one happened, undo it.
+        """
         for old in self.folder.glob("*.old"):
             replaced = old.with_suffix("")
             if not replaced.exists():

@@ -1,4 +1,4 @@
-"""What a run starts from: random weights, or those of another model."""
+"""The initial weights of a run: random, or those of another model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipeline.weights.stored_model import StoredModel, open_model
 
 
 class Start:
-    """The model that a run starts from, if it starts from one, and the config that it trains."""
+    """The config that a run trains, and the stored model that it starts from, if any."""
 
     def __init__(self, params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> None:
-        """Raises UserError for a model that is not there, or does not fit the parameters or the tokens."""
+        """Raises UserError if the model is missing, or does not fit the parameters or the tokens."""
         init_from = params.train.init_from
         self.name = "scratch" if init_from == "resume" else init_from
         self._stored = _open(params, tokenizer, tokens_folder)
@@ -33,12 +33,12 @@ class Start:
 
     @property
     def weights(self) -> str | None:
-        """Their sha256: what counts is which weights a run starts from, not what their folder is called."""
+        """The sha256 of the initial weights, so that the run key does not depend on their folder's name."""
         return None if self._stored is None else self._stored.sha256
 
     @property
     def repository(self) -> str | None:
-        """Where the model is on the hub."""
+        """The repository of the initial model, if it comes from the Hugging Face Hub."""
         place = place_on_hub(self.name)
         return place and place[0]
 
@@ -62,7 +62,7 @@ def _open(params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> StoredMo
         raise UserError(message if "train.init_from" in message else f"train.init_from: {message}") from None
     if not own.same_ids(tokenizer):
         raise UserError(
-            f"train.init_from = {name}: its tokenizer is not that of {tokens_folder}; use its own: "
-            f"tokenizer.name = pretrained, tokenizer.model = {name}"
+            f"train.init_from = {name}: its tokenizer differs from that of {tokens_folder}; set "
+            f"tokenizer.name = pretrained and tokenizer.model = {name}"
         )
     return stored

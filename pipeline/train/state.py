@@ -1,4 +1,4 @@
-"""How far a run is: what a checkpoint holds besides the weights and the optimizer's tensors."""
+"""The progress of a run: what a checkpoint holds besides the weights and the optimizer's tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATE_FILE = "state.json"
 
 @dataclass
 class Interval:
-    """Sums since the last row of the log. `reports` counts how often each figure was reported."""
+    """Sums since the last log row. `reports` counts how often each figure was reported."""
 
     loss: float = 0.0
     steps: int = 0
@@ -25,7 +25,7 @@ class Interval:
 
 @dataclass
 class TrainState:
-    """Everything else that resumes. There is no random state: each step seeds its own."""
+    """Progress that a resumed run restores. It has no random state, because each step seeds its own."""
 
     step: int = 0
     seconds: float = 0.0

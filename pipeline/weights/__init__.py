@@ -1,1 +1,1 @@
-"""A model as files: found by name, known by hash; our format, transformers' GPT-2 and nanoGPT's."""
+"""Stored models: finding one by name, and the file formats (ours, transformers' GPT-2, nanoGPT's)."""

@@ -1,4 +1,4 @@
-"""GPT-2 as transformers keeps it in a folder, and as we have it: config and weights, both ways."""
+"""GPT-2 in the format of transformers: converts config and weights to ours and back."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_conf
 Tensors = Mapping[str, torch.Tensor]
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-INDEX_FILE = "model.safetensors.index.json"  # says which of several files holds which tensor
-PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # of a block
-TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # theirs are Conv1D's, (in, out)
-MASKS = (".attn.bias", ".attn.masked_bias")  # old folders have the causal mask among their tensors
+INDEX_FILE = "model.safetensors.index.json"  # maps tensors to files if there are several
+PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # modules of a block
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers' Conv1D stores (in, out)
+MASKS = (".attn.bias", ".attn.masked_bias")  # causal masks, which old versions saved
 
-ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}  # theirs, and ours
+ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}  # their name: ours
 
 
 class TheirConfig(Section, extra="ignore"):
-    """What of transformers' config.json makes a difference; what is as in GPT2Config is left out there."""
+    """The fields of transformers' config.json that matter here; missing ones have GPT2Config's defaults."""
 
     activation_function: str = "gelu_new"
     vocab_size: Count = 50257
@@ -46,13 +46,13 @@ class TheirConfig(Section, extra="ignore"):
 
 
 def is_transformers(folder: Path) -> bool:
-    """Whether a folder's config.json is one of transformers', of whatever model."""
+    """Whether transformers wrote the folder's config.json, for any kind of model."""
     values = read_config(folder / CONFIG_FILE)
     return "model_type" in values or "architectures" in values
 
 
 def config_from_gpt2(folder: Path) -> GPTConfig:
-    """The config of transformers' GPT-2 in `folder`. Raises UserError naming what we have no place for."""
+    """The config of the transformers GPT-2 in `folder`. Raises UserError naming an unsupported field."""
     path = folder / CONFIG_FILE
     values = read_config(path)
     if values.get("model_type") != "gpt2":
@@ -87,10 +87,10 @@ def config_from_gpt2(folder: Path) -> GPTConfig:
 
 
 class GPT2Weights(Weights):
-    """The tensors of transformers' GPT-2 under our names, as float32, matrices as (out, in)."""
+    """The tensors of a transformers GPT-2 under our names, as float32, with matrices as (out, in)."""
 
     def __init__(self, folder: Path, config: GPTConfig) -> None:
-        """Read what the folder holds. Raises UserError if it is no safetensors, or damaged."""
+        """Read the tensors' names and shapes. Raises UserError for a missing or damaged safetensors file."""
         self.path = folder / WEIGHTS_FILE
         self._paths = weight_files(folder)
         self._files: dict[str, Weights] = {}
@@ -120,12 +120,16 @@ class GPT2Weights(Weights):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, whether they are there or not. Raises UserError if there are none."""
+    """The paths of a model's safetensors files.
+
+    Files that the index names may be missing. Raises UserError if there is neither an index nor weights, and
+    for an invalid index.
+    """
     if not (folder / INDEX_FILE).exists():
         if not (folder / WEIGHTS_FILE).exists():
             raise UserError(
-                f"{folder}: no {WEIGHTS_FILE}; other formats can run code, so save it anew with "
-                "`model.save_pretrained(folder)`"
+                f"{folder}: no {WEIGHTS_FILE}; other formats can run code, so load the model with "
+                "transformers and save it again with `model.save_pretrained(folder)`"
             )
         return [folder / WEIGHTS_FILE]
     places = read_config(folder / INDEX_FILE).get("weight_map")
@@ -135,7 +139,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _our_name(theirs: str) -> str:
-    name = theirs.removeprefix("transformer.")  # which the hub's own GPT-2 leaves out
+    name = theirs.removeprefix("transformer.")  # the GPT-2 on the hub lacks this prefix
     if name.startswith(("wte.", "wpe.")):
         return f"embed.{name}"
     if name.startswith(("ln_f.", "lm_head.")):
@@ -155,18 +159,18 @@ def to_gpt2(
     vocab_size: int | None = None,
     end_of_text: int | None = None,
 ) -> tuple[dict[str, Any], Tensors]:
-    """The `config.json` and the parameters of the GPT2LMHeadModel with the same logits.
+    """Convert a model to the `config.json` and the parameters of a GPT2LMHeadModel with the same logits.
 
-    `tensors` are a model's, by our names. A looped model becomes as many layers as it takes steps: `depth`,
-    or as many as it was trained for. Missing biases become zeros. Rows from `vocab_size` on, which pad the
-    vocabulary, are left out. Raises UserError for a model that GPT-2 cannot be, naming the switch.
+    `tensors` are the model's, under our names. A loop is unrolled `depth` times, by default as many times as
+    it was trained for. Missing biases become zeros. Embedding rows from `vocab_size` on are padding and left
+    out. Raises UserError naming the switch if GPT-2 does not support the model.
     """
     if beyond := config.beyond_gpt2():
-        raise UserError(f"model.{beyond[0]}: Hugging Face's GPT-2 has no place for it, so there is no export")
+        raise UserError(f"model.{beyond[0]}: Hugging Face's GPT-2 does not support it; it cannot be exported")
     rows = vocab_size or config.vocab_size
     assert rows <= config.vocab_size, "the tokenizer has ids that the model lacks"
     layers = unrolled_layers(config, depth)
-    # A shared block comes several times, but a file has room for each tensor once: copies.
+    # Copies, because a shared block appears in several layers and safetensors refuses shared memory.
     theirs = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in _renamed(tensors, layers, rows)
@@ -175,20 +179,20 @@ def to_gpt2(
 
 
 def save_gpt2(values: dict[str, Any], tensors: Tensors, folder: Path) -> None:
-    """Write what `to_gpt2` gave as a folder that `GPT2LMHeadModel.from_pretrained` loads."""
-    # Some readers want to be told that the tensors are PyTorch's.
+    """Write the result of `to_gpt2` as a folder that `GPT2LMHeadModel.from_pretrained` loads."""
+    # Some readers require metadata which says that the tensors are PyTorch's.
     write_tensors(dict(sorted(tensors.items())), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)
 
 
 def tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
-    """What `tokenizer_config.json` says, so that AutoTokenizer loads the `tokenizer.json` beside it.
+    """The content of `tokenizer_config.json`, so that AutoTokenizer loads the `tokenizer.json` beside it.
 
-    `<|endoftext|>`, where there is one, begins and ends a text. A character that a `char` tokenizer does not
-    know, an error here, is left out there.
+    If the tokenizer has `<|endoftext|>`, that is the token for both the beginning and the end of a text.
+    transformers drops a character that a `char` tokenizer does not know; here it is an error.
     """
     config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # GPT2Tokenizer would cut characters into words first
+        "tokenizer_class": "PreTrainedTokenizerFast",  # GPT2Tokenizer would split into words first
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }
@@ -198,11 +202,12 @@ def tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
 
 
 def unrolled_layers(config: GPTConfig, depth: int | None = None) -> list[str]:
-    """How the parameters' names begin in each layer; the shared block's, as often as it is applied.
+    """The prefix of the parameter names in each layer; that of a shared block comes several times.
 
-    That is `depth` times, or as often as it was trained for. Raises UserError for a `depth` without a loop.
+    It comes `depth` times, by default as many times as the loop was trained for. Raises UserError for a
+    `depth` without a loop.
     """
-    block = "block." if config.layer_dropout else ""  # which wraps the block
+    block = "block." if config.layer_dropout else ""  # layer dropout wraps the block
     if config.loops:
         return [
             *(f"trunk.prelude.{number}.{block}" for number in range(config.prelude)),
@@ -211,7 +216,7 @@ def unrolled_layers(config: GPTConfig, depth: int | None = None) -> list[str]:
         ]
     if depth is not None:
         raise UserError(
-            f"recurrent depth {depth}: this model has no loop, just its {config.n_layer} layers; leave it out"
+            f"recurrent depth {depth}: this model has {config.n_layer} layers and no loop; leave it out"
         )
     return [f"trunk.h.{number}.{block}" for number in range(config.n_layer)]
 
@@ -232,13 +237,13 @@ def _config(config: GPTConfig, n_layer: int, vocab_size: int, end_of_text: int |
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": end_of_text,  # left out, it would be GPT-2's, beyond most vocabularies
+        "bos_token_id": end_of_text,  # the default is GPT-2's id, outside most vocabularies
         "eos_token_id": end_of_text,
     }
 
 
 def _renamed(tensors: Tensors, layers: list[str], vocab_size: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same parameters under transformers' names; a Linear's matrix becomes Conv1D's, (in, out)."""
+    """Yield the parameters under transformers' names, with matrices transposed to Conv1D's (in, out)."""
     yield "transformer.wte.weight", tensors["embed.wte.weight"][:vocab_size]
     yield "transformer.wpe.weight", tensors["embed.wpe.weight"]
     for number, layer in enumerate(layers):

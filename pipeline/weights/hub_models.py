@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: GPT-2s come from there, and exports go there.
+"""Downloads GPT-2 models from the Hugging Face hub, and uploads exports to it.
 
-The hub's own client does the work, so its settings hold: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-HF_TOKEN.
+The package huggingface_hub does the work, so its environment variables apply: HF_ENDPOINT, HF_HOME,
+HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"
 PICTURE_FILE = "depth.png"
 
-# What of a repository is of use here; the same weights may be there in several other formats.
+# The files to download; a repository may hold the same weights in other formats too.
 WANTED = (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -39,7 +39,7 @@ WANTED = (
     *VOCABULARY_FILES,
     "special_tokens_map.json",
 )
-# What an export may consist of, and all that is ever uploaded.
+# The files that an export may have; no other file is uploaded.
 EXPORTED = (
     CARD_FILE,
     CONFIG_FILE,
@@ -49,22 +49,22 @@ EXPORTED = (
     TOKENIZER_CONFIG_FILE,
     PICTURE_FILE,
 )
-TIMEOUT_SECONDS = 10.0  # to wait for the hub's first answer
+TIMEOUT_SECONDS = 10.0  # how long to wait for the hub's first answer
 
 
 def download_model(repository: str, revision: str) -> Path:
-    """The folder, in the hub's cache, of a GPT-2 in transformers' format: config, safetensors, tokenizer.
+    """Download a GPT-2 in transformers' format (config, safetensors, tokenizer) and return its cache folder.
 
-    A commit that is in the cache needs no network. A branch or a tag is looked up; when the hub cannot be
-    reached, it is what it was the last time. Raises UserError if there is nothing to be had, before a large
-    download if the repository holds no GPT-2.
+    A commit that is in the cache needs no network. A branch or tag is looked up on the hub; if the hub cannot
+    be reached, the commit of the last download is used. Raises UserError if the model cannot be downloaded,
+    and, before the large download, if the repository does not hold a GPT-2.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     _check_name(repository)
     _show_progress_on_terminals_only()
-    cached, whole = _cached(repository, revision)
-    if cached and whole and COMMIT.fullmatch(revision):
+    cached, has_tokenizer = _cached(repository, revision)
+    if cached and has_tokenizer and COMMIT.fullmatch(revision):
         return cached
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
@@ -83,9 +83,9 @@ def download_model(repository: str, revision: str) -> Path:
 
 
 def commit_of(repository: str, revision: str) -> str:
-    """The commit that a branch or a tag is at; without the hub, where it was at the last download.
+    """The commit that a branch or tag points to.
 
-    Without either, the revision itself.
+    If the hub cannot be reached, the commit of the last download; without one, the revision itself.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
@@ -103,10 +103,10 @@ def commit_of(repository: str, revision: str) -> str:
 
 
 def upload(folder: Path, repository: str, private: bool, say: Callable[[str], None]) -> str:
-    """Send an export to the hub as the model `repository` (user/name), and return its address there.
+    """Upload an export to the hub as the model `repository` (user/name), and return its address there.
 
-    `say` is told what goes up before anything does. A repository that is not there yet is created. Raises
-    UserError for a folder that is no export, without a token, and when the hub refuses.
+    `say` gets the list of files before the upload begins. A missing repository is created. Raises UserError
+    if the folder is not an export, if there is no token, and if the hub refuses.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -144,9 +144,9 @@ def upload(folder: Path, repository: str, private: bool, say: Callable[[str], No
 
 
 def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:
-    """The folder of a revision in the cache, if its config and weights are there, and whether a tokenizer is.
+    """The cache folder of a revision, if config and weights are there, and whether a tokenizer is there too.
 
-    A model may have none, so its folder is as whole as it gets; only the hub knows.
+    A folder without a tokenizer may still be complete: only the hub knows whether the model has one.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -161,7 +161,7 @@ def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:
         return None, False
     try:
         files = [folder / CONFIG_FILE, *weight_files(folder)]
-    except UserError:  # what is damaged or missing is downloaded again
+    except UserError:  # a damaged index is downloaded again
         return None, False
     if not all(path.exists() for path in files):
         return None, False
@@ -171,7 +171,7 @@ def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:
 
 def _check_files(names: set[str], where: str) -> None:
     if CONFIG_FILE not in names:
-        raise UserError(f"{where}: no {CONFIG_FILE}, so it is no model of transformers; name another")
+        raise UserError(f"{where}: no {CONFIG_FILE}, so it is not a transformers model; name another one")
     if not names & {WEIGHTS_FILE, INDEX_FILE}:
         others = ", ".join(sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))[:3])
         raise UserError(
@@ -201,7 +201,7 @@ def _check_name(repository: str) -> None:
 
 
 def _explained(error: Exception, repository: str, revision: str) -> str:
-    """What an error of a download means, and what to do about it."""
+    """What a download error means, and what to do about it."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repository}"
@@ -212,9 +212,9 @@ def _explained(error: Exception, repository: str, revision: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no such revision; choose one of {page}/commits/main"
     if not is_network_error(error):
-        return f"{first_line(error)}; once that is mended, call again: what has arrived is kept"
+        return f"{first_line(error)}; fix that and run the command again; downloaded files are kept"
     return (
-        f"not in the cache {constants.HF_HUB_CACHE}, and no way to the hub ({first_line(error)}); get "
-        f"{CONFIG_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE} from {page}/tree/{revision} by other means, put "
-        "them into a folder, and name that folder instead"
+        f"not in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached ({first_line(error)}); "
+        f"get {CONFIG_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE} from {page}/tree/{revision} by other means, "
+        "put them into a folder, and name that folder instead"
     )

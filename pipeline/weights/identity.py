@@ -1,4 +1,4 @@
-"""What tells a model from another one of the same name, without loading it."""
+"""The identity of a model's content, by checksums or commit, found without loading the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FILES = ("*.json", "*.safetensors", "merges.txt")  # config, weights and tokeniz
 
 
 def identity(name: str, hashes: HashCache) -> dict[str, Any]:
-    """The hashes of the files in a model's folder, or its repository and commit on the hub.
+    """The sha256 of each file in a model's folder, or the model's repository and commit on the hub.
 
-    A branch or a tag of the hub is looked up; where that is not possible, it is what it was when it was last
-    downloaded. A name that stands for nothing yet is its own identity.
+    A branch or tag is looked up on the hub; if the hub cannot be reached, the commit of the last download is
+    used. For a folder that does not exist yet, the result is only the name.
     """
     folder = Path(name)
     if folder.is_dir():

@@ -1,6 +1,6 @@
-"""nanoGPT's ckpt.pt, both ways: read into a model of ours, and written from one.
+"""Reads nanoGPT's ckpt.pt as a model of ours, and writes one from a model.
 
-Its recurrent fork writes the same file with more switches in it; those that mean the same here are read.
+nanoGPT's recurrent fork writes the same file with more switches; those that mean the same here are read.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pipeline.weights.gpt2 import PARTS, unrolled_layers
 from pipeline.weights.saved import Weights
 
 CHECKPOINT_FILE = "ckpt.pt"
-# How a file in PyTorch's format begins that is no zip; until 1.6 there was no other.
+# The first bytes of a file in PyTorch's older format, which is no zip file; it was the default before 1.6.
 OLD_FORMAT = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-WRITTEN = {"model", "model_args", "config"}  # all that sample.py reads; training writes more
+WRITTEN = {"model", "model_args", "config"}  # the keys that sample.py reads; train.py writes more
 
-# The switches in model_args that mean the same here: nanoGPT's, and its fork's.
+# The switches in model_args that mean the same here, in nanoGPT and in its fork.
 NANOGPT_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
 FORK_ARGS = (
     "share_parameters_across_layers",
@@ -45,18 +45,18 @@ FORK_ARGS = (
     "layer_dropout",
     "sticky_dropout",
 )
-NEED_LOOP_THERE = ("recurrent_shared_weights", "layer_dropout")  # and not here
+NEED_LOOP_THERE = ("recurrent_shared_weights", "layer_dropout")  # the fork ignores these without a loop
 
-# The fork's own: it computes something else than any model here.
+# With these switches, the fork computes something that no model here does.
 UNSUPPORTED = {
     "learned_stopping": "its gate reads the mean over the sequence, so a token sees the future",
     "attentive_stopping": "its gate reads the mean over the sequence, so a token sees the future",
     "use_rmsnorm": "its blocks have four norms each",
-    "moe_hard_routing": "it does not weigh an expert by its probability",
+    "moe_hard_routing": "it does not weight an expert's output by its probability",
 }
 UNSUPPORTED_PREFIXES = ("learned_stopping_", "attentive_stopping_")
 
-NAMES = (  # how the names of parameters begin here, and there
+NAMES = (  # prefixes of parameter names: here, in nanoGPT
     ("embed.", "transformer."),
     ("head.ln_f.", "transformer.ln_f."),
     ("head.lm_head.", "lm_head."),
@@ -71,41 +71,45 @@ NAMES = (  # how the names of parameters begin here, and there
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a ckpt.pt holds: a model's config, and its tensors by nanoGPT's names."""
+    """The content of a ckpt.pt: a model's config, and its tensors under nanoGPT's names."""
 
     path: Path
     config: GPTConfig
     tensors: Mapping[str, torch.Tensor]
 
     def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-        """The tensors under our names; `shapes` are those of our model of this config."""
+        """The tensors under our names; `shapes` are the parameter shapes of our model with this config."""
         return _Tensors(self, shapes)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """What nanoGPT, or its fork, has trained.
+    """Read a checkpoint that nanoGPT or its fork trained. Nothing in the file is executed.
 
-    Raises UserError for a file that cannot be read; for one with anything but plain data in it, of which
-    nothing is executed; and for a model that does not exist here, naming the switch.
+    Raises UserError if the file cannot be read, if it holds anything but plain data, and, naming the switch,
+    if no model here is equivalent.
     """
     found = _load(path)
     tensors, args = found.get("model"), found.get("model_args")
     if not isinstance(tensors, dict) or not isinstance(args, dict):
-        raise UserError(f"{path}: no model and model_args in it; name a {CHECKPOINT_FILE} of nanoGPT's")
+        raise UserError(f"{path}: no model and model_args in it; name a {CHECKPOINT_FILE} written by nanoGPT")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise UserError(
-                f"{path}: {name!r} in model is no tensor's name; name a {CHECKPOINT_FILE} of nanoGPT's"
+                f"{path}: {name!r} in model is not a tensor's name; name a {CHECKPOINT_FILE} written "
+                "by nanoGPT"
             )
         if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: {name} in model is no tensor but a {type(tensor).__name__}")
+            raise UserError(
+                f"{path}: {name} in model is not a tensor but of type {type(tensor).__name__}; name a "
+                f"{CHECKPOINT_FILE} written by nanoGPT"
+            )
     tensors = {
-        name.removeprefix("_orig_mod."): tensor  # torch.compile's
+        name.removeprefix("_orig_mod."): tensor  # a prefix from torch.compile
         for name, tensor in tensors.items()
-        if not name.endswith(".attn.bias")  # the causal mask, which old versions keep
+        if not name.endswith(".attn.bias")  # the causal mask, which old versions save
     }
-    reading, writing = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
-    tied = reading is not None and writing is not None and torch.equal(reading, writing)
+    embedding, lm_head = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
+    tied = embedding is not None and lm_head is not None and torch.equal(embedding, lm_head)
     if tied:
         del tensors["lm_head.weight"]
     config = _config(args, tied, path)
@@ -113,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_written(path: Path) -> bool:
-    """Whether a ckpt.pt is one that `write_checkpoint` wrote: no training of nanoGPT's is lost with it."""
+    """Whether `write_checkpoint` wrote this ckpt.pt, so that deleting it loses no training by nanoGPT."""
     return _load(path).keys() == WRITTEN
 
 
@@ -125,16 +129,16 @@ def write_checkpoint(
     path: Path,
     depth: int | None = None,
 ) -> int:
-    """Write the ckpt.pt that nanoGPT's sample.py reads, and return how many layers it has.
+    """Write a ckpt.pt for nanoGPT's sample.py, and return how many layers it has.
 
-    `tensors` are a model's, by our names. A looped model becomes as many layers as it takes steps: `depth`,
-    or as many as it was trained for. Rows from `vocab_size` on, which pad the vocabulary, are left out.
-    `dataset` is the folder in nanoGPT's data/ whose meta.pkl sample.py reads. Raises UserError for a model
-    that nanoGPT cannot be, naming the switch.
+    `tensors` are the model's, under our names. A loop is unrolled `depth` times, by default as many times as
+    it was trained for. Embedding rows from `vocab_size` on are padding and left out. `dataset` is the folder
+    in nanoGPT's data/ whose meta.pkl sample.py reads. Raises UserError naming the switch if nanoGPT does not
+    support the model.
     """
     beyond = [*config.beyond_gpt2(), *config.changed("tie_word_embeddings")]
     if beyond:
-        raise UserError(f"model.{beyond[0]}: nanoGPT has no place for it, so there is no export")
+        raise UserError(f"model.{beyond[0]}: nanoGPT does not support it; it cannot be exported")
     assert vocab_size <= config.vocab_size, "the tokenizer has ids that the model lacks"
     layers = unrolled_layers(config, depth)
     args = {name: getattr(config, name) for name in NANOGPT_ARGS}
@@ -151,25 +155,25 @@ def write_checkpoint(
 def _load(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it cannot read is an error
-            # Mapped: of the optimizer's state, two thirds of the file, nothing is read.
+            warnings.simplefilter("ignore")  # an unreadable file raises an error anyway
+            # Memory-mapped, so that the optimizer state, two thirds of the file, is not read.
             mapped = not _is_old(path)
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        reason = error.strerror or "no such file"  # PyTorch's own error for that has no text
-        raise UserError(f"{path}: {reason}; name a {CHECKPOINT_FILE} of nanoGPT's") from None
+        reason = error.strerror or "no such file"  # PyTorch's error for a missing file has no text
+        raise UserError(f"{path}: {reason}; name a {CHECKPOINT_FILE} written by nanoGPT") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused, it asks for {_asked_for(path)}; only tensors and plain values are read, and "
             "nothing was executed"
         ) from None
-    except Exception:  # what a damaged file raises is PyTorch's business
+    except Exception:  # for a damaged file, PyTorch raises many kinds of errors
         raise UserError(f"{path}: damaged, or not written by torch.save; copy it again") from None
     return found if isinstance(found, dict) else {}
 
 
 def _is_old(path: Path) -> bool:
-    """Whether PyTorch wrote it in its older format, which cannot be mapped into memory."""
+    """Whether the file is in PyTorch's older format, which cannot be memory-mapped."""
     with path.open("rb") as file:
         return file.read(len(OLD_FORMAT)) == OLD_FORMAT
 
@@ -177,33 +181,35 @@ def _is_old(path: Path) -> bool:
 def _asked_for(path: Path) -> str:
     try:
         names = sorted(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # it follows fewer kinds of pickles than there are
+    except Exception:  # PyTorch cannot analyze every pickle
         names = []
-    return ", ".join(names[:5]) or "something other than that"
+    return ", ".join(names[:5]) or "other types of objects"
 
 
 def _config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
     for name, why in UNSUPPORTED.items():
         if args.get(name) and (name != "moe_hard_routing" or args.get("moe")):
-            raise UserError(f"{path}: {name} = {args[name]}: {why}, unlike any model here; train one anew")
+            raise UserError(
+                f"{path}: {name} = {args[name]}: {why}; no model here does that, so train a new one"
+            )
     for name in sorted(args.keys() - {*NANOGPT_ARGS, *FORK_ARGS, *UNSUPPORTED}, key=str):
         if not str(name).startswith(UNSUPPORTED_PREFIXES):
             raise UserError(
-                f"{path}: unknown switch {name} in model_args; nanoGPT's and its fork's are known"
+                f"{path}: unknown switch {name} in model_args; only those of nanoGPT and its fork can be read"
             )
-    names = [*NANOGPT_ARGS, *(name for name in FORK_ARGS if _counts(name, args))]
+    names = [*NANOGPT_ARGS, *(name for name in FORK_ARGS if _has_effect(name, args))]
     values = {"bias": True, "dropout": 0.0} | {name: args[name] for name in names if name in args}
     loops = args.get("share_parameters_across_layers")
     one_block = not args.get("fixed_edge_blocks") if loops else args.get("n_layer") == 1
-    if one_block:  # which has none to share its experts with
+    if one_block:  # it has no other block to share experts with
         values.pop("share_moe_experts", None)
     return validate(GPTConfig, values | {"tie_word_embeddings": tied}, f"{path}: model_args")
 
 
-def _counts(name: str, args: Mapping[str, Any]) -> bool:
-    """Whether a switch does anything there: the fork ignores what is set for something that is off.
+def _has_effect(name: str, args: Mapping[str, Any]) -> bool:
+    """Whether a switch has an effect in the fork, which ignores the settings of a feature that is off.
 
-    Here that would be an error.
+    Here, such a setting would be an error.
     """
     needs = "loops" if name in NEED_LOOP_THERE else Model.facts(name).needs
     if name.startswith("recurrent_noise") and not (
@@ -212,7 +218,7 @@ def _counts(name: str, args: Mapping[str, Any]) -> bool:
         return False
     if needs == "loops":
         return bool(args.get("share_parameters_across_layers"))
-    return not needs or (bool(args.get(needs)) and _counts(needs, args))
+    return not needs or (bool(args.get(needs)) and _has_effect(needs, args))
 
 
 class _Tensors(Weights):
@@ -224,7 +230,7 @@ class _Tensors(Weights):
         self._tensors = tensors
         self._config = config
         self._sources = {name: _sources(name, config.moe_num_experts) for name in own}
-        self._unfit: dict[str, str] = {}  # by our name, the first tensor that is missing or misshapen
+        self._unfit: dict[str, str] = {}  # our name: the first source missing or misshapen
         self.shapes = dict(own)
         for name, shape in own.items():
             experts, part = (shape[:1], shape[1:]) if _is_expert_weight(name) else ((), shape)
@@ -242,7 +248,7 @@ class _Tensors(Weights):
         if not parts:
             return torch.zeros(self.shapes[name])
         tensor = torch.stack(parts) if _is_expert_weight(name) else parts[0].contiguous().clone()
-        if name == "trunk.step.noise.mix.weight":  # theirs replaces the stream, ours adds to it
+        if name == "trunk.step.noise.mix.weight":  # the fork's replaces the stream, ours adds to it
             tensor[:, : self._config.n_embd] -= torch.eye(self._config.n_embd)
         return tensor
 
@@ -250,25 +256,25 @@ class _Tensors(Weights):
         return self._unfit.get(name, name)
 
     def _left_over(self) -> set[str]:
-        """The names of tensors that no parameter of ours is made of."""
+        """The names of the tensors in the file that no parameter here uses."""
         used = {source for sources in self._sources.values() for source in sources}
         left = self._tensors.keys() - used
         if not self._config.share_moe_experts:
             return left
-        # There the shared experts are listed in every block.
+        # The fork lists the shared experts in every block.
         shared = {name.partition(".mlp.")[2] for name in used if _is_expert_weight(name)}
         return {name for name in left if name.partition(".mlp.")[2] not in shared}
 
 
 def _sources(name: str, num_experts: int) -> list[str]:
-    """What a parameter of ours is made of: one tensor, or one for each expert."""
+    """The names in the file of the tensors that make up parameter `name`: one, or one per expert."""
     if name.endswith("mlp.router.bias"):
-        return []  # the balance of the load, which is level at first
+        return []  # only we have this bias; it starts at zero
     for here, there in NAMES:
         if name.startswith(here):
             name = there + name.removeprefix(here)
             break
-    name = name.replace(".block.", ".")  # of layer dropout, a module here
+    name = name.replace(".block.", ".")  # layer dropout wraps the block here
     name = name.replace("mlp.router.scores.", "mlp.router.")
     if _is_expert_weight(name):
         return [name.replace("mlp.experts.", f"mlp.experts.{number}.") for number in range(num_experts)]
@@ -282,8 +288,8 @@ def _is_expert_weight(name: str) -> bool:
 def _renamed(
     tensors: Mapping[str, torch.Tensor], layers: list[str], vocab_size: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters by nanoGPT's names; it keeps a matrix as we do, (out, in)."""
-    wte = tensors["embed.wte.weight"].detach().cpu()[:vocab_size].clone()  # or the file would hold all rows
+    """Yield the parameters under nanoGPT's names. It stores matrices as (out, in), as we do."""
+    wte = tensors["embed.wte.weight"].detach().cpu()[:vocab_size].clone()  # a slice would save all rows
     yield "transformer.wte.weight", wte
     yield "transformer.wpe.weight", tensors["embed.wpe.weight"].detach().cpu()
     parts = [

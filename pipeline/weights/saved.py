@@ -1,4 +1,4 @@
-"""A model as a folder: `model.safetensors`, `config.json` and the tokenizer. No pickle anywhere."""
+"""Our model format: a folder with `model.safetensors`, `config.json` and the tokenizer. No pickles."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CONFIG_FILE = "config.json"
 
 
 class Weights:
-    """The tensors of a safetensors file, read one by one, so that a model needs its own size and no more."""
+    """The tensors of a safetensors file, read one by one, so that the file is never in memory as a whole."""
 
     def __init__(self, path: Path) -> None:
-        """Read what the file holds. Raises UserError if there is none, or it is damaged."""
+        """Read the tensors' names and shapes. Raises UserError if the file is missing or damaged."""
         self.path = path
         try:
             with safe_open(path, framework="pt") as file:
@@ -42,8 +42,8 @@ class Weights:
             raise UserError(f"{path}: cannot be read ({reason}); put the model's weights there") from None
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in memory of its own: aligned as in training, it multiplies to the same bits."""
-        with safe_open(self.path, framework="pt") as file:  # mapped anew, or what was read stays in memory
+        """Read one tensor into its own memory, aligned as in training, so that results are bit-identical."""
+        with safe_open(self.path, framework="pt") as file:  # reopened, or what was read stays in memory
             return file.get_tensor(name).clone()
 
     def read_all(self) -> dict[str, torch.Tensor]:
@@ -69,9 +69,9 @@ def save_weights(state: dict[str, torch.Tensor], folder: Path) -> None:
 def write_tensors(
     tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that may be read by whom new files are; safetensors' own are private."""
+    """Write a safetensors file with the usual permissions of new files; safetensors makes it private."""
     save_file(tensors, path, metadata)
-    mask = os.umask(0)  # which can only be asked for by setting it
+    mask = os.umask(0)  # the only way to read the umask is to set it
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
@@ -81,13 +81,13 @@ def save_config(config: GPTConfig, folder: Path) -> None:
 
 
 def load_config(folder: Path) -> GPTConfig:
-    """The config of the model saved in `folder`. Raises UserError if there is none."""
+    """The config of the model saved in `folder`. Raises UserError if it is missing or invalid."""
     path = folder / CONFIG_FILE
     return validate(GPTConfig, read_config(path), path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a config.json says. Raises UserError if there is none."""
+    """Read a config.json. Raises UserError if it is missing or not a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

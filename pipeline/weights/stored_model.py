@@ -1,4 +1,4 @@
-"""A model by name: a folder of ours, one that transformers saved, or GPT-2 from the Hugging Face hub."""
+"""Finds a model by name: our folder, one that transformers saved, or a GPT-2 on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from pipeline.weights.saved import (
     read_config,
 )
 
-GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's, and as nanoGPT pads it
+GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's size, and as nanoGPT pads it
 
 
 @dataclass(frozen=True)
 class StoredModel:
     """A model in a folder, not loaded yet."""
 
-    name: str  # as it was asked for
+    name: str  # as the user gave it
     folder: Path
     config: GPTConfig
     weights: Weights
     tokenizer_folder: Path
 
     def weights_for(self, block_size: int) -> Weights:
-        """The weights for a shorter context: of learned positions, the first `block_size`."""
+        """The weights for a shorter context, with only the first `block_size` learned positions."""
         return _TruncatedPositions(self.weights, block_size)
 
     @property
@@ -49,16 +49,17 @@ class StoredModel:
         return any((self.tokenizer_folder / name).exists() for name in (TOKENIZER_FILE, "vocab.json"))
 
     def tokenizer(self, like: Tokenizer | None = None) -> Tokenizer:
-        """Its tokenizer. If transformers saved none, `like`, if it has as many ids; or else GPT-2's own.
+        """The model's tokenizer.
 
-        Raises UserError if it can be none of them, and for one with more ids than the model knows.
+        If transformers saved none, this is `like` if it has the model's vocabulary size, else GPT-2's if that
+        fits. Raises UserError if neither fits, and if the tokenizer has more ids than the model.
         """
         if self.has_tokenizer or not isinstance(self.weights, GPT2Weights):
             tokenizer, rows = load_tokenizer(self.tokenizer_folder), self.config.vocab_size
             if tokenizer.vocab_size > rows:
                 raise UserError(
-                    f"{self.tokenizer_folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model "
-                    f"rows for {rows:,}; put the tokenizer there that it was trained with"
+                    f"{self.tokenizer_folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but the model "
+                    f"has only {rows:,}; put the tokenizer there that it was trained with"
                 )
             return tokenizer
         if like is not None and like.vocab_size == self.config.vocab_size:
@@ -72,16 +73,16 @@ class StoredModel:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights, whatever their folder is called."""
+        """The sha256 of the weights, independent of the folder's name."""
         hashes = [sha256_file(path) for path in self.weights.files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def open_model(name: str | Path) -> StoredModel:
-    """The model in a folder, the published one of that name, or that of `user/name[@revision]` on the hub.
+    """Open the model in a folder, a published GPT-2, or the model `user/name[@revision]` on the hub.
 
-    A folder may also be a checkpoint in runs/<key>/. What is not on this machine is downloaded. Raises
-    UserError for what is no model, or none of GPT-2's kind.
+    A folder may also be a checkpoint in runs/<key>/. A model that is not on this machine is downloaded.
+    Raises UserError if there is no such model, or if transformers saved it and it is not a GPT-2.
     """
     folder = find_model(str(name))
     run = folder.parent / RUN_FILE
@@ -91,7 +92,7 @@ def open_model(name: str | Path) -> StoredModel:
         tokenizer = data / TOKENIZER_FILE
         if not tokenizer.exists() or sha256_file(tokenizer) != about.get("tokenizer"):
             raise UserError(
-                f"{folder}: {tokenizer} is no longer the one it was trained with; make those tokens again"
+                f"{folder}: {tokenizer} is not the tokenizer it was trained with; tokenize its dataset again"
             )
         return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), data)
     if is_transformers(folder):
@@ -101,7 +102,7 @@ def open_model(name: str | Path) -> StoredModel:
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model, downloaded if need be. Raises UserError."""
+    """The folder of a model, downloaded if necessary. Raises UserError if there is no such model."""
     check_name(name)
     place = place_on_hub(name)
     if place is None:

@@ -54,7 +54,7 @@ def test_variants_are_trained_once_and_compared(
     assert Path("results/bench-family.png").read_bytes().startswith(b"\x89PNG")
 
     again = stage("family", "--variants", "stopping dense", *SHORT)
-    assert again.err.count("finished before, nothing to train") == 2
+    assert again.err.count("already finished, nothing to train") == 2
     assert Path("results/bench-family.md").read_text() == table
 
 
@@ -67,11 +67,14 @@ def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsyn
         stop_at(patched, 3, signal.SIGINT)
         ended = stage(*command)
     assert ended.status == 130
-    assert "2 of 2: shared" in ended.err and "stopped after step 3; the same command continues" in ended.err
+    assert (
+        "2 of 2: shared" in ended.err
+        and "stopped after step 3; run the same command to continue" in ended.err
+    )
     assert not any(Path(path).exists() for path in OUTPUTS)
     ended = stage(*command)
     assert ended.status == 0
-    assert ended.err.count("finished before") == 1 and "continuing after step 3" in ended.err
+    assert ended.err.count("already finished") == 1 and "continuing after step 3" in ended.err
     assert all(Path(path).exists() for path in OUTPUTS)
 
 
@@ -82,7 +85,7 @@ def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsyn
             ["--variants", "dense,stoping"],
             "error: unknown variant stoping; did you mean stopping? (there are ",
         ),
-        (["--variants", " , "], "error: --variants names none (there are dense, shared, "),
+        (["--variants", " , "], "error: --variants is empty; choose from dense, shared, "),
         (
             [
                 *("--variants", "dense,stopping"),

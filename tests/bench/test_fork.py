@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_clone_of_the_fork_is_named(tmp_path: Path) -> None:
         check_clone(tmp_path)
     (tmp_path / PREPARE).parent.mkdir(parents=True)
     (tmp_path / PREPARE).touch()
-    with pytest.raises(UserError, match=r"not a clone of the fork, its train\.py knows no experts"):
+    with pytest.raises(UserError, match=r"not a clone of the fork, its train\.py has no share_moe_experts"):
         check_clone(tmp_path)
 
 

@@ -191,7 +191,7 @@ def test_the_card_counts_the_models_own_parameters(tiny_project: Path, stage: St
     assert params < in_file
     card = Path("results/export/README.md").read_text()
     assert f"# GPT-2 with {params:,} parameters, " in card
-    assert f"parameters, this export {in_file:,}: the biases that it lacks are zeros." in card
+    assert f"parameters, this export {in_file:,}: missing biases are added as zeros." in card
     assert "learning_rate" in card
     assert not any(name in card for name in ("warmup_iters", "lr_decay_iters", "min_lr"))
 
@@ -297,28 +297,28 @@ def test_an_export_serves_wherever_a_model_does(tiny_project: Path, stage: Stage
 @pytest.mark.parametrize(
     ("switches", "arguments", "expected"),
     [
-        ({"moe": True}, "", "model.moe = true: Hugging Face's GPT-2 has no place for it"),
+        ({"moe": True}, "", "model.moe = true: Hugging Face's GPT-2 does not support it"),
         (
             {},
             "--recurrent-depth 4",
-            "recurrent depth 4: this model has no loop, just its 3 layers; leave it out",
+            "recurrent depth 4: this model has 3 layers and no loop; leave it out",
         ),
         ({}, "--model nowhere", "model nowhere: no such folder"),
         (
             {},
             "--out results/model",
-            "--out results/model: there is something else already; name a new folder",
+            "--out results/model: exists and is not an export; name a new folder",
         ),
         (
             {},
             "--out results/model/config.json/x",
             "results/model/config.json/x: cannot be written (Not a directory); name another folder",
         ),
-        ({}, "--out results/model/config.json", "--out results/model/config.json: there is something else"),
+        ({}, "--out results/model/config.json", "--out results/model/config.json: exists and is not"),
         (
             {"vocab_size": 9},
             "",
-            "results/model: its tokenizer has 10 ids, and the model rows for 9; put the tokenizer there",
+            "results/model: its tokenizer has 10 ids, but the model has only 9; put the tokenizer there",
         ),
     ],
 )

@@ -74,26 +74,26 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ("moe_z_loss_weight=0.01", f"moe_z_loss_weight = 0.01 {MOE}"),
         (
             "moe=true moe_dummy_share=0.5",
-            "moe_dummy_share = 0.5 is out of reach: a token chooses the dummy once",
+            "moe_dummy_share = 0.5 cannot be reached: a token chooses the dummy at most once",
         ),
-        ("moe=true moe_top_k=3 moe_dummy_share=0.34", "moe_dummy_share = 0.34 is out of reach: "),
+        ("moe=true moe_top_k=3 moe_dummy_share=0.34", "moe_dummy_share = 0.34 cannot be reached: "),
         (
             "moe=true moe_dummy_share=0.2 moe_bias_update_rate=0.0",
-            "moe_dummy_share = 0.2 is held by the bias, but moe_bias_update_rate = 0 keeps that still",
+            "moe_dummy_share = 0.2 needs updates of the selection bias, but moe_bias_update_rate = 0 turns",
         ),
         (
             f"{RECURRENT}moe=true share_moe_experts=true",
-            "share_moe_experts = true, but there is only one block to have experts; set it to false",
+            "share_moe_experts = true, but only one block has experts; set it to false",
         ),
         # a loop
         (
             f"{RECURRENT}recurrent_depth_spread=0.0 recurrent_max_depth=9",
-            "recurrent_max_depth = 9 caps a depth that recurrent_depth_spread = 0 fixes",
+            "recurrent_max_depth = 9 limits a varying depth, but recurrent_depth_spread = 0 fixes the depth",
         ),
         (f"{RECURRENT}recurrent_depth_spread=1e200", "model.recurrent_depth_spread = 1e+200: should be less"),
-        (f"{RECURRENT}recurrent_depth_spread=0.0 recurrent_backprop_depth=5", "is above the 4 steps"),
-        (f"{SHARED}n_layer=1 sticky_dropout=0.1", "sticky_dropout has nothing to end in a loop of one step"),
-        (f"{SHARED}n_layer=1 learned_stopping=true", "learned_stopping has nothing to end in a loop of one"),
+        (f"{RECURRENT}recurrent_depth_spread=0.0 recurrent_backprop_depth=5", "is above 4, the most steps"),
+        (f"{SHARED}n_layer=1 sticky_dropout=0.1", "sticky_dropout cannot shorten a loop of one step"),
+        (f"{SHARED}n_layer=1 learned_stopping=true", "learned_stopping cannot shorten a loop of one step"),
         (f"{RECURRENT}recurrent_depth=0", "model.recurrent_depth = 0: should be greater than or equal to 1"),
         ("recurrent_depth=-3", "model.recurrent_depth = -3: should be greater than or equal to 1"),
         (f"{SHARED}recurrent_max_depth=8", f"recurrent_max_depth = 8 {RECURRENCE}"),
@@ -101,22 +101,22 @@ GATE = f"{RECURRENT}learned_stopping=true "
         (f"{RECURRENT}recurrent_depth_spread=-0.5", "model.recurrent_depth_spread = -0.5: should be greater"),
         (
             f"{RECURRENT}recurrent_max_depth=3",
-            "recurrent_max_depth = 3 is below recurrent_depth = 4, the mean; raise it",
+            "recurrent_max_depth = 3 is below the mean, recurrent_depth = 4; raise it",
         ),
         (
             f"{RECURRENT}recurrent_max_depth=8 scale_loss_by_n_layer=true",
-            "recurrent_max_depth = 8 is of the log-normal draw, but scale_loss_by_n_layer = true draws",
+            "recurrent_max_depth = 8 applies to a log-normal depth, but scale_loss_by_n_layer = true draws",
         ),
         (
             f"{RECURRENT}recurrent_depth_spread=0.0 scale_loss_by_n_layer=true",
-            "recurrent_depth_spread = 0.0 is of the log-normal draw, but scale_loss_by_n_layer = true draws",
+            "recurrent_depth_spread = 0.0 applies to a log-normal depth, but scale_loss_by_n_layer = true",
         ),
         (f"{SHARED}recurrent_backprop_depth=0", "model.recurrent_backprop_depth = 0: should be greater than"),
         (
             f"{SHARED}recurrent_backprop_depth=4",
-            "recurrent_backprop_depth = 4 is above the 3 steps that training takes at most; lower it",
+            "recurrent_backprop_depth = 4 is above 3, the most steps in training; lower it",
         ),
-        (f"{RECURRENT}recurrent_backprop_depth=9", "recurrent_backprop_depth = 9 is above the 8 steps"),
+        (f"{RECURRENT}recurrent_backprop_depth=9", "recurrent_backprop_depth = 9 is above 8, the most steps"),
         ("fixed_edge_blocks=true", f"fixed_edge_blocks = true {LOOP}"),
         ("n_layers_prelude=1", f"n_layers_prelude = 1 {LOOP}"),
         ("n_layers_coda=1", f"n_layers_coda = 1 {LOOP}"),
@@ -141,7 +141,7 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ),
         (
             f"{RECURRENT}recurrent_noise_mode=add recurrent_noise_std=0.1 recurrent_noise_concat_dim=4",
-            "recurrent_noise_concat_dim = 4 needs recurrent_noise_mode = concat; it is add",
+            "recurrent_noise_concat_dim = 4 needs recurrent_noise_mode = concat, not add",
         ),
         (
             f"{RECURRENT}recurrent_noise_mode=add",
@@ -162,7 +162,7 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ("learned_stopping=true", f"learned_stopping = true {LOOP}"),
         (
             f"{GATE}sticky_dropout=0.1",
-            "learned_stopping = true contradicts sticky_dropout = 0.1: both end the loop; set one of them",
+            "learned_stopping = true contradicts sticky_dropout = 0.1: both end the loop; set only one",
         ),
         (f"{RECURRENT}learned_stopping_warmup_steps=9", f"learned_stopping_warmup_steps = 9 {STOPPING}"),
         *(
@@ -184,7 +184,7 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ),
         (
             f"{GATE}learned_stopping_controller_weight=0.1 learned_stopping_target_depth=5.0",
-            "learned_stopping_target_depth = 5.0 is above the 4 steps there are; lower it",
+            "learned_stopping_target_depth = 5.0 is above the loop's 4 steps; lower it",
         ),
         (
             f"{GATE}learned_stopping_temperature=0.0",
@@ -199,7 +199,7 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ("n_kv_head=10", "n_kv_head = 10 does not divide n_head = 5; try n_kv_head = 1"),
         (
             "position=rotary n_head=32",
-            "position = rotary turns pairs of channels, but n_embd / n_head = 5 is odd; choose another",
+            "position = rotary rotates pairs of channels, but n_embd / n_head = 5 is odd; choose another",
         ),
         ("position=sinus", "model.position = 'sinus': should be 'learned', 'rotary' or 'alibi'"),
         ("logit_softcap=0.0", "model.logit_softcap = 0.0: should be greater than 0"),

@@ -104,7 +104,7 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.parquet row 2: no text in 'text'"):
         list(read_pieces(tmp_path))
     write_parquet(path, body=["a"])
-    with pytest.raises(UserError, match=r"a.parquet: no column 'text' among body"):
+    with pytest.raises(UserError, match=r"a.parquet: no column 'text', only body"):
         list(read_pieces(tmp_path))
     path.write_bytes(b"not parquet")
     with pytest.raises(UserError, match=r"a.parquet: not a Parquet file"):

@@ -105,7 +105,7 @@ def test_lasting_failure_says_what_to_put_where(
     site.failures = ["cut"]
     with pytest.raises(UserError) as error:
         fetch(site.url, SHA256, tmp_path)
-    assert f"FOLDER/{site.host}/a/text.txt and set PIPELINE_MIRROR=FOLDER" in str(error.value)
+    assert f"FOLDER/{site.host}/a/text.txt, then set PIPELINE_MIRROR=FOLDER" in str(error.value)
     assert "\n" not in str(error.value)
     assert names(tmp_path) == []
 

@@ -88,7 +88,7 @@ def test_a_missing_dataset_names_the_others(tmp_path: Path) -> None:
         ("source: {kind: pydocs, speed: 3}", "speed"),
         (
             f"source: {{kind: nanogpt, train: &a {{path: a, sha256: {'a' * 64}}}, val: *a}}",
-            "`by: source` is for nanogpt",
+            "use `by: source` for nanogpt",
         ),
     ],
 )
@@ -159,7 +159,7 @@ def test_huggingface_from_a_local_folder(
     [
         ({"split": "test"}, "Bad split: test"),
         ({"config": "large"}, "'large' not found"),
-        ({"text_column": "text"}, "no column 'text' among id, body"),
+        ({"text_column": "text"}, "no column 'text', only id, body"),
         ({"text_column": "id"}, "column 'id' holds int64"),
     ],
 )
@@ -256,7 +256,7 @@ def test_own_files_that_changed_or_went_are_named(tmp_path: Path) -> None:
     [
         ("a.txt", b"x", "b.txt", "no such file"),
         ("a.txt", b"x", "", "is a folder"),
-        ("a.csv", b"x", "*", "unknown type .csv"),
+        ("a.csv", b"x", "*", "unknown file type .csv"),
         ("a.txt", b"", "a.txt", "empty file"),
         ("a.jsonl", b"\n", "a.jsonl", "no documents"),
         ("a.txt", b"ab\xff", "*.txt", "not UTF-8 at byte 2"),

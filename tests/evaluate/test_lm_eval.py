@@ -198,7 +198,7 @@ def test_sampled_text_and_unknown_settings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first, second = model.generate_until(requests("generate_until", ("The", drawn), ("The", drawn)))
     assert first != second
-    with pytest.raises(UserError, match="generation setting num_beams: none of do_sample, max_gen_toks"):
+    with pytest.raises(UserError, match="generation setting num_beams: not one of do_sample, max_gen_toks"):
         model.generate_until(requests("generate_until", ("The", {"num_beams": 2})))
 
 
@@ -215,7 +215,7 @@ def test_the_stage(tiny_project: Path, local_tasks: Path, stage: Stage) -> None:
     assert folder.exists()
     ended = stage("lm_eval", "nosuchtask", *arguments)
     assert ended.status == 2
-    assert ended.err.splitlines()[-1].startswith("error: task nosuchtask: there is none; look in ")
+    assert ended.err.splitlines()[-1].startswith("error: task nosuchtask: no such task; look in ")
 
 
 def test_without_the_extra(tiny_project: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

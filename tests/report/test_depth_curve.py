@@ -151,13 +151,13 @@ def test_picture_says_what_the_steps_are_and_what_the_trained_depth_reaches(tmp_
     curve = replace(CURVE, unit="steps of the shared block", trained_depth=2)
     x_label, *texts = texts_of(tmp_path / "a.png", curve)
     assert x_label == "depth (steps of the shared block)"
-    assert texts == ["model: 2.500 at depth 2", "the depth trained for", "4.000", "2.500", "2.000"]
+    assert texts == ["model: 2.500 at depth 2", "trained depth", "4.000", "2.500", "2.000"]
     x_label, *texts = texts_of(tmp_path / "a.png", CURVE)
     assert x_label == "depth (layers applied)"
-    assert texts[0] == "model: 2.000 at depth 3" and "the depth trained for" not in texts
+    assert texts[0] == "model: 2.000 at depth 3" and "trained depth" not in texts
     x_label, *texts = texts_of(tmp_path / "a.png", CURVE, replace(curve, name="loop"))
     assert x_label == "depth (layers applied, or steps of the shared block)"
-    assert texts == ["model: 2.000 at depth 3", "loop: 2.500 at depth 2", "the depth trained for"]
+    assert texts == ["model: 2.000 at depth 3", "loop: 2.500 at depth 2", "trained depth"]
 
 
 def test_picture_names_the_thresholds(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_code_that_determines_no_step_retrains_nothing(project: Path, module: st
     finally:
         path.write_text(before)
     assert again.returncode == 0
-    assert ("train" in ran(again)) == ("finished before, nothing to train" in again.stderr)
+    assert ("train" in ran(again)) == ("already finished, nothing to train" in again.stderr)
     assert sha256_file(model) == weights
     assert len(list((project / "runs").iterdir())) == 1
     dvc(project, "repro")

@@ -49,7 +49,7 @@ def test_own_text_becomes_the_active_dataset(project: Path, capsys: pytest.Captu
 def test_own_text_does_not_take_another_datasets_place(project: Path) -> None:
     Path("pydocs.txt").write_text("text")
     before = Path("data/pydocs/dataset.yaml").read_text()
-    with pytest.raises(UserError, match="another dataset's"):
+    with pytest.raises(UserError, match="belongs to another dataset"):
         train_on.main("pydocs.txt", no_run=True)
     assert Path("data/pydocs/dataset.yaml").read_text() == before
 

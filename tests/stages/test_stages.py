@@ -82,12 +82,12 @@ def test_training_leaves_a_model_its_figures_and_its_log(tiny_project: Path, sta
     assert metrics.keys() >= set(expected.split())
     assert Path("results/log.csv").read_text().startswith("step,tokens,train_loss,val_loss,lr,grad_norm,")
     assert sorted(os.listdir("results/model")) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert "finished before" not in ended.err
+    assert "already finished" not in ended.err
     model = sha256_file(Path("results/model/model.safetensors"))
 
     shutil.rmtree("results")  # as DVC does before it runs a stage
     again = stage("train")
-    assert "finished before, nothing to train" in again.err
+    assert "already finished, nothing to train" in again.err
     assert again.out == ended.out
     assert sha256_file(Path("results/model/model.safetensors")) == model
 
@@ -196,7 +196,7 @@ def test_depth_curve_of_a_stopping_model_goes_beyond_its_depth(tiny_project: Pat
         (
             "train",
             "-S train.init_from=gpt2",
-            "model.n_layer = 2, but train.init_from = gpt2 has 12 (and other ",
+            "model.n_layer = 2, but train.init_from = gpt2 has 12 (also different: ",
         ),
         (
             "download",
@@ -344,7 +344,7 @@ def test_a_run_stopped_in_every_way_ends_with_the_same_model(
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 130
-            assert "; the same command continues" in err.splitlines()[-1]
+            assert "; run the same command to continue" in err.splitlines()[-1]
         assert not Path("results").exists()
 
     arguments = [argument for override in LONG for argument in ("-S", override)]

@@ -133,7 +133,8 @@ def test_ids_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"abc", "no whole number"), (b"", "no token to predict"), (b"ab", "no token")]
+    ("content", "message"),
+    [(b"abc", "not a whole number"), (b"", "no token to predict"), (b"ab", "no token")],
 )
 def test_ids_that_are_not_whole_are_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "val.bin").write_bytes(content)

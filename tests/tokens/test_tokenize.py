@@ -224,12 +224,12 @@ def test_an_interruption_leaves_what_was_there(
 @pytest.mark.parametrize(
     ("texts", "split", "message"),
     [
-        (["ab"], TAIL, "leaves no token to predict for train"),
-        (["abcdefghij"], TAIL, "leaves no token to predict for val"),
+        (["ab"], TAIL, "leaves no token to predict in the train split"),
+        (["abcdefghij"], TAIL, "leaves no token to predict in the val split"),
         (
             ["a", "b"],
             DocumentSplit(by="documents", fraction=0.9, seed=0),
-            "leaves no token to predict for train",
+            "leaves no token to predict in the train split",
         ),
         (["abc"], DocumentSplit(by="documents", fraction=0.5, seed=0), "use `by: tail` in dataset.yaml"),
     ],

@@ -363,9 +363,9 @@ def leave_hole(values: dict[str, Any]) -> None:
         (changed(pre_tokenizer__add_prefix_space=True), "it puts a space before the text"),
         (changed(pre_tokenizer__use_regex=False), "it does not cut text into words"),
         (swap_merges, "its merges are not in order of ids"),
-        (drop_merge, "its tokens are not the 256 bytes and its merges"),
-        (add_plain_token, "'sails' is added and not special"),
-        (leave_hole, "its ids have holes"),
+        (drop_merge, "its tokens are not the 256 bytes and the results of its merges"),
+        (add_plain_token, "'sails' is an added token that is not special"),
+        (leave_hole, "its ids have gaps"),
     ],
 )
 def test_another_kind_of_tokenizer_is_named(

@@ -84,14 +84,14 @@ def outcome(fitted: FittedRun) -> dict[str, Any]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, what: signal.Signals) -> None:
     """Send this process a signal once `step` steps are taken."""
-    once_in_a_while = Trainer._once_in_a_while
+    periodic_work = Trainer._evaluate_log_and_save
 
     def then_stop(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        once_in_a_while(trainer, *args, **kwargs)
+        periodic_work(trainer, *args, **kwargs)
         if trainer.state.step == step:
             signal.raise_signal(what)
 
-    monkeypatch.setattr(Trainer, "_once_in_a_while", then_stop)
+    monkeypatch.setattr(Trainer, "_evaluate_log_and_save", then_stop)
 
 
 def stopped_at_each(runs: Runs, steps: list[int], *overrides: str) -> FittedRun:

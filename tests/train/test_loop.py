@@ -148,7 +148,7 @@ def test_how_a_run_is_watched_and_saved_is_not_part_of_it(runs: Runs) -> None:
     said: list[str] = []
     again = runs("runtime.checkpoint_interval=1", "log.log_interval=1", "sample.seed=5", say=said.append)
     assert again.run.folder == first.run.folder
-    assert said == [f"{first.run.folder}: finished before, nothing to train"]
+    assert said == [f"{first.run.folder}: already finished, nothing to train"]
     other = runs.elsewhere("other")("runtime.checkpoint_interval=7", "log.log_interval=1")
     assert other.run.folder.name == first.run.folder.name
     assert outcome(other)["model"] == outcome(first)["model"]
@@ -334,8 +334,8 @@ CONCAT = ["model.recurrent_noise_mode=concat", "model.recurrent_noise_std=0.1"]
         (["model.moe=true"], ["model.moe=true", "model.moe_aux_loss_weight=0.01"], None),
         ([STOPPING], [STOPPING, "model.learned_stopping_use_threshold=true"], None),
         (CONCAT, [CONCAT[0], "model.recurrent_noise_std=0.2"], None),
-        (CONCAT, [], "recurrent_noise_mode = none, but train.init_from = {model} has concat; make it equal"),
-        ([], CONCAT, "recurrent_noise_mode = concat, but train.init_from = {model} has none; make it equal"),
+        (CONCAT, [], "recurrent_noise_mode = none, but train.init_from = {model} has concat; make them"),
+        ([], CONCAT, "recurrent_noise_mode = concat, but train.init_from = {model} has none; make them"),
         ([], ["model.layer_dropout=0.1"], "layer_dropout = 0.1, but train.init_from = {model} has 0.0; make"),
         ([], [STOPPING], "learned_stopping = true, but train.init_from = {model} has false"),
         (
@@ -408,7 +408,7 @@ def test_other_initial_weights_are_another_run(runs: Runs, tmp_path: Path) -> No
         (["train.init_from=resume"], "train.init_from = resume: no checkpoint in "),
         (
             ["train.init_from=gpt2"],
-            "model.n_layer = 2, but train.init_from = gpt2 has 12 (and other n_head, ",
+            "model.n_layer = 2, but train.init_from = gpt2 has 12 (also different: n_head, ",
         ),
         (
             ["train.init_from=nowhere"],
@@ -457,7 +457,7 @@ def test_a_start_with_another_tokenizer_is_refused(runs: Runs, tmp_path: Path) -
     runs("train.max_iters=1").publish_model(tmp_path / "model")
     tokenizer = tmp_path / "model" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"v"', '"w"'))
-    with pytest.raises(UserError, match="its tokenizer is not that of"):
+    with pytest.raises(UserError, match="its tokenizer differs from that of"):
         runs(f"train.init_from={tmp_path / 'model'}")
 
 
@@ -494,7 +494,7 @@ def test_two_at_once_train_once(runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp
     first = runs()
     thread.join(10)
     assert [line.split(":")[-1].split(";")[0].strip() for line in said][1:] == [
-        "finished before, nothing to train"
+        "already finished, nothing to train"
     ]
     assert "waiting for it" in said[0]
     assert results[0].run.folder == first.run.folder

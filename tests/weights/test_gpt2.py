@@ -20,12 +20,13 @@ from tests.family import RECURRENT, SHARED, VARIANTS
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
 
 # What can be unrolled into plain layers; every other variant has to be refused.
-PLAIN = {"gpt2", "no-bias", "untied", "layer-dropout"}
+PLAIN = {"dense", "no-bias", "untied", "layer-dropout-plain"}
 UNROLLED = {
     "shared",
     "shared-edges",
     "shared-noise",
-    "shared-sticky",
+    "layer-dropout",
+    "sticky-dropout",
     "recurrent",
     "recurrent-uniform",
     "recurrent-prelude-coda",
@@ -56,7 +57,7 @@ def test_a_variant_has_equal_logits_or_names_what_is_in_the_way(name: str, tmp_p
         return
     with pytest.raises(UserError) as error:
         exported(tmp_path, **VARIANTS[name])
-    switch = re.match(r"model\.(\w+) = (\S+): Hugging Face's GPT-2 has no place for it", str(error.value))
+    switch = re.match(r"model\.(\w+) = (\S+): Hugging Face's GPT-2 does not support it", str(error.value))
     assert switch and str(VARIANTS[name][switch[1]]).lower() == switch[2]
     assert "\n" not in str(error.value)
     assert not any(tmp_path.iterdir())

@@ -146,7 +146,7 @@ def another_architecture(export: Path) -> None:
             without_safetensors,
             "someone/gpt, revision main: no model.safetensors, only pytorch_model.bin, which",
         ),
-        (without_config, "someone/gpt, revision main: no config.json, so it is no model of transformers"),
+        (without_config, "someone/gpt, revision main: no config.json, so it is not a transformers model"),
         (another_architecture, "config.json: model_type = llama; only models of the type gpt2 can be loaded"),
     ],
 )

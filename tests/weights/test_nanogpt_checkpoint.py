@@ -280,7 +280,7 @@ def test_a_missing_extra_or_misshapen_tensor_is_named(tmp_path: Path, name: str)
     for changed, problem in (
         (lacking, f"lacks {name}"),
         (tensors | {f"{name}.new": tensors[name]}, f"has unknown {name}.new"),
-        (tensors | {name: torch.zeros(3, 5, 7)}, f"has other shapes for {name}"),
+        (tensors | {name: torch.zeros(3, 5, 7)}, f"has the wrong shape for {name}"),
     ):
         path = saved(tmp_path / "ckpt.pt", changed, **switches)
         with pytest.raises(UserError, match=problem) as error:
@@ -368,8 +368,8 @@ def test_nothing_in_pytorchs_older_format_is_executed(tmp_path: Path) -> None:
     [
         ([1, 2], "no model and model_args"),
         ({"model": {}}, "no model and model_args"),
-        ({"model": {"a": 1}, "model_args": ARGS}, "a in model is no tensor but a int"),
-        ({"model": {1: torch.ones(1)}, "model_args": ARGS}, "1 in model is no tensor's name"),
+        ({"model": {"a": 1}, "model_args": ARGS}, "a in model is not a tensor but of type int"),
+        ({"model": {1: torch.ones(1)}, "model_args": ARGS}, "1 in model is not a tensor's name"),
         ({"model": {}, "model_args": {}}, "n_layer is missing"),
         ({"model": {}, "model_args": ARGS}, "lacks lm_head.weight"),
     ],
@@ -463,13 +463,13 @@ def test_a_variant_that_nanogpt_cannot_be_is_refused_by_its_switch(tmp_path: Pat
         return
     with pytest.raises(UserError) as error:
         write_checkpoint(gpt.state_dict(), config, 11, "mine", path)
-    switch = re.match(r"model\.(\w+) = (\S+): nanoGPT has no place for it", str(error.value))
+    switch = re.match(r"model\.(\w+) = (\S+): nanoGPT does not support it", str(error.value))
     assert switch and str(switches[switch[1]]).lower() == switch[2]
     assert not path.exists()
 
 
 def test_a_depth_needs_a_loop(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="recurrent depth 5: this model has no loop, just its 3 layers"):
+    with pytest.raises(UserError, match="recurrent depth 5: this model has 3 layers and no loop"):
         write_checkpoint(tiny.model().state_dict(), tiny.config(), 11, "mine", tmp_path / "ckpt.pt", 5)
 
 
@@ -511,7 +511,7 @@ def test_a_model_goes_to_nanogpt_and_comes_back(here: Path, stage: Stage) -> Non
     again = stage("import_checkpoint", *arguments)
     assert (again.status, again.err) == (
         2,
-        "error: --out saved/nanogpt: is there already; name a new folder, or remove it\n",
+        "error: --out saved/nanogpt: exists already; name a new folder, or remove it\n",
     )
     assert stage("import_checkpoint", *arguments, "--out", "saved/other").status == 0
 
@@ -524,14 +524,14 @@ def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> N
         ended = stage("export", "--format", "nanogpt", "--out", out)
         assert (ended.status, ended.err) == (
             2,
-            f"error: --out {out}: there is something else already; name a new folder\n",
+            f"error: --out {out}: exists and is not an export; name a new folder\n",
         )
     assert Path("out/ckpt.pt").read_bytes() == trained
 
 
 def test_gelus_difference_is_told(here: Path, stage: Stage) -> None:
     save_model(Path("results/model"), activation="gelu_new")
-    assert "note: nanoGPT computes the exact GELU" in stage("export", "--format", "nanogpt").out
+    assert "note: nanoGPT uses the exact GELU" in stage("export", "--format", "nanogpt").out
 
 
 def test_tokens_that_nanogpt_cannot_decode_are_refused(here: Path, stage: Stage) -> None:
@@ -563,7 +563,7 @@ def test_the_forks_noise_is_told(here: Path, stage: Stage) -> None:
     saved(Path("ckpt.pt"), theirs(tiny.model(**switches)), **{**FORKS_ARGS, **switches})
     write_meta(CHARACTERS, Path("meta.pkl"))
     assert (
-        "note: here noise is for training only"
+        "note: here noise is added only in training"
         in stage("import_checkpoint", "ckpt.pt", "--meta", "meta.pkl").out
     )
 

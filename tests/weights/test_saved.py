@@ -93,7 +93,7 @@ def change(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path]
         (change(lambda state: state.update(moe=torch.ones(1))), "has unknown moe;"),
         (
             change(lambda state: state.update({"embed.wpe.weight": torch.ones(9, 16)})),
-            "has other shapes for embed.wpe.weight;",
+            "has the wrong shape for embed.wpe.weight;",
         ),
         (lambda path: path.write_bytes(path.read_bytes()[:-5]), "damaged: "),
         (lambda path: path.write_bytes(b""), "damaged: "),

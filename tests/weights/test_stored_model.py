@@ -208,12 +208,12 @@ def rename_to_pickle(folder: Path) -> None:
         *(
             (
                 reshape_positions(shape),
-                "model.safetensors: has other shapes for transformer.wpe.weight; it belongs to another model",
+                "model.safetensors: has the wrong shape for transformer.wpe.weight; it belongs to another",
             )
             for shape in ((), (16,), (16, 16, 2))
         ),
         (edit(n_layer=3), "model.safetensors: lacks transformer.h.2.attn.c_attn.bias, "),
-        (edit(n_positions=32), "model.safetensors: has other shapes for transformer.wpe.weight"),
+        (edit(n_positions=32), "model.safetensors: has the wrong shape for transformer.wpe.weight"),
         (
             edit_weights(lambda tensors: tensors.pop("transformer.ln_f.bias")),
             "model.safetensors: lacks transformer.ln_f.bias; it belongs to another model",
@@ -222,7 +222,7 @@ def rename_to_pickle(folder: Path) -> None:
             edit_weights(lambda tensors: tensors.update({"score.weight": torch.ones(2)})),
             "model.safetensors: has unknown score.weight; it belongs to another model",
         ),
-        (rename_to_pickle, "no model.safetensors; other formats can run code, so save it anew"),
+        (rename_to_pickle, "no model.safetensors; other formats can run code, so load the model with"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"1234"), "model.safetensors: damaged: "),
     ],
 )
