@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from pipeline.cli.verbs import make_help
-from pipeline.config.generated import PARAMETERS_FILE, SCHEMA_FILE, json_schema, parameters_md
+from pipeline.config.generated import SCHEMA_FILE, json_schema
 from pipeline.config.presets import DEFAULT, composed
+from pipeline.report.parameters_page import PARAMETERS_FILE, parameters_page
 from pipeline.storage.files import write_text
 
 README = Path("README.md")
@@ -27,4 +28,4 @@ def files() -> dict[Path, str]:
         lambda match: f"{match[1]}{make_help()}\n{match[2]}", README.read_text(encoding="utf-8")
     )
     assert found == 1, "README.md has a place for the commands"
-    return {SCHEMA_FILE: json_schema(), PARAMETERS_FILE: parameters_md(composed(DEFAULT)), README: readme}
+    return {SCHEMA_FILE: json_schema(), PARAMETERS_FILE: parameters_page(composed(DEFAULT)), README: readme}

@@ -21,6 +21,7 @@ from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.comparison import OURS, of_kept_model, read_rows
 from pipeline.model.build import build_gpt
 from pipeline.report.comparison import as_markdown
+from pipeline.report.tables import markdown_table
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.tokens.tokenizers import Tokenizer
 
@@ -224,12 +225,11 @@ def _model(config: GPTConfig, tokenizer: Tokenizer) -> str:
 
 
 def _data(data: TrainedOn) -> str:
-    counts = "\n".join(
-        f"| {split} | {counted.tokens:,} | {counted.utf8_bytes:,} |"
-        for split, counted in (("train", data.manifest.train), ("val", data.manifest.val))
-    )
+    cells = [("split", "tokens", "bytes of UTF-8")]
+    for split, counted in (("train", data.manifest.train), ("val", data.manifest.val)):
+        cells.append((split, f"{counted.tokens:,}", f"{counted.utf8_bytes:,}"))
     title = f"{data.name}: {data.description}" if data.description else data.name
-    return f"## Data\n\n{title}.\n\n| split | tokens | bytes of UTF-8 |\n| --- | ---: | ---: |\n{counts}"
+    return f"## Data\n\n{title}.\n\n{markdown_table(cells, '<>>', padded=False)}"
 
 
 def _training(training: Training) -> str:
@@ -254,11 +254,8 @@ def _results(training: Training, config: GPTConfig, n_layer: int) -> str:
 
 
 def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    lines = [
-        f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |"
-        for name, value in rows.items()
-    ]
-    return "\n".join([f"| {header[0]} | {header[1]} |", "| --- | ---: |", *lines])
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in rows.items()}
+    return markdown_table([header, *values.items()], "<>", padded=False)
 
 
 def _read(path: Path) -> Any:

@@ -117,8 +117,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_written(path: Path) -> bool:
-    """Whether `write_checkpoint` wrote this ckpt.pt, so that deleting it loses no training by nanoGPT."""
-    return _load(path).keys() == WRITTEN
+    """Whether a ckpt.pt was written by `write_checkpoint`; one of nanoGPT's training holds more."""
+    try:
+        return _load(path).keys() == WRITTEN
+    except UserError:  # damaged, and so perhaps somebody's training
+        return False
 
 
 def write_checkpoint(

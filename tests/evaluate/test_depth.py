@@ -1,72 +1,25 @@
-"""The depth curve as a table and as a picture."""
+"""The depth curve of a model, and what it reaches at thresholds of learned stopping."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.image
-import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot
-from matplotlib.figure import Figure
 
-from pipeline.evaluate.depth import Baseline, DepthCurve, measure
+from pipeline.evaluate.depth import Baseline, measure
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.loss import StoppingPoint, evaluate
-from pipeline.report.depth_curve import (
-    draw,
-)
+from pipeline.evaluate.loss import evaluate
 from pipeline.tokens.batches import evaluation_windows
 from pipeline.tokens.shards import open_split
 from pipeline.tokens.tokenizers import load_tokenizer
 from tests import tiny
 from tests.family import RECURRENT, STOPPING, THRESHOLD
+from tests.figures import CURVE, STOPS
 
 CPU = torch.device("cpu")
 OWN = THRESHOLD["learned_stopping_threshold"]
-
-
-def evaluation(nats: float) -> Evaluation:
-    return Evaluation(nats, tokens=100, bytes=250)
-
-
-def curve_of(*nats: float, trained_depth: int | None = None, name: str = "model") -> DepthCurve:
-    points = {depth: evaluation(value) for depth, value in enumerate(nats, start=1)}
-    return DepthCurve(name, "layers applied", points, trained_depth or len(points))
-
-
-CURVE = curve_of(400.0, 250.0, 200.0)
-STOPS = replace(
-    CURVE,
-    stopping=[
-        StoppingPoint(0.2, 0.5, evaluation(500.0)),
-        StoppingPoint(0.5, 1.75, evaluation(230.0)),
-        StoppingPoint(0.7, 2.5, evaluation(205.0)),
-    ],
-    threshold=0.5,
-)
-BASELINES = [Baseline("uniform", 4.2), Baseline("bigram", 2.5)]
-
-
-def drawn(path: Path, *curves: DepthCurve, baselines: list[Baseline] = BASELINES) -> np.ndarray:
-    """The picture's pixels, (height, width, channels)."""
-    draw(path, curves or [CURVE], baselines, "tiny (char tokens)")
-    return matplotlib.image.imread(path)
-
-
-def texts_of(path: Path, *curves: DepthCurve) -> list[str]:
-    """The axes' labels, the legend and the notes of the picture."""
-    with pytest.MonkeyPatch.context() as patched:
-        figures: list[Figure] = []
-        close = pyplot.close
-        patched.setattr(pyplot, "close", figures.append)
-        draw(path, curves, [], "tiny (char tokens)")
-    (axes,) = figures[0].axes
-    close(figures[0])
-    _, legend = axes.get_legend_handles_labels()
-    return [axes.get_xlabel(), *legend, *[text.get_text() for text in axes.texts]]
 
 
 def test_what_a_model_reaches_by_itself() -> None:

@@ -1,35 +1,21 @@
-"""The table of the model and its baselines: the right rows, in order, in every form."""
+"""The table of the model and its baselines: in order, in every form."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib import image
 
 from pipeline.evaluate.comparison import OURS, read_rows
 from pipeline.report.comparison import as_markdown, write_comparison
-from pipeline.storage.files import write_json
-
-FIGURES = {"val_loss": 3.0, "val_bpb": 1.5, "perplexity": 20.1, "train_loss": 2.9}
+from tests.figures import write_results
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    def written(stem: str, **values: Any) -> Path:
-        path = tmp_path / f"{stem}.json"
-        write_json(path, {"data": "here", **FIGURES, **values})
-        return path
-
-    return [
-        written("metrics", val_bpb=1.2, params=1234567, tokens=10**6),  # tokens of training
-        written("gpt2", name="gpt2", val_bpb=1.1, params=124439808, tokens=100),
-        written("bytes", name="bytes", val_bpb=1.3, tokens=400),
-        written("xz", name="xz", train_loss=None, tokens=101),
-        written("elsewhere", name="elsewhere", data="there", tokens=100),
-    ]
+    return write_results(tmp_path)
 
 
 def test_all_forms_have_the_best_first(files: list[Path], tmp_path: Path) -> None:

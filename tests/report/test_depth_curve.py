@@ -15,7 +15,6 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from pipeline.evaluate.depth import Baseline, DepthCurve
-from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
 from pipeline.report.depth_curve import (
     draw,
@@ -24,31 +23,10 @@ from pipeline.report.depth_curve import (
     write_tables,
 )
 from tests.family import THRESHOLD
+from tests.figures import BASELINES, CURVE, STOPS, curve_of, evaluation
 
 CPU = torch.device("cpu")
 OWN = THRESHOLD["learned_stopping_threshold"]
-
-
-def evaluation(nats: float) -> Evaluation:
-    return Evaluation(nats, tokens=100, bytes=250)
-
-
-def curve_of(*nats: float, trained_depth: int | None = None, name: str = "model") -> DepthCurve:
-    points = {depth: evaluation(value) for depth, value in enumerate(nats, start=1)}
-    return DepthCurve(name, "layers applied", points, trained_depth or len(points))
-
-
-CURVE = curve_of(400.0, 250.0, 200.0)
-STOPS = replace(
-    CURVE,
-    stopping=[
-        StoppingPoint(0.2, 0.5, evaluation(500.0)),
-        StoppingPoint(0.5, 1.75, evaluation(230.0)),
-        StoppingPoint(0.7, 2.5, evaluation(205.0)),
-    ],
-    threshold=0.5,
-)
-BASELINES = [Baseline("uniform", 4.2), Baseline("bigram", 2.5)]
 
 
 def drawn(path: Path, *curves: DepthCurve, baselines: list[Baseline] = BASELINES) -> np.ndarray:

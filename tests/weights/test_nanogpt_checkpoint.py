@@ -527,6 +527,9 @@ def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> N
             f"error: --out {out}: exists and is not an export; name a new folder\n",
         )
     assert Path("out/ckpt.pt").read_bytes() == trained
+    Path("damaged").mkdir()
+    Path("damaged/ckpt.pt").write_bytes(trained[:100])
+    assert "exists and is not an export" in stage("export", "--format", "nanogpt", "--out", "damaged").err
 
 
 def test_gelus_difference_is_told(here: Path, stage: Stage) -> None:

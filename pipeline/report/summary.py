@@ -1,0 +1,84 @@
+"""The summary of the active results, which `make demo` ends with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.config.errors import UserError
+from pipeline.config.params import Params
+from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, SAMPLES
+from pipeline.evaluate.baselines import file_name
+from pipeline.report.tables import plain_table
+
+SHOWN_CHARACTERS = 600  # of a sample
+
+NEXT = """\
+Try next
+  make sample START="The "                another sample, from your own prompt
+  dvc exp run -S {change:<24} change one parameter and see what it does (needs git)
+  dvc exp show                            ... compared with every other experiment
+  make train-on TEXT='my/texts/*.txt'     train on your own text
+  make                                    all other commands
+  (run `source .venv/bin/activate` once for `dvc` and `python`)"""
+
+
+def summary(params: Params) -> str:
+    """Losses beside the baselines, a sample, where the files are, and what to try next.
+
+    Raises UserError if there are no results.
+    """
+    if not METRICS.exists():
+        raise UserError(f"{METRICS}: no results yet; run `dvc repro` first")
+    metrics = json.loads(METRICS.read_text(encoding="utf-8"))
+    change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
+    parts = [
+        "\n".join([_losses(params, metrics), *_remarks(metrics)]),
+        *_sample(),
+        "\n".join(["Where things are", *_files(metrics)]),
+        NEXT.format(change=change),
+    ]
+    return "\n\n".join(parts)
+
+
+def _losses(params: Params, metrics: Mapping[str, Any]) -> str:
+    rows = [(f"this model ({metrics['params'] / 1e6:.2f}M parameters)", metrics)]
+    for name in params.baselines.models:
+        path = BASELINES / file_name(name)
+        if path.exists():
+            rows.append((name, json.loads(path.read_text(encoding="utf-8"))))
+    rows.sort(key=lambda row: row[1]["val_bpb"])
+    header = (f"Validation loss of {params.data.dataset}", "nats per token", "bits per byte")
+    cells = [(name, f"{figures['val_loss']:.4f}", f"{figures['val_bpb']:.4f}") for name, figures in rows]
+    return plain_table([header, *cells], "<>>")
+
+
+def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
+    if metrics["init_from"] != "scratch" and LOG.exists():
+        with LOG.open(encoding="utf-8", newline="") as file:
+            before = float(next(csv.DictReader(file))["val_loss"])
+        yield f"It started from {metrics['init_from']}, at {before:.4f} (on train.eval_iters batches)."
+    if metrics["best_step"] != metrics["steps"]:
+        yield f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}."
+
+
+def _sample() -> Iterator[str]:
+    if SAMPLES.exists():
+        first = SAMPLES.read_text(encoding="utf-8").split("\n---------------\n")[0].strip()
+        lines = first[:SHOWN_CHARACTERS].splitlines()
+        yield "\n".join(["A sample", *(f"  {line}" for line in lines)])
+
+
+def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for path, text in (
+        (METRICS, f"all metrics ({metrics['seconds']:.0f} s of training, {metrics['device']})"),
+        (LOG, "the loss at every step"),
+        (DEPTH_PICTURE, "validation loss over depth, with the baselines"),
+        (DEPTH_CURVE, "the same as a table"),
+        (SAMPLES, "all samples"),
+        (MODEL, "the model: weights, config, tokenizer"),
+    ):
+        if path.exists():
+            yield f"  {path!s:<22} {text}"

@@ -1,0 +1,64 @@
+"""The summary has the losses in order, a sample, and only files that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.errors import UserError
+from pipeline.report.summary import summary
+from pipeline.storage.files import write_json, write_text
+from tests import tiny
+
+METRICS = {
+    "params": 1_234_567,
+    "val_loss": 4.0,
+    "val_bpb": 1.5,
+    "best_val_loss": 3.9,
+    "best_step": 20,
+    "steps": 20,
+    "seconds": 61.4,
+    "device": "cpu",
+    "init_from": "scratch",
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_json(Path("results/metrics.json"), METRICS)
+    for name, bpb in (("trigram", 1.6), ("xz", 1.4)):
+        write_json(Path(f"results/baselines/{name}.json"), {"val_loss": 3 * bpb, "val_bpb": bpb})
+    return tmp_path / "results"
+
+
+def test_the_best_comes_first(results: Path) -> None:
+    table = summary(tiny.params()).split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["xz", "this", "trigram"]
+    assert table[0] == "Validation loss of tiny        nats per token  bits per byte"
+    assert table[2] == "this model (1.23M parameters)          4.0000         1.5000"
+
+
+def test_only_what_is_there_is_named(results: Path) -> None:
+    text = summary(tiny.params())
+    assert "results/metrics.json   all metrics (61 s of training, cpu)" in text
+    assert "results/samples.txt" not in text and "A sample" not in text
+    write_text(results / "samples.txt", "the old\nship\n---------------\nanother\n---------------\n")
+    text = summary(tiny.params())
+    assert "A sample\n  the old\n  ship\n\n" in text and "another\n" not in text
+    assert "results/samples.txt    all samples" in text
+
+
+def test_a_start_and_a_better_step_are_told(results: Path) -> None:
+    write_json(results / "metrics.json", METRICS | {"init_from": "gpt2", "best_step": 10})
+    write_text(results / "log.csv", "step,val_loss\n0,5.25\n10,3.9\n")
+    text = summary(tiny.params())
+    assert "It started from gpt2, at 5.2500 (on train.eval_iters batches)." in text
+    assert "The best model, at step 10, has 3.9000." in text
+
+
+def test_without_results_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no results yet; run `dvc repro` first"):
+        summary(tiny.params())
