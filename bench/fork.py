@@ -139,7 +139,9 @@ class Check:
 def main(
     clone: Annotated[
         Path | None,
-        typer.Argument(help="A clone of github.com/Amr-Hegazy1/nanoGPT.", show_default=False),
+        typer.Argument(
+            metavar="CLONE", help="A clone of github.com/Amr-Hegazy1/nanoGPT.", show_default=False
+        ),
     ] = None,
     fork: Annotated[bool, typer.Option(help="Whether to train with the clone too.")] = True,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to train each variant with.")] = 3,

@@ -100,7 +100,8 @@ class Row:
 
 def main(
     clone: Annotated[
-        Path, typer.Argument(help="A clone of github.com/karpathy/nanoGPT.", show_default=False)
+        Path,
+        typer.Argument(metavar="CLONE", help="A clone of github.com/karpathy/nanoGPT.", show_default=False),
     ],
     runs: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = 3,
     max_iters: Annotated[int, typer.Option(min=10, help="Training steps in each run.")] = MAX_ITERS,

@@ -110,5 +110,5 @@ def _explained(error: Any) -> str:
         return message
     parameter = getattr(error, "param", None)
     if os.environ.get(FROM_MAKE) and parameter is not None:
-        return f"{message}; set it: make {context.info_name} {parameter.name.upper()}=..."
+        return f"{message}; add {parameter.name.upper()}=..."
     return f"{message}; see {context.command_path} --help"

@@ -132,7 +132,7 @@ def test_a_variable_that_is_missing_is_asked_for(
     ended = cli("train-on")
     assert (ended.status, ended.err) == (
         2,
-        "error: missing argument 'TEXT'; set it: make train-on TEXT=...\n",
+        "error: missing argument 'TEXT'; add TEXT=...\n",
     )
 
 
