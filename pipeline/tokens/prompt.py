@@ -19,8 +19,12 @@ def encode_prompt(start: str, tokenizer: Tokenizer) -> tuple[str, np.ndarray]:
         path = Path(start.removeprefix("FILE:"))
         try:
             start = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"sample.start = FILE:{path}: {error}") from None
+        except OSError as error:
+            raise UserError(f"sample.start = FILE:{path}: {error.strerror}; name another file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"sample.start = FILE:{path}: not UTF-8 at byte {error.start}; convert the file"
+            ) from None
     try:
         ids = tokenizer.encode_prompt(start)
     except UserError as error:
