@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config.command_line import run
+from pipeline.config.command_line import FROM_MAKE, run
 from pipeline.config.presets import overlay
 from pipeline.corpus.sources import TailSplit
 from pipeline.storage.files import write_text
@@ -58,6 +58,8 @@ def tiny_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokens: P
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Run a stage or command in this process as `python -m stages.<name> ARGUMENTS` would."""
+
+    monkeypatch.delenv(FROM_MAKE, raising=False)
 
     def call(name: str, *arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", [f"stages.{name}", *arguments])

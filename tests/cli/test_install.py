@@ -38,7 +38,15 @@ def test_what_make_runs_first_is_read_by_an_old_python(name: str) -> None:
 
 
 def test_make_says_which_python_is_not_there() -> None:
-    command = ["make", "-s", "PYTHON3=no-such-python", "-W", "pyproject.toml", ".venv/.installed"]
+    command = [
+        "make",
+        "-s",
+        "--no-print-directory",
+        "PYTHON3=no-such-python",
+        "-W",
+        "pyproject.toml",
+        ".venv/.installed",
+    ]
     ended = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: no no-such-python; name another: make PYTHON3=")
