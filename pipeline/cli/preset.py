@@ -1,4 +1,4 @@
-"""Put a preset into params.yaml."""
+"""List the presets, or put one into params.yaml."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def main(
     changed = apply(name, force)
     print(f"{PARAMS_FILE} is now preset {name}: {presets.description(name)}")
     show_changes(changed)
+
+
+def list_presets() -> None:
+    """List the presets and what they train."""
+    known = presets.names()
+    width = max(map(len, known))
+    for name in known:
+        print(f"{name:<{width}}  {presets.description(name)}")
 
 
 def apply(

@@ -14,7 +14,7 @@ class Verb:
 
     name: str
     help: str
-    module: str | None = None  # where its `main` is; None for what only make does
+    module: str | None = None  # where its `main` (or module:function) is; None for what only make does
     make: str | None = ""  # its name in make if that differs; None if it has none there
 
 
@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         ),
     ),
     "Parameters": (
-        Verb("presets", "list the presets", "pipeline.cli.presets"),
+        Verb("presets", "list the presets", "pipeline.cli.preset:list_presets"),
         Verb(
             "preset",
             "put a preset into params.yaml; FORCE=1 overwrites your edits",

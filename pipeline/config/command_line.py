@@ -53,9 +53,16 @@ def run_one_of(commands: Mapping[str, tuple[str, str]], help: str, name: str) ->
     app = new_app(help=help)
     for command, (text, module) in commands.items():
         called = command in sys.argv[1:2]
-        function: Callable[..., Any] = importlib.import_module(module).main if called else _only_listed
+        function = _imported(module) if called else _only_listed
         app.command(command, short_help=text)(function)
     run_app(app, name)
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    """The function that `module` or `module:function` names; without a function it is `main`."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function or "main")
+    return found
 
 
 def _only_listed() -> None:

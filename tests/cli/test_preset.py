@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.preset import list_presets
 from pipeline.config import presets
 from tests import tiny
 from tests.conftest import Ended
 
 
 def test_presets_are_listed_applied_and_refused(
-    tmp_path: Path, stage: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    stage: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("presets").symlink_to(tiny.ROOT / "presets")
-    listed = stage("presets")
-    assert [line.split()[0] for line in listed.out.splitlines()] == presets.names(Path("presets"))
+    list_presets()
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == presets.names(Path("presets"))
     assert stage("preset", "default").status == 0
     applied = stage("preset", "gpt2")
     assert "params.yaml is now preset gpt2" in applied.out and "data.dataset: " in applied.out
