@@ -52,7 +52,7 @@ clean:
 
 # Installed, and DVC set up for this copy.
 ready: .venv/.installed
-	@$(PYTHON) -m pipeline.cli.ready
+	@$(PYTHON) -m pipeline.cli.configure_dvc
 
 .venv/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON3) >/dev/null || { echo "error: no $(PYTHON3); name another: make PYTHON3=python3.12" >&2; exit 2; }

@@ -9,7 +9,7 @@ BENCHMARKS = {
     "nanogpt": ("training and sampling against nanoGPT: make bench WHAT=nanogpt CLONE=...", "bench.nanogpt"),
     "fork": ("the model family against nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
     "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
-    "family": ("train every variant of the model and compare their depth curves", "bench.family"),
+    "variants": ("train every variant of the model and compare their depth curves", "bench.compare_variants"),
 }
 
 

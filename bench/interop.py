@@ -37,9 +37,9 @@ from bench.parity import (
     text_ids,
 )
 from pipeline.config.errors import UserError
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RESULTS
-from pipeline.config.published import PUBLISHED
 from pipeline.evaluate.tasks import Task
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT

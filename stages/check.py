@@ -7,9 +7,10 @@ from typing import Any
 
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.errors import UserError
+from pipeline.config.gpt2_models import PUBLISHED
+from pipeline.config.model_rules import check_start
 from pipeline.config.params import BASELINES, Params, load_params
 from pipeline.config.paths import CHECKED, RESULTS
-from pipeline.config.published import PUBLISHED, check_start
 from pipeline.corpus.sources import load_spec
 from pipeline.storage.checksums import HashCache
 from pipeline.storage.files import replacing_folder, write_json
@@ -42,7 +43,7 @@ def _check_models(params: Params) -> None:
     start = params.train.init_from
     known = start in PUBLISHED and not Path(start).is_dir()  # check_sections has checked it
     if start not in ("scratch", "resume") and not known:
-        from pipeline.weights.stored_model import open_model
+        from pipeline.weights.open import open_model
 
         try:
             check_start(params.model, open_model(start).config, start)

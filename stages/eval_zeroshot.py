@@ -14,7 +14,7 @@ from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
 from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_json
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.open import open_model
 
 File = Annotated[
     Path | None, typer.Option(help="Read this file instead of the downloaded one.", show_default=False)

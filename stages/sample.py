@@ -18,7 +18,7 @@ from pipeline.runtime.device import use_device
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
 from pipeline.storage.files import write_text
 from pipeline.tokens.prompt import encode_prompt
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.open import open_model
 
 RULE = "---------------"
 

@@ -8,7 +8,7 @@ from pipeline.config.params import load_params
 from pipeline.config.paths import raw_folder, tokens_folder
 from pipeline.corpus.sources import load_spec
 from pipeline.tokens.tokenize import tokenize
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.open import open_model
 
 
 def main(overrides: Overrides = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.model.gpt import GPT
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import BPETokenizer, Tokenizer, train_bpe
-from pipeline.weights.saved import save_config, save_weights
+from pipeline.weights.model_folder import save_config, save_weights
 from tests import tiny
 
 BLOCK_SIZE = 48  # too short for some of the samples

@@ -24,7 +24,7 @@ from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
 from pipeline.weights.hub_models import CARD_FILE, EXPORTED, GENERATION_FILE, PICTURE_FILE
 from pipeline.weights.nanogpt_checkpoint import CHECKPOINT_FILE, is_written, write_checkpoint
-from pipeline.weights.stored_model import GPT2_VOCABULARIES, StoredModel, open_model
+from pipeline.weights.open import GPT2_VOCABULARIES, StoredModel, open_model
 
 
 class Format(StrEnum):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pipeline.cli.verbs import make_help
-from pipeline.config.generated import SCHEMA_FILE, json_schema
+from pipeline.config.params_yaml import SCHEMA_FILE, json_schema
 from pipeline.config.presets import DEFAULT, composed
 from pipeline.report.parameters_page import PARAMETERS_FILE, parameters_page
 from pipeline.storage.files import write_text

@@ -13,9 +13,9 @@ from pipeline.model.load import build_with, parameter_shapes
 from pipeline.storage.files import check_room_beside, replacing_folder
 from pipeline.tokens.nanogpt_ids import read_meta
 from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
+from pipeline.weights.model_folder import save_config, save_weights
 from pipeline.weights.nanogpt_checkpoint import read_checkpoint
-from pipeline.weights.saved import save_config, save_weights
-from pipeline.weights.stored_model import GPT2_VOCABULARIES
+from pipeline.weights.open import GPT2_VOCABULARIES
 
 IMPORTED = Path("saved/nanogpt")
 

@@ -9,13 +9,13 @@ import typer
 
 from pipeline.cli.preset import show_changes
 from pipeline.config.errors import UserError
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import Model
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.presets import differences, overlay
-from pipeline.config.published import PUBLISHED
 from pipeline.config.validation import read_yaml
 from pipeline.storage.files import write_text
-from pipeline.weights.stored_model import GPT2_VOCABULARIES, open_model
+from pipeline.weights.open import GPT2_VOCABULARIES, open_model
 
 BlockSize = Annotated[
     int | None, typer.Option(min=1, help="A shorter context than the model's own.", show_default=False)

@@ -83,7 +83,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         Verb("check", "format, lint, types and imports"),
         Verb("format", "format the code and fix what lint can fix"),
         Verb("generate", "write the files that are made from the code", "pipeline.cli.generate"),
-        Verb("bench", "measure: make bench WHAT=nanogpt, fork, interop or family"),
+        Verb("bench", "measure: make bench WHAT=nanogpt, fork, interop or variants"),
         Verb("doctor", "versions, device and changed parameters, for a bug report", "pipeline.cli.doctor"),
         Verb("clean", "remove results/; `make repro` brings them back"),
     ),

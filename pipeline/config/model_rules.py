@@ -1,8 +1,11 @@
-"""The rules of the `model` section: switches that contradict each other are an error, never ignored."""
+"""The rules of the `model` section: which switches contradict each other, and which weights fit."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
+
+from pipeline.config.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config.model import Model
@@ -19,6 +22,29 @@ def check(model: Model) -> None:
         _one_halting_policy,
     ):
         rule(model)
+
+
+def check_start(model: Model, start: Model, name: str) -> None:
+    """Raise UserError if `model` cannot start from weights of the shape `start`, which are called `name`.
+
+    The two may differ in a shorter context, and in parameters that change no weights, such as dropout.
+    """
+    differing = []
+    for field in type(model).model_fields:
+        asked, has = getattr(model, field), getattr(start, field)
+        shorter = field == "block_size" and asked < has
+        may_change = not model.facts(field).changes_weights and "concat" not in (asked, has)
+        if asked != has and not shorter and not may_change:
+            differing.append(field)
+    if not differing:
+        return
+    first, *others = differing
+    asked, has = (_written(getattr(section, first)) for section in (model, start))
+    also = f" (also different: {', '.join(others)})" if others else ""
+    raise UserError(
+        f"model.{first} = {asked}, but train.init_from = {name} has {has}{also}; make them equal, or let "
+        f"`gpt-pipeline start-from {name}` do that"
+    )
 
 
 def _heads_divide_width(m: Model) -> None:
@@ -130,3 +156,7 @@ def _one_halting_policy(m: Model) -> None:
             f"learned_stopping = true contradicts sticky_dropout = {m.sticky_dropout}: both end the "
             "loop; set only one of them"
         )
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

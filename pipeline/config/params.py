@@ -15,8 +15,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config.errors import UserError
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import Model
-from pipeline.config.published import PUBLISHED, check_start
+from pipeline.config.model_rules import check_start
 from pipeline.config.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")

@@ -15,8 +15,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
-from pipeline.config.generated import params_yaml
 from pipeline.config.params import PARAMS_FILE, Params
+from pipeline.config.params_yaml import params_yaml
 from pipeline.config.validation import read_yaml, suggest, validate
 
 FOLDER = Path("presets")

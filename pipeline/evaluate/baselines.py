@@ -88,7 +88,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     from pipeline.runtime.device import use_device
     from pipeline.tokens.batches import count_batches, evaluation_windows
     from pipeline.tokens.shards import Tokens
-    from pipeline.weights.stored_model import open_model
+    from pipeline.weights.open import open_model
 
     stored, own = open_model(name), load_tokenizer(tokens_folder)
     tokenizer = stored.tokenizer(like=own)

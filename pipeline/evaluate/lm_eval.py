@@ -18,7 +18,7 @@ from pipeline.config.errors import UserError
 from pipeline.evaluate.scoring import Group, Score, encode_pair, end_of_text, score
 from pipeline.model.load import load_model
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.open import open_model
 
 NAME = "gpt-pipeline"
 MAX_NEW_TOKENS = 256  # unless a task says otherwise; lm-evaluation-harness has the same default

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.context import Context
-from pipeline.model.part import Part
+from pipeline.model.hooks import Part
 
 
 class Block(nn.Module):

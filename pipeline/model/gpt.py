@@ -13,7 +13,7 @@ from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.halting import LearnedStopping
-from pipeline.model.part import Part
+from pipeline.model.hooks import Part
 from pipeline.model.trunk import Trunk
 
 

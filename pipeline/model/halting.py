@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.model.context import Context
-from pipeline.model.part import Part
+from pipeline.model.hooks import Part
 
 
 class Steps(Protocol):

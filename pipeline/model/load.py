@@ -13,8 +13,8 @@ from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
 from pipeline.model.gpt import GPT
-from pipeline.weights.saved import Weights
-from pipeline.weights.stored_model import StoredModel, open_model
+from pipeline.weights.model_folder import Weights
+from pipeline.weights.open import StoredModel, open_model
 
 
 def load_model(model: StoredModel | str | Path, device: torch.device | str = "cpu") -> GPT:

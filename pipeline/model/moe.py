@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.model.context import Context
 from pipeline.model.feedforward import ACTIVATIONS, widths
-from pipeline.model.part import Part
+from pipeline.model.hooks import Part
 
 
 class Routing(NamedTuple):

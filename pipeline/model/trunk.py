@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.model.block import Block, LayerDropout
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
-from pipeline.model.part import Part
+from pipeline.model.hooks import Part
 
 
 class Trunk(Part, ABC):

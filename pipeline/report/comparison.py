@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.evaluate.comparison import OURS, Row
-from pipeline.report.pictures import save_picture
+from pipeline.report.png import save_picture
 from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
-from pipeline.report.pictures import save_picture
+from pipeline.report.png import save_picture
 from pipeline.report.tables import write_csv
 
 FIGURES = ("val_loss", "perplexity", "val_bpb")  # nats per token, exp of that, bits per byte

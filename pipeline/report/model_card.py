@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig, Model
 from pipeline.config.params import BASELINES
 from pipeline.config.paths import RUN_FILE
-from pipeline.config.published import PUBLISHED
 from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.comparison import OURS, of_kept_model, read_rows
 from pipeline.model.build import build_gpt

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.generated import about, groups, sections, yaml_value
 from pipeline.config.model import Model
 from pipeline.config.params import Params
+from pipeline.config.params_yaml import about, groups, sections, yaml_value
 from pipeline.report.tables import markdown_table
 
 PARAMETERS_FILE = Path("docs/parameters.md")

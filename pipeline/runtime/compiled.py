@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.model.part import Part
+from pipeline.model.hooks import Part
 
 
 def compiled(model: nn.Module, backend: str = "inductor") -> Callable[..., Any]:

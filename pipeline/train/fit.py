@@ -21,11 +21,11 @@ from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import Manifest, load_manifest, open_split
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from pipeline.track.open import open_trackers
+from pipeline.train.init_from import Start
 from pipeline.train.loop import Data, Interrupted, Probe, Trainer
-from pipeline.train.results import final_metrics
+from pipeline.train.metrics import final_metrics
 from pipeline.train.runs import Run, run_key
-from pipeline.train.start import Start
-from pipeline.weights.saved import WEIGHTS_FILE, save_config
+from pipeline.weights.model_folder import WEIGHTS_FILE, save_config
 
 
 def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:

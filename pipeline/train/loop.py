@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.config.errors import UserError
@@ -18,24 +16,19 @@ from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate
 from pipeline.model.gpt import GPT, Loss
-from pipeline.model.load import load_weights
 from pipeline.optim.build import build_optimizer, build_schedule
 from pipeline.optim.schedule import set_learning_rate
-from pipeline.optim.state import load_named_state, named_state
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.device import autocast, peak_flops, seed, to_device
 from pipeline.runtime.stop import stop_requested
-from pipeline.storage.files import write_json
 from pipeline.tokens.batches import TrainingBatches, evaluation_windows
 from pipeline.tokens.keyed_random import mix, uniform
 from pipeline.tokens.shards import Tokens
 from pipeline.track.tracker import Tracker
+from pipeline.train.checkpoint import Interval, TrainState, load_checkpoint, save_best, save_checkpoint
 from pipeline.train.meter import Meter
 from pipeline.train.runs import Run
-from pipeline.train.state import STATE_FILE, Interval, TrainState
-from pipeline.weights.saved import WEIGHTS_FILE, Weights, save_weights
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 DEPTH_STREAM = np.uint64(0xD1B54A32D192ED03)  # separates depth draws from the batch order
 
 Probe = Callable[[GPT], dict[str, float]]  # more figures of the model for the log
@@ -114,18 +107,14 @@ class Trainer:
         self._sync()
         self.state.scaler = self.scaler.state_dict()
 
-        def write(folder: Path) -> None:
-            save_weights(self.model.state_dict(), folder)
-            save_file(named_state(self.optimizer), folder / OPTIMIZER_FILE)
-            self.state.save(folder)
-
-        self.run.save(self.state.step, write)
+        self.run.save(
+            self.state.step,
+            lambda folder: save_checkpoint(folder, self.model, self.optimizer, self.state),
+        )
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint."""
-        load_weights(self.model, Weights(checkpoint / WEIGHTS_FILE))
-        load_named_state(self.optimizer, load_file(checkpoint / OPTIMIZER_FILE))
-        self.state = TrainState.load(checkpoint)
+        self.state = load_checkpoint(checkpoint, self.model, self.optimizer)
         self.scaler.load_state_dict(self.state.scaler)
         self.meter = Meter(self.state.interval, self.device)
         self._resumed_at = self.state.step
@@ -200,12 +189,7 @@ class Trainer:
         self._check_finite("validation loss", val_loss)
         if val_loss < state.best_val_loss:
             state.best_step, state.best_val_loss = state.step, val_loss
-
-            def write(folder: Path) -> None:
-                save_weights(self.model.state_dict(), folder)
-                write_json(folder / STATE_FILE, {"step": state.step, "val_loss": val_loss})
-
-            self.run.save_best(write)
+            self.run.save_best(lambda folder: save_best(folder, self.model, state.step, val_loss))
         state.seconds += self.meter.restart_clock()
         return val_loss
 
@@ -238,9 +222,3 @@ class Trainer:
         )
         state.interval = Interval()
         self.meter.begin_interval(state.interval)
-
-
-def best_step(run: Run) -> int:
-    """The step of a run's best model."""
-    step: int = json.loads((run.best / STATE_FILE).read_text(encoding="utf-8"))["step"]
-    return step

@@ -7,7 +7,7 @@ import time
 import torch
 
 from pipeline.model.gpt import Loss
-from pipeline.train.state import Interval
+from pipeline.train.checkpoint import Interval
 
 
 class Meter:

@@ -35,12 +35,12 @@ SOURCES = (
     "tokens/batches.py",
     "tokens/keyed_random.py",
     "tokens/shards.py",
+    "train/checkpoint.py",
+    "train/init_from.py",
     "train/loop.py",
-    "train/start.py",
-    "train/state.py",
     "weights/gpt2.py",
-    "weights/saved.py",
-    "weights/stored_model.py",
+    "weights/model_folder.py",
+    "weights/open.py",
 )
 
 

@@ -14,7 +14,7 @@ from pipeline.config.validation import Section, validate
 from pipeline.storage.files import write_json
 from pipeline.tokens.tokenizer_json import END_OF_TEXT
 from pipeline.tokens.tokenizers import Tokenizer
-from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config, write_tensors
+from pipeline.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, Weights, read_config, write_tensors
 
 Tensors = Mapping[str, torch.Tensor]
 

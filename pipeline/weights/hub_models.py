@@ -20,8 +20,8 @@ from pipeline.weights.gpt2 import (
     is_transformers,
     weight_files,
 )
+from pipeline.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE
 from pipeline.weights.names import COMMIT
-from pipeline.weights.saved import CONFIG_FILE, WEIGHTS_FILE
 
 GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.config.published import PUBLISHED
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.validation import suggest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")

@@ -19,7 +19,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig, Model
 from pipeline.config.validation import validate
 from pipeline.weights.gpt2 import PARTS, unrolled_layers
-from pipeline.weights.saved import Weights
+from pipeline.weights.model_folder import Weights
 
 CHECKPOINT_FILE = "ckpt.pt"
 # The first bytes of a file in PyTorch's older format, which is no zip file; it was the default before 1.6.

@@ -23,7 +23,7 @@ from bench.interop import (
 )
 from bench.parity import num_params
 from pipeline.config.errors import UserError
-from pipeline.config.published import PUBLISHED
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.evaluate.tasks import HellaSwag, WikiText2
 from pipeline.storage.files import write_text
 from tests import tiny, zeroshot

@@ -23,8 +23,8 @@ from bench.parity import (
     sliding_window_perplexity,
     text_ids,
 )
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
-from pipeline.config.published import PUBLISHED
 from pipeline.evaluate.tasks import HellaSwag, WikiText2
 from pipeline.evaluate.zeroshot import evaluate_task
 from pipeline.model.load import load_model

@@ -21,8 +21,8 @@ from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer
 from pipeline.weights.hub_models import EXPORTED
-from pipeline.weights.saved import save_config, save_weights
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.model_folder import save_config, save_weights
+from pipeline.weights.open import open_model
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import RECURRENT

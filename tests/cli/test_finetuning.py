@@ -20,7 +20,7 @@ from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import CharTokenizer, load_tokenizer
 from tests import tiny
 from tests.conftest import Ended
-from tests.weights.test_stored_model import saved
+from tests.weights.test_open import saved
 
 Stage = Callable[..., Ended]
 FEW_STEPS = ["-S", "train.max_iters=3", "-S", "train.lr_decay_iters=3", "-S", "train.eval_interval=3"]

@@ -23,7 +23,7 @@ from pipeline.tokens.batches import evaluation_windows
 from pipeline.tokens.shards import Tokens, load_manifest, open_split
 from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from pipeline.weights.saved import save_config, save_weights
+from pipeline.weights.model_folder import save_config, save_weights
 from tests import tiny
 
 CPU = torch.device("cpu")

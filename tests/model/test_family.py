@@ -14,7 +14,7 @@ from pipeline.model.load import load_model
 from pipeline.optim.build import build_optimizer
 from pipeline.runtime.compiled import compiled
 from pipeline.serve.sampling import TokenSampler, generate
-from pipeline.weights.saved import save_config, save_weights
+from pipeline.weights.model_folder import save_config, save_weights
 from tests import tiny
 from tests.family import VARIANTS
 from tests.train.runs import Runs, outcome, stopped_at_each

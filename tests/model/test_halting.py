@@ -17,7 +17,7 @@ from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
 from pipeline.model.halting import LearnedStopping, StickyDropout, StoppingGate
 from pipeline.model.load import load_weights
-from pipeline.weights.saved import Weights, save_weights
+from pipeline.weights.model_folder import Weights, save_weights
 from tests import tiny
 from tests.family import RECURRENT, STOPPING, THRESHOLD
 

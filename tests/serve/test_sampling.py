@@ -15,7 +15,7 @@ from pipeline.config.errors import UserError
 from pipeline.model.gpt import GPT
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
 from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
-from pipeline.weights.saved import save_config, save_weights
+from pipeline.weights.model_folder import save_config, save_weights
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import RECURRENT, SHARED

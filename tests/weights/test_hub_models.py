@@ -20,7 +20,7 @@ from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer
 from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
 from pipeline.weights.hub_models import EXPORTED, download_model, upload
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.open import open_model
 from tests import tiny
 from tests.conftest import Ended
 from tests.hub_server import COMMIT, TOKEN, serving_hub, use_hub

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.published import PUBLISHED
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.storage.checksums import HashCache, sha256_file
 from pipeline.weights.hub_models import download_model
 from pipeline.weights.identity import identity

@@ -20,8 +20,8 @@ from pipeline.model.load import build_with, load_model, parameter_shapes
 from pipeline.model.recurrence import Recurrence
 from pipeline.tokens.nanogpt_ids import read_meta, write_meta
 from pipeline.tokens.tokenizers import GPT2_FILES, GPT2_URL, ByteTokenizer, CharTokenizer, load_tokenizer
+from pipeline.weights.model_folder import load_config, save_config, save_weights
 from pipeline.weights.nanogpt_checkpoint import is_written, read_checkpoint, write_checkpoint
-from pipeline.weights.saved import load_config, save_config, save_weights
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import MOE, RECURRENT, SHARED, VARIANTS

@@ -10,7 +10,7 @@ from typing import Any
 import vl_convert
 from dvc_render import VegaRenderer, render_html
 
-from pipeline.report.plots_page import write_template
+from pipeline.report.dvc_plots_page import write_template
 
 PLOT_TEMPLATES = Path(__file__).parents[2] / ".dvc" / "plots"
 ROWS = [

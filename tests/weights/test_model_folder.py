@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.config.errors import UserError
 from pipeline.model.gpt import GPT
 from pipeline.model.load import load_model, load_weights
-from pipeline.weights.saved import Weights, load_config, save_config, save_weights
+from pipeline.weights.model_folder import Weights, load_config, save_config, save_weights
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.report import plots_page
+from pipeline.report import dvc_plots_page
 
 CONFIG = Path(".dvc/config.local")
 PAGE = Path(".dvc/offline-plots.html")
@@ -19,8 +19,8 @@ def main() -> None:
     # DVC's no-SCM mode.
     if Path(".git").exists() == ("no_scm = true" in config):
         _configure(*(["--unset", "core.no_scm"] if Path(".git").exists() else ["core.no_scm", "true"]))
-    if not PAGE.exists() or PAGE.stat().st_mtime < Path(plots_page.__file__).stat().st_mtime:
-        plots_page.write_template(PAGE)
+    if not PAGE.exists() or PAGE.stat().st_mtime < Path(dvc_plots_page.__file__).stat().st_mtime:
+        dvc_plots_page.write_template(PAGE)
     if PAGE.name not in config:
         _configure("plots.html_template", PAGE.name)
 

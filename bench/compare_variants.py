@@ -1,4 +1,4 @@
-"""Train variants of the model and compare their depth curves: results/bench-family.{png,csv,md}."""
+"""Train variants of the model and compare their depth curves: results/bench-variants.{png,csv,md}."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from pipeline.tokens.shards import load_manifest
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted
 
-CURVES = RESULTS / "bench-family.csv"
-TABLE = RESULTS / "bench-family.md"
-PICTURE = RESULTS / "bench-family.png"
+CURVES = RESULTS / "bench-variants.csv"
+TABLE = RESULTS / "bench-variants.md"
+PICTURE = RESULTS / "bench-variants.png"
 
 Compared = tuple[DepthCurve, dict[str, Any]]  # a variant's curve and the metrics of its training
 

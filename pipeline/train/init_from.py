@@ -6,14 +6,14 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
+from pipeline.config.model_rules import check_start
 from pipeline.config.params import Params
-from pipeline.config.published import check_start
 from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.gpt import GPT
 from pipeline.model.load import build_with
 from pipeline.tokens.tokenizers import Tokenizer
 from pipeline.weights.names import place_on_hub
-from pipeline.weights.stored_model import StoredModel, open_model
+from pipeline.weights.open import StoredModel, open_model
 
 
 class Start:

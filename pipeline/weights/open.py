@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 
 from pipeline.config.errors import UserError
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RUN_FILE
-from pipeline.config.published import PUBLISHED
 from pipeline.config.validation import validate
 from pipeline.storage.checksums import sha256_file
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
 from pipeline.weights.hub_models import download_model
-from pipeline.weights.names import check_name, place_on_hub
-from pipeline.weights.saved import (
+from pipeline.weights.model_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Weights,
     load_config,
     read_config,
 )
+from pipeline.weights.names import check_name, place_on_hub
 
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's size, and as nanoGPT pads it
 

@@ -9,9 +9,8 @@ import torch
 
 from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.model.load import load_weights
-from pipeline.train.loop import Trainer, best_step
-from pipeline.weights.saved import WEIGHTS_FILE, Weights
+from pipeline.train.checkpoint import best_step, load_best
+from pipeline.train.loop import Trainer
 
 
 def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
 
 
 def _evaluate_best(trainer: Trainer, final: Evaluation) -> Evaluation:
-    if best_step(trainer.run) == trainer.state.step:
+    if best_step(trainer.run.best) == trainer.state.step:
         return final
-    load_weights(trainer.model, Weights(trainer.run.best / WEIGHTS_FILE))
+    load_best(trainer.run.best, trainer.model)
     return trainer.evaluate(trainer.data.val, None)

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.config.errors import UserError
-from pipeline.config.published import PUBLISHED
+from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.model.load import build_with, load_model
 from pipeline.storage.files import write_json
-from pipeline.weights.saved import save_config, save_weights
-from pipeline.weights.stored_model import open_model
+from pipeline.weights.model_folder import save_config, save_weights
+from pipeline.weights.open import open_model
 from tests import tiny
 from tests.hub_server import COMMIT, serving_hub, use_hub
 

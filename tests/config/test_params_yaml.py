@@ -11,9 +11,9 @@ import yaml  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
 from pipeline.cli.generate import README, files
-from pipeline.config.generated import SCHEMA_FILE, params_yaml, yaml_value
 from pipeline.config.model import HEADINGS, Model
 from pipeline.config.params import load_params
+from pipeline.config.params_yaml import SCHEMA_FILE, params_yaml, yaml_value
 from pipeline.config.presets import FOLDER, compose, names
 from pipeline.report.parameters_page import PARAMETERS_FILE
 from tests import tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import ready
+from pipeline.cli import configure_dvc
 
 
 def config(name: str) -> str:
@@ -20,7 +20,7 @@ def test_dvc_knows_whether_there_is_git(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], check=True)
     Path(".dvc/config").write_text("")
-    ready.main()
+    configure_dvc.main()
     assert config("core.no_scm") == "true"
     assert config("plots.html_template") == "offline-plots.html"
     page = Path(".dvc/offline-plots.html")
@@ -28,9 +28,9 @@ def test_dvc_knows_whether_there_is_git(tmp_path: Path, monkeypatch: pytest.Monk
     written = page.stat().st_mtime_ns
 
     subprocess.run(["git", "init", "-q"], check=True)
-    ready.main()
+    configure_dvc.main()
     assert config("core.no_scm") == ""
     assert config("plots.html_template") == "offline-plots.html"
     assert page.stat().st_mtime_ns == written, "it is made once"
-    ready.main()
+    configure_dvc.main()
     assert config("core.no_scm") == ""

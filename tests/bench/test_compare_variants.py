@@ -1,4 +1,4 @@
-"""`make bench WHAT=family` trains what is not trained yet, and compares the variants' curves."""
+"""`make bench WHAT=variants` trains what is not trained yet, and compares the variants' curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.family import markdown
+from bench.compare_variants import markdown
 from pipeline.evaluate.depth import DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
@@ -20,7 +20,7 @@ from tests.train.runs import stop_at
 Stage = Callable[..., Ended]
 
 SHORT = ["-S", "train.max_iters=6", "-S", "depth.stopping_thresholds=[0.3, 0.7]"]
-OUTPUTS = [f"results/bench-family.{suffix}" for suffix in ("csv", "md", "png")]
+OUTPUTS = [f"results/bench-variants.{suffix}" for suffix in ("csv", "md", "png")]
 
 
 def metrics_of_runs() -> list[dict[str, float]]:
@@ -30,14 +30,14 @@ def metrics_of_runs() -> list[dict[str, float]]:
 def test_variants_are_trained_once_and_compared(
     tiny_project: Path, stage: Stage, without_fsync: None
 ) -> None:
-    ended = stage("family", "--variants", "dense,stopping", *SHORT)
+    ended = stage("compare_variants", "--variants", "dense,stopping", *SHORT)
     assert ended.status == 0
     lines = ended.err.splitlines()
     assert [line for line in lines if " of 2: " in line] == ["1 of 2: dense", "2 of 2: stopping"]
     trained = metrics_of_runs()
     assert len(trained) == 2
 
-    with Path("results/bench-family.csv").open(newline="") as file:
+    with Path("results/bench-variants.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["variant", "depth", "val_loss", "perplexity", "val_bpb"]
     assert sorted((row["variant"], int(row["depth"])) for row in rows) == [
@@ -47,20 +47,20 @@ def test_variants_are_trained_once_and_compared(
     dense = next(float(row["val_loss"]) for row in rows if (row["variant"], row["depth"]) == ("dense", "2"))
     assert dense in [pytest.approx(metrics["best_val_loss"], abs=1e-5) for metrics in trained]
 
-    table = Path("results/bench-family.md").read_text()
+    table = Path("results/bench-variants.md").read_text()
     assert ended.out.startswith(table)
     for metrics in trained:
         assert f" {metrics['params']:,} " in table and f" {metrics['best_val_loss']:.4f} " in table
-    assert Path("results/bench-family.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("results/bench-variants.png").read_bytes().startswith(b"\x89PNG")
 
-    again = stage("family", "--variants", "stopping dense", *SHORT)
+    again = stage("compare_variants", "--variants", "stopping dense", *SHORT)
     assert again.err.count("already finished, nothing to train") == 2
-    assert Path("results/bench-family.md").read_text() == table
+    assert Path("results/bench-variants.md").read_text() == table
 
 
 def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsync: None) -> None:
-    command = ("family", "--variants", "dense,shared", *SHORT)
-    assert stage("family", "--variants", "dense", *SHORT).status == 0
+    command = ("compare_variants", "--variants", "dense,shared", *SHORT)
+    assert stage("compare_variants", "--variants", "dense", *SHORT).status == 0
     for path in OUTPUTS:
         Path(path).unlink()
     with pytest.MonkeyPatch.context() as patched:
@@ -100,7 +100,7 @@ def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsyn
 def test_bad_input_gets_one_line_before_anything_is_trained(
     tiny_project: Path, stage: Stage, arguments: list[str], expected: str
 ) -> None:
-    ended = stage("family", *arguments)
+    ended = stage("compare_variants", *arguments)
     assert ended.status == 2
     assert ended.err.startswith(expected) and ended.err.count("\n") == 1
     assert not Path("runs").exists() and not Path("results").exists()
