@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.command_line import Overrides, run
-from pipeline.config.errors import UserError
+from pipeline.config.errors import naming
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model_rules import check_start
 from pipeline.config.params import BASELINES, Params, load_params
@@ -15,7 +15,7 @@ from pipeline.corpus.sources import load_spec
 from pipeline.storage.checksums import HashCache
 from pipeline.storage.files import replacing_folder, write_json
 from pipeline.weights.identity import identity
-from pipeline.weights.names import check_name
+from pipeline.weights.names import check_kept, check_name
 
 HASHES = Path(".dvc/tmp/model-hashes.json")
 
@@ -37,19 +37,20 @@ def _check_models(params: Params) -> None:
     """Raise UserError for a missing model, or one that training cannot start from."""
     for name in params.baselines.models:
         if name not in BASELINES and RESULTS not in Path(name).parents:
-            check_name(name)
-    if params.tokenizer.model is not None and params.tokenizer.name == "pretrained":
-        check_name(params.tokenizer.model)
-    start = params.train.init_from
+            with naming("baselines.models"):
+                check_name(name)
+    tokenizer, start = params.tokenizer, params.train.init_from
+    if tokenizer.model is not None and tokenizer.name == "pretrained":
+        with naming("tokenizer.model"):
+            check_kept(tokenizer.model)
+            check_name(tokenizer.model)
     known = start in PUBLISHED and not Path(start).is_dir()  # check_sections has checked it
     if start not in ("scratch", "resume") and not known:
         from pipeline.weights.open import open_model
 
-        try:
+        with naming("train.init_from"):
+            check_kept(start)
             check_start(params.model, open_model(start).config, start)
-        except UserError as error:
-            text = str(error)
-            raise UserError(text if "train.init_from" in text else f"train.init_from: {text}") from None
 
 
 def _inputs(params: Params, hashes: HashCache) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.presets import differences, overlay
 from pipeline.config.validation import read_yaml
 from pipeline.storage.files import write_text
+from pipeline.weights.names import check_kept
 from pipeline.weights.open import GPT2_VOCABULARIES, open_model
 
 BlockSize = Annotated[
@@ -45,8 +46,9 @@ def start_values(name: str, block_size: int | None, dropout: float) -> dict[str,
     """The sections `model`, `train` and `tokenizer` of parameters for training that starts from a model.
 
     `tokenizer` is left out if the model has none and its vocabulary is not GPT-2's. Raises UserError if there
-    is no such model, or if its context is shorter than `block_size`.
+    is no such model, if it is the one that training replaces, or if its context is shorter than `block_size`.
     """
+    check_kept(name)
     # The config of a published model is known without a download.
     stored = None if name in PUBLISHED and not Path(name).is_dir() else open_model(name)
     config = PUBLISHED[name].config if stored is None else stored.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, naming
 from pipeline.config.model import GPTConfig
 from pipeline.config.model_rules import check_start
 from pipeline.config.params import Params
@@ -53,13 +53,10 @@ def _open(params: Params, tokenizer: Tokenizer, tokens_folder: Path) -> StoredMo
     name = params.train.init_from
     if name in ("scratch", "resume"):
         return None
-    try:
+    with naming("train.init_from"):
         stored = open_model(name)
         check_start(params.model, stored.config, name)
         own = stored.tokenizer(like=tokenizer)
-    except UserError as error:
-        message = str(error)
-        raise UserError(message if "train.init_from" in message else f"train.init_from: {message}") from None
     if not own.same_ids(tokenizer):
         raise UserError(
             f"train.init_from = {name}: its tokenizer differs from that of {tokens_folder}; set "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.config.gpt2_models import PUBLISHED
+from pipeline.config.paths import MODEL
 from pipeline.config.validation import suggest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -35,3 +36,12 @@ def check_name(name: str) -> None:
         f"model {name}: no such folder; train a model first, or name another folder, {', '.join(known)}, or "
         f"a model on the hub such as user/model{suggest(name, known)}"
     )
+
+
+def check_kept(name: str) -> None:
+    """Raise UserError if the model `name` is the trained one, which DVC removes before it trains the next."""
+    if MODEL.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+        raise UserError(
+            f"model {name}: training replaces this folder; copy it (mkdir -p saved && cp -r {MODEL} "
+            "saved/mine) and name the copy"
+        )

@@ -173,6 +173,7 @@ def test_samples_of_another_model_are_shown_only(theirs: GPT2LMHeadModel, stage:
     [
         ("nowhere.txt --model saved/gpt2", "TEXT=nowhere.txt: no such file"),
         ("mine.txt --model saved/gpt3", "model saved/gpt3: no such folder"),
+        ("mine.txt --model ./results/model", "model ./results/model: training replaces this folder; copy it"),
         ("mine.txt --model saved/gpt2 --block-size 99", "--block-size 99: saved/gpt2 has 16 positions"),
         ("mine.txt --model saved/gpt2", "MODEL=saved/gpt2: it has no tokenizer, and"),
     ],
@@ -196,6 +197,7 @@ def test_finetune_on_changes_all_or_nothing(
     [
         ("start_from saved/gpt2 --block-size 17", "--block-size 17: saved/gpt2 has 16 positions; use that"),
         ("start_from nowhere", "model nowhere: no such folder; train a model first"),
+        ("start_from results/model", "model results/model: training replaces this folder; copy it ("),
         (
             "train -S train.init_from=saved/gpt2",
             "model.activation = gelu, but train.init_from = saved/gpt2 has",
@@ -216,10 +218,15 @@ def test_the_start_is_checked_before_dvc_clears_anything(theirs: GPT2LMHeadModel
     write_text(Path("data/tiny/dataset.yaml"), (tiny.ROOT / "data/pydocs/dataset.yaml").read_text())
     for name, expected in (
         ("saved/gpt2", "model.activation = gelu, but "),
-        ("nowhere", "model nowhere: no "),
+        ("nowhere", "train.init_from: model nowhere: no "),
+        ("results/model", "train.init_from: model results/model: training replaces this folder; copy it"),
     ):
         ended = stage("check", "-S", f"train.init_from={name}")
         assert ended.status == 2 and expected in ended.err
+    ended = stage(
+        "check", "-S", "tokenizer.name=pretrained", "-S", f"tokenizer.model={Path('results/model').resolve()}"
+    )
+    assert ended.status == 2 and "tokenizer.model: model /" in ended.err and "copy it" in ended.err
     start_from_it(stage)
     assert stage("check").status == 0
 

@@ -98,6 +98,7 @@ def test_bad_parameters_are_refused_before_any_output_is_removed(project: Path) 
         before.replace("max_iters: 2", "max_iters: two"),
         before.replace("dataset: tiny", "dataset: tinny"),
         before.replace("init_from: scratch", "init_from: nowhere"),
+        before.replace("init_from: scratch", "init_from: results/model"),
         before.replace("- saved/other", "- saved/nothing"),
     ):
         params.write_text(wrong)
