@@ -16,7 +16,7 @@ COMMANDS := repro train-on finetune-on presets start-from summary sample baselin
 .PHONY: help demo install ready test test-gpu check format bench clean $(COMMANDS)
 
 help:
-	@$(PYTHON3) -m pipeline.cli.verbs
+	@$(PYTHON3) -m pipeline.cli.commands
 
 demo: repro
 

@@ -7,7 +7,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import raw_folder, tokens_folder
 from pipeline.corpus.sources import load_spec
-from pipeline.tokens.tokenize import tokenize
+from pipeline.tokens.write_shards import tokenize
 from pipeline.weights.open import open_model
 
 

@@ -19,7 +19,7 @@ from pipeline.config.command_line import FROM_MAKE, run
 from pipeline.config.presets import overlay
 from pipeline.corpus.sources import TailSplit
 from pipeline.storage.files import write_text
-from pipeline.tokens.tokenize import tokenize
+from pipeline.tokens.write_shards import tokenize
 from tests import tiny
 from tests.train.runs import Runs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.verbs import verbs
+from pipeline.cli.commands import commands
 from pipeline.config.presets import names
 from pipeline.config.validation import read_yaml
 from tests import tiny
@@ -51,14 +51,14 @@ def test_commands_in_the_docs_exist(path: Path) -> None:
     if path.name == "CHANGELOG.md":
         return  # it names what commands were called before
     text = path.read_text(encoding="utf-8")
-    targets = {(verb.make or verb.name) for verb in verbs() if verb.make is not None}
+    targets = {(command.make or command.name) for command in commands() if command.make is not None}
     targets |= {f"train-{name}" for name in names(tiny.ROOT / "presets")}
     targets |= {f"preset-{name}" for name in names(tiny.ROOT / "presets")}
     for target in re.findall(r"(?:`|^|&& )make ([a-z][\w<>-]*)", text, re.MULTILINE):
         assert target in targets, target
-    commands = {verb.name for verb in verbs() if verb.module is not None}
+    named = {command.name for command in commands() if command.module is not None}
     for command in re.findall(r"gpt-pipeline ([a-z][a-z-]*)", text):
-        assert command in commands, command
+        assert command in named, command
 
 
 def test_a_commit_is_checked_by_the_ruff_of_make_check() -> None:

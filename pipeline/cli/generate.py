@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.cli.verbs import make_help
+from pipeline.cli.commands import make_help
 from pipeline.config.params_yaml import SCHEMA_FILE, json_schema
 from pipeline.config.presets import DEFAULT, composed
 from pipeline.report.parameters_page import PARAMETERS_FILE, parameters_page

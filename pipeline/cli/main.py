@@ -1,8 +1,8 @@
-"""`gpt-pipeline`: runs any command of the table in `verbs`."""
+"""`gpt-pipeline`: runs any command of the table in `commands`."""
 
 from __future__ import annotations
 
-from pipeline.cli.verbs import verbs
+from pipeline.cli.commands import commands
 from pipeline.config.command_line import run_one_of
 
 HELP = (
@@ -13,8 +13,10 @@ HELP = (
 
 def main() -> None:
     """Run the command that the first argument names."""
-    commands = {verb.name: (verb.help, verb.module) for verb in verbs() if verb.module is not None}
-    run_one_of(commands, HELP, "gpt-pipeline")
+    known = {
+        command.name: (command.help, command.module) for command in commands() if command.module is not None
+    }
+    run_one_of(known, HELP, "gpt-pipeline")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_a_python_without_venv_is_named_with_the_way_out(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["install", "verbs"])
+@pytest.mark.parametrize("name", ["install", "commands"])
 def test_what_make_runs_first_is_read_by_an_old_python(name: str) -> None:
     source = (tiny.ROOT / "pipeline" / "cli" / f"{name}.py").read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))

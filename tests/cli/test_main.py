@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.commands import commands, make_help
 from pipeline.cli.main import main
-from pipeline.cli.verbs import make_help, verbs
 from pipeline.config.command_line import FROM_MAKE
 from pipeline.corpus.sources import spec_for_text, write_spec
 from pipeline.storage.files import write_text
@@ -65,35 +65,39 @@ def test_help_lists_every_command_with_what_the_table_says(
     ended = cli(*arguments)
     assert ended.status == 0
     listed = ended.out.split("Commands:")[1]
-    for verb in verbs():
-        if verb.module is not None:
-            assert re.search(rf"^  {verb.name}  +{re.escape(verb.help[:20])}", listed, re.MULTILINE), verb
+    for command in commands():
+        if command.module is not None:
+            assert re.search(rf"^  {command.name}  +{re.escape(command.help[:20])}", listed, re.MULTILINE), (
+                command
+            )
 
 
 def test_every_command_is_tested_for_its_options() -> None:
-    assert list(OPTIONS) == [verb.name for verb in verbs() if verb.module is not None]
+    assert list(OPTIONS) == [command.name for command in commands() if command.module is not None]
 
 
-@pytest.mark.parametrize("verb", OPTIONS)
-def test_every_command_explains_all_its_options(cli: Callable[..., Ended], verb: str) -> None:
-    ended = cli(verb, "--help")
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_command_explains_all_its_options(cli: Callable[..., Ended], command: str) -> None:
+    ended = cli(command, "--help")
     assert ended.status == 0
-    assert ended.out.startswith(f"Usage: gpt-pipeline {verb} ")
+    assert ended.out.startswith(f"Usage: gpt-pipeline {command} ")
     found = re.findall(r"--[a-z][a-z-]+", ended.out.split("Options:")[1])
-    assert set(found) - {"--help", "--no-force"} == {name for name in OPTIONS[verb] if name.startswith("--")}
-    for name in OPTIONS[verb]:
+    assert set(found) - {"--help", "--no-force"} == {
+        name for name in OPTIONS[command] if name.startswith("--")
+    }
+    for name in OPTIONS[command]:
         assert name.lower() in ended.out.lower()
 
 
 def test_make_has_the_same_names() -> None:
     makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
-    commands = re.search(r"^COMMANDS := (.*?)\n\n", makefile, re.MULTILINE | re.DOTALL)
-    assert commands
+    listed = re.search(r"^COMMANDS := (.*?)\n\n", makefile, re.MULTILINE | re.DOTALL)
+    assert listed
     targets = {
-        *commands[1].replace("\\\n", " ").split(),
+        *listed[1].replace("\\\n", " ").split(),
         *re.findall(r"^([a-z%-]+):", makefile, re.MULTILINE),
     }
-    named = {(verb.make or verb.name) for verb in verbs() if verb.make is not None}
+    named = {(command.make or command.name) for command in commands() if command.make is not None}
     assert targets - {"help", "ready"} == {re.sub(r"<.*>", "%", name) for name in named}
 
 
@@ -141,8 +145,8 @@ def test_download_tokenize_train_and_sample(tiny_project: Path, cli: Callable[..
     shutil.rmtree("data/tiny/char")
     write_text(Path("tiny.txt"), tiny.text())
     write_spec(spec_for_text("tiny.txt"), Path("data/tiny/dataset.yaml"))
-    for verb in ("download", "tokenize"):
-        ended = cli(verb)
+    for command in ("download", "tokenize"):
+        ended = cli(command)
         assert ended.status == 0, ended.err
     assert Path("data/tiny/char/manifest.json").exists()
     assert cli("train", "-S", "train.max_iters=2").status == 0

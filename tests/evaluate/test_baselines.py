@@ -21,8 +21,8 @@ from pipeline.model.gpt import GPT
 from pipeline.storage.files import write_text
 from pipeline.tokens.batches import evaluation_windows
 from pipeline.tokens.shards import Tokens, load_manifest, open_split
-from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from pipeline.tokens.write_shards import tokenize
 from pipeline.weights.model_folder import save_config, save_weights
 from tests import tiny
 

@@ -18,7 +18,6 @@ from pipeline.corpus.sources import DocumentSplit, GivenSplit, Split, TailSplit,
 from pipeline.storage.files import write_text
 from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.shards import Manifest, SplitName, load_manifest, open_split
-from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizers import (
     END_OF_TEXT,
     GPT2_FILES,
@@ -27,6 +26,7 @@ from pipeline.tokens.tokenizers import (
     CharTokenizer,
     load_tokenizer,
 )
+from pipeline.tokens.write_shards import tokenize
 from tests import tiny
 
 TAIL = TailSplit(by="tail", fraction=0.1)
@@ -156,9 +156,9 @@ def test_shards_do_not_depend_on_how_the_text_is_read(
     before = contents(raw.parent / "tokens")
     for piece_chars in range(1, 31):
         monkeypatch.setattr(
-            "pipeline.tokens.tokenize.read_pieces", partial(read_pieces, piece_chars=piece_chars)
+            "pipeline.tokens.write_shards.read_pieces", partial(read_pieces, piece_chars=piece_chars)
         )
-        monkeypatch.setattr("pipeline.tokens.tokenize.BATCH_CHARACTERS", piece_chars)
+        monkeypatch.setattr("pipeline.tokens.write_shards.BATCH_CHARACTERS", piece_chars)
         assert tokenized(raw, split) == manifest
         assert contents(raw.parent / "tokens") == before
 
@@ -212,7 +212,7 @@ def test_an_interruption_leaves_what_was_there(
         return np.zeros(len(text), dtype=np.uint32)
 
     monkeypatch.setattr(ByteTokenizer, "encode", interrupted)
-    monkeypatch.setattr("pipeline.tokens.tokenize.BATCH_CHARACTERS", 1)
+    monkeypatch.setattr("pipeline.tokens.write_shards.BATCH_CHARACTERS", 1)
     with pytest.raises(error):
         tokenized(raw)
     assert (contents(folder) if folder.exists() else None) == before
