@@ -14,7 +14,8 @@ from typer.main import get_command
 from pipeline.config.errors import UserError
 
 # The Makefile sets this variable. Options and arguments are then read from make's variables too, so that
-# `make train-on TEXT=notes` means `gpt-pipeline train-on notes`.
+# `make train-on TEXT=notes` means `gpt-pipeline train-on notes`. They are meant for this command alone: the
+# stages that it starts through DVC do not see FROM_MAKE.
 FROM_MAKE = "GPT_PIPELINE_FROM_MAKE"
 
 Overrides = Annotated[
@@ -81,7 +82,8 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
     After a user's mistake, stderr has one line and the exit status is 2. After Ctrl-C the status is 130.
     """
     command: Any = get_command(app)
-    if os.environ.get(FROM_MAKE):
+    from_make = bool(os.environ.pop(FROM_MAKE, ""))
+    if from_make:
         _read_variables(command)
     arguments = sys.argv[1:]
     if not arguments and hasattr(command, "commands"):
@@ -96,7 +98,7 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # only errors in the arguments have it
             raise
-        print(f"error: {_explained(error)}", file=sys.stderr)
+        print(f"error: {_explained(error, from_make)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -109,13 +111,14 @@ def _read_variables(command: Any) -> None:
                 parameter.envvar = parameter.name.upper()
 
 
-def _explained(error: Any) -> str:
+def _explained(error: Any, from_make: bool) -> str:
     message = error.format_message().strip().rstrip(".")
     message = f"{message[:1].lower()}{message[1:]}"
     context = getattr(error, "ctx", None)
     if context is None:
         return message
     parameter = getattr(error, "param", None)
-    if os.environ.get(FROM_MAKE) and parameter is not None:
-        return f"{message}; add {parameter.name.upper()}=..."
+    if from_make and parameter is not None:
+        given = parameter.name.upper() in os.environ
+        return f"{message}; {'change' if given else 'add'} {parameter.name.upper()}=..."
     return f"{message}; see {context.command_path} --help"

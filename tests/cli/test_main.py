@@ -129,8 +129,8 @@ def test_variables_of_make_are_options(
     assert ended.out.startswith("data/my-book/dataset.yaml: ")
 
 
-def test_a_variable_that_is_missing_is_asked_for(
-    cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+def test_a_variable_that_is_missing_or_wrong_is_asked_for(
+    tiny_project: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FROM_MAKE, "1")
     monkeypatch.delenv("TEXT", raising=False)
@@ -139,6 +139,10 @@ def test_a_variable_that_is_missing_is_asked_for(
         2,
         "error: missing argument 'TEXT'; add TEXT=...\n",
     )
+    monkeypatch.setenv(FROM_MAKE, "1")
+    monkeypatch.setenv("LIMIT", "few")
+    ended = cli("eval-zeroshot")
+    assert ended.status == 2 and ended.err.endswith("; change LIMIT=...\n")
 
 
 def test_download_tokenize_train_and_sample(tiny_project: Path, cli: Callable[..., Ended]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline.config.command_line import FROM_MAKE
 from pipeline.config.presets import overlay
 from pipeline.corpus.sources import spec_for_text, write_spec
 from pipeline.storage.checksums import sha256_file
@@ -35,9 +36,10 @@ def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `gpt-pipeline` in a shell that knows nothing of the environment it is in, without network."""
+def command(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `gpt-pipeline` in a shell that knows only these variables, without network."""
     environment = {"PATH": os.defpath, "HOME": str(folder), "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment |= variables
     program = [sys.executable, "-m", "pipeline.cli.main", *arguments]
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -145,6 +147,23 @@ def test_repro_ends_with_the_summary(project: Path) -> None:
     ended = command(project, "repro")
     assert ended.returncode == 0, ended.stderr
     assert "Validation loss of tiny" in ended.stdout and "results/depth.png" in ended.stdout
+
+
+def test_variables_of_make_do_not_reach_the_stages(project: Path) -> None:
+    """They are options of one command; DVC would record what they changed as if the parameters said so."""
+    params, samples = project / "params.yaml", project / "results/samples.txt"
+    before = params.read_text()
+    params.write_text(before.replace("top_k: ", "top_k: 3  # "))
+    variables = {FROM_MAKE: "1", "START": "HELLO", "MODEL": "saved/other", "OUT": "elsewhere.txt"}
+    try:
+        ended = command(project, "repro", **variables)
+        assert ended.returncode == 0 and "sample" in ran(ended), ended.stderr
+        written = samples.read_bytes()
+        assert dvc(project, "repro", "--force", "--single-item", "sample").returncode == 0
+        assert samples.read_bytes() == written and not (project / "elsewhere.txt").exists()
+    finally:
+        params.write_text(before)
+        dvc(project, "repro")
 
 
 def test_what_cannot_be_had_and_what_is_out_of_date_is_left_out_of_the_table(project: Path) -> None:
