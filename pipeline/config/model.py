@@ -295,6 +295,11 @@ class Model(Section):
     def coda(self) -> int:
         return int(self.fixed_edge_blocks) if self.n_layers_coda is None else self.n_layers_coda
 
+    def with_derived(self) -> dict[str, Any]:
+        """All fields, and what the model derives from them, such as `max_depth`: what its steps depend on."""
+        derived = [name for name, value in vars(Model).items() if isinstance(value, property)]
+        return self.model_dump() | {name: getattr(self, name) for name in derived}
+
     @classmethod
     def facts(cls, name: str) -> Facts:
         """The facts about the field `name`."""

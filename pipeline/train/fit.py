@@ -43,7 +43,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     probe = _zeroshot_probe(params, tokenizer, device) if params.log.zeroshot_interval else None
 
     settings = params.train.model_dump() | {"init_from": start.weights or "scratch"}
-    key = run_key(data=manifest.fingerprint, model=start.config.model_dump(), train=settings)
+    key = run_key(data=manifest.fingerprint, model=start.config.with_derived(), train=settings)
     run = Run(runs_folder / key)
     fitted = FittedRun(run, start.config, tokens_folder)
     with run.locked(say):
@@ -56,7 +56,6 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
                 f"train.init_from = resume: no checkpoint in {run.folder}; set train.init_from = scratch, "
                 "which also continues an interrupted run with the same parameters"
             )
-        torch.manual_seed(params.train.seed)
         trainer = Trainer(start.build().to(device), params, data, run, device, probe)
         if checkpoint:
             trainer.load(checkpoint)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pipeline.config.errors import UserError, naming
 from pipeline.config.model import GPTConfig
 from pipeline.config.model_rules import check_start
@@ -23,6 +25,7 @@ class Start:
         """Raises UserError if the model is missing, or does not fit the parameters or the tokens."""
         init_from = params.train.init_from
         self.name = "scratch" if init_from == "resume" else init_from
+        self._seed = params.train.seed
         self._stored = _open(params, tokenizer, tokens_folder)
         rows = (
             padded_vocab_size(tokenizer.vocab_size)
@@ -43,7 +46,8 @@ class Start:
         return place and place[0]
 
     def build(self) -> GPT:
-        """The model at step 0, on the CPU; random weights are drawn from torch's global random state."""
+        """The model at step 0, on the CPU. Random weights are drawn from torch's generator, seeded here."""
+        torch.manual_seed(self._seed)
         if self._stored is None:
             return build_gpt(self.config)
         return build_with(self.config, self._stored.weights_for(self.config.block_size))

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
 from pipeline.storage.checksums import is_whole, save_folder
 from pipeline.train import runs
 from pipeline.train.runs import Run, run_key
+from tests import tiny
 from tests.stages.test_dvc_yaml import STAGES
 from tests.test_architecture import imports
 from tests.train.dying import DiesAfter, Killed
@@ -210,21 +212,36 @@ def test_key_depends_on_the_training_code(tmp_path: Path, monkeypatch: pytest.Mo
         "config/presets.py": False,
         "report/tables.py": False,
     }.items():
-        before = run_key(data="a")
-        (copy / name).write_text((copy / name).read_text() + "# changed\n")
+        before, path = run_key(data="a"), copy / name
+        path.write_text(path.read_text().replace('"""', '"""Put differently: ', 1) + "# a comment\n")
+        assert run_key(data="a") == before, f"{name}: words determine no step"
+        path.write_text(path.read_text() + "CHANGED = 1\n")
         assert (run_key(data="a") != before) == matters, name
+
+
+def test_what_the_model_derives_from_its_parameters_is_in_the_key() -> None:
+    """So a change of a formula in config/model.py is another run, and one of a description is not."""
+    config = GPTConfig(**tiny.params("model.moe=true").model.model_dump(), vocab_size=9)
+    values = config.with_derived()
+    assert values["dummy_share"] == config.dummy_share and values["max_depth"] == config.max_depth
+    assert set(config.model_dump()) < set(values)
 
 
 # What the loop and the start of a run reach, and what determines no step: an answer for each module.
 NO_STEP = {
-    "config",  # its values are in the key
+    "config",  # its values are in the key, and what the model derives from them
     "corpus",  # so is the text, as a hash of the tokens
     "storage",
     "track",
     "runtime/stop.py",
     "tokens/tokenizer_json.py",  # only refuses a start, and counts bytes for the reports
     "tokens/tokenizers.py",
+    "evaluate/scoring.py",  # only figures for the log
+    "evaluate/tasks.py",
+    "evaluate/zeroshot.py",
+    "train/fit.py",  # only calls, in this order: check, build, load, train
     "train/meter.py",
+    "train/metrics.py",
     "train/runs.py",
     "weights/hub_models.py",  # finds weights, which are known by their hash
     "weights/names.py",
@@ -232,9 +249,7 @@ NO_STEP = {
 
 
 def test_the_key_covers_all_code_that_training_reaches_or_says_why_not() -> None:
-    reached = {"pipeline.train.loop", "pipeline.train.init_from"}
-    for module in sorted(reached):
-        reached |= imports().find_upstream_modules(module)
+    reached = {"pipeline.train.fit", *imports().find_upstream_modules("pipeline.train.fit")}
     for module in reached:
         path = module.removeprefix("pipeline.").replace(".", "/")
         names = {path.partition("/")[0], f"{path}.py"}
