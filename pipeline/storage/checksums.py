@@ -19,7 +19,7 @@ def sha256_file(path: Path) -> str:
 
 
 class HashCache:
-    """Remembers the sha256 of each file until its size or time changes, so that large files are read once."""
+    """Remembers the sha256 of each file until its size, times or inode change: large files are read once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -29,12 +29,17 @@ class HashCache:
             self._known = {}
 
     def sha256(self, path: Path) -> str:
-        """The sha256 of a file, which is read again only if its size or modification time has changed."""
+        """The sha256 of a file, which is read again only if something about it has changed.
+
+        The inode and the time of the last change of status tell apart a file that was put in place with the
+        size and the modification time of another, as `cp -p` and `touch -r` do.
+        """
         key, status = str(path.absolute()), path.stat()
+        about = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._known.get(key, [])
-        if known[:2] != [status.st_size, status.st_mtime_ns]:
-            self._known[key] = known = [status.st_size, status.st_mtime_ns, sha256_file(path)]
-        return str(known[2])
+        if known[:-1] != about:
+            self._known[key] = known = [*about, sha256_file(path)]
+        return str(known[-1])
 
     def save(self) -> None:
         write_json(self._file, self._known)

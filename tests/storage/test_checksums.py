@@ -27,3 +27,13 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch
     assert HashCache(cache).sha256(path) == "read again"
     cache.write_text("{ damaged")
     assert HashCache(cache).sha256(path) == "read again"
+
+
+def test_another_file_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
+    """`cp -p` and `touch -r` keep both."""
+    path, hashes = tmp_path / "weights", HashCache(tmp_path / "hashes.json")
+    path.write_bytes(b"one")
+    first, times = hashes.sha256(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(b"two")
+    os.utime(path, ns=times)
+    assert hashes.sha256(path) != first
