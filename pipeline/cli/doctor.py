@@ -67,11 +67,13 @@ def _device() -> str:
 
 
 def _parameters() -> str:
+    if not PARAMS_FILE.exists():
+        return f"there is no {PARAMS_FILE}"
     try:
         load_params()
         nearest, edits = presets.nearest(read_yaml(PARAMS_FILE))
-    except UserError as error:
-        return f"cannot be read: {error}"
+    except UserError:  # its text may quote what the user wrote
+        return "invalid; `python -m stages.check` says why"
     changed = ", ".join(f"{name}={_public(now)}" for name, (_, now) in edits.items())
     return f"preset {nearest}{f' with {changed}' if changed else ''}"
 

@@ -41,4 +41,7 @@ def test_broken_parameters_are_reported_too(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ended = stage("doctor")
-    assert ended.status == 0 and "params.yaml: no such file" in ended.out
+    assert ended.status == 0 and "there is no params.yaml" in ended.out
+    write_text(Path("params.yaml"), tiny.params_yaml().replace('start: "\\n"', "start: [my secret]"))
+    ended = stage("doctor")
+    assert ended.status == 0 and "invalid; " in ended.out and "secret" not in ended.out
