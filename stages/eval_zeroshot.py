@@ -1,4 +1,7 @@
-"""Evaluate a model on a task it was not trained for: results/zeroshot/<model>/<task>.json."""
+"""Evaluate a model on a task it was not trained for: results/zeroshot/<model>/<task>.json.
+
+With --limit, --file or -S, the result is `<task>-trial.json`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ def main(
 ) -> None:
     """Measure a model on a zero-shot task."""
     params = load_params(overrides or [])
-    path = out or ZEROSHOT / file_name(task, model)
+    # DVC's stages give none of these options; what they change must not replace a result that DVC records.
+    name = f"{task}-trial" if limit is not None or file is not None or overrides else task
+    path = out or ZEROSHOT / file_name(name, model)
     device, stored = use_device(params.runtime), open_model(model)
     tokenizer = stored.tokenizer()
     limit = params.zeroshot.limit if limit is None else limit

@@ -282,11 +282,11 @@ def test_the_stage(tiny_project: Path, files: dict[str, Path], stage: Stage) -> 
     small.save_model(tiny_project / "results" / "model", tokenizer)
     ended = stage("eval_zeroshot", "lambada", "--file", str(files["lambada"]), "--limit", "4")
     assert ended.status == 0
-    assert ended.out.startswith("results/zeroshot/results/model/lambada.json: accuracy ")
+    assert ended.out.startswith("results/zeroshot/results/model/lambada-trial.json: accuracy ")
     assert ended.out.endswith(" on 4 samples\n")
     task = open_task("lambada", tokenizer, small.BLOCK_SIZE, 4, files["lambada"])
     expected = evaluate_task(task, small.model(tokenizer), tokenizer, CPU, 16)
-    found = json.loads(Path("results/zeroshot/results/model/lambada.json").read_text())
+    found = json.loads(Path("results/zeroshot/results/model/lambada-trial.json").read_text())
     weights = sha256_file(Path("results/model/model.safetensors"))
     assert found == {"task": "lambada", "model": "results/model", "weights": weights, "samples": 4} | {
         name: pytest.approx(figure, rel=1e-5) for name, figure in expected.items()
