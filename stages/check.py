@@ -10,10 +10,11 @@ from pipeline.config.errors import naming
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model_rules import check_start
 from pipeline.config.params import BASELINES, Params, load_params
-from pipeline.config.paths import CHECKED, RESULTS
+from pipeline.config.paths import CHECKED
 from pipeline.corpus.sources import load_spec
 from pipeline.storage.checksums import HashCache
 from pipeline.storage.files import replacing_folder, write_json
+from pipeline.tokens.prompt import read_prompt
 from pipeline.weights.identity import identity
 from pipeline.weights.names import check_kept, check_name
 
@@ -25,6 +26,11 @@ def main(overrides: Overrides = None) -> None:
     params = load_params(overrides or [])
     params.check_sections()
     load_spec(params.data.dataset)
+    read_prompt(params.sample.start)
+    if params.runtime.device not in ("auto", "cpu"):
+        from pipeline.runtime.device import use_device  # it imports PyTorch, which takes a second
+
+        use_device(params.runtime)
     _check_models(params)
     hashes = HashCache(HASHES)
     with replacing_folder(CHECKED) as folder:
@@ -36,9 +42,13 @@ def main(overrides: Overrides = None) -> None:
 def _check_models(params: Params) -> None:
     """Raise UserError for a missing model, or one that training cannot start from."""
     for name in params.baselines.models:
-        if name not in BASELINES and RESULTS not in Path(name).parents:
+        if name not in BASELINES:
             with naming("baselines.models"):
                 check_name(name)
+                if Path(name).is_dir():
+                    from pipeline.weights.open import open_model
+
+                    open_model(name)
     tokenizer, start = params.tokenizer, params.train.init_from
     if tokenizer.model is not None and tokenizer.name == "pretrained":
         with naming("tokenizer.model"):

@@ -7,7 +7,7 @@ affect the results, so no stage depends on them and changing them retrains nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -106,13 +106,33 @@ class Runtime(Section):
         description="cpu, cuda, cuda:1, mps, or auto for the fastest there is"
     )
     compile: bool = Field(description="torch.compile: a minute to start, then faster, above all on a GPU")
-    threads: Annotated[int, Field(ge=1)] | None = Field(description="CPU threads; blank: PyTorch chooses")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        description="CPU threads; blank: PyTorch chooses"
+    )
     checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(
         description="steps between checkpoints; blank: train.eval_interval"
     )
 
 
 BASELINES = ("uniform", "unigram", "bigram", "trigram", "xz")
+
+
+def _check_models(key: str, names: list[str]) -> list[str]:
+    """Raise ValueError unless each name can be that of a DVC stage, of a file, and an argument in a shell."""
+    for name in names:
+        folder = PurePosixPath(name)
+        if not name.isprintable() or any(character in name for character in "'@\\"):
+            raise ValueError(
+                f"{key} = {name!r}: DVC cannot name a stage so; copy or download that model into a folder "
+                "without ' @ \\ in its name"
+            )
+        if str(folder) != name or ".." in folder.parts:
+            raise ValueError(f"{key} = {name!r}: name a folder without .. and ./ and without a / at its end")
+        if folder.parts[:2] == ("results", "model"):
+            raise ValueError(f"{key} = {name!r}: the trained model is evaluated anyway; leave it out")
+        if names.count(name) > 1:
+            raise ValueError(f"{key} = {name!r}: named twice; leave one out")
+    return names
 
 
 class Baselines(Section):
@@ -128,10 +148,11 @@ class Baselines(Section):
 
     @model_validator(mode="after")
     def _are_known(self) -> Baselines:
-        for name in self.models + self.pretrained:
-            known = [*BASELINES, *PUBLISHED]
-            if "/" not in name and name not in known:
-                raise ValueError(f"models = {name!r}: not one of {', '.join(known)}{suggest(name, known)}")
+        for key, names in (("models", self.models), ("pretrained", self.pretrained)):
+            for name in _check_models(key, names):
+                known = [*BASELINES, *PUBLISHED]
+                if "/" not in name and name not in known:
+                    raise ValueError(f"{key} = {name!r}: not one of {', '.join(known)}{suggest(name, known)}")
         return self
 
 
@@ -161,9 +182,8 @@ class Zeroshot(Section):
     batch_size: int = Field(ge=1, description="texts evaluated at once")
 
     @model_validator(mode="after")
-    def _trained_model_is_not_named(self) -> Zeroshot:
-        if "results/model" in self.models:
-            raise ValueError("models = results/model: the trained model is evaluated anyway; leave it out")
+    def _can_be_stages(self) -> Zeroshot:
+        _check_models("models", self.models)
         return self
 
 

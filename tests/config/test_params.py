@@ -113,6 +113,18 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
         ("baselines.models=[]", "baselines.models = []: "),
+        (
+            "baselines.models=[user/model@main]",
+            "models = 'user/model@main': DVC cannot name a stage so; copy ",
+        ),
+        ("baselines.pretrained=[\"a'; touch x; : '/b\"]", "DVC cannot name a stage so"),
+        ("zeroshot.models=[\"x'$(touch x)'\"]", "DVC cannot name a stage so"),
+        ("zeroshot.models=[saved/mine/]", "models = 'saved/mine/': name a folder without .. and ./ and "),
+        ("baselines.models=[../mine]", "models = '../mine': name a folder without .."),
+        ("baselines.models=[./saved/mine]", "models = './saved/mine': name a folder without .."),
+        ("baselines.models=[xz, results/model]", "models = 'results/model': the trained model is evaluated"),
+        ("baselines.models=[xz, uniform, xz]", "models = 'xz': named twice; leave one out"),
+        ("runtime.threads=100000", "runtime.threads = 100000: should be less than or equal to 1024"),
     ],
 )
 def test_bad_override_gets_one_line(params_file: Path, override: str, message: str) -> None:

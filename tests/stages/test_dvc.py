@@ -102,7 +102,10 @@ def test_bad_parameters_are_refused_before_any_output_is_removed(project: Path) 
         before.replace("init_from: scratch", "init_from: nowhere"),
         before.replace("init_from: scratch", "init_from: results/model"),
         before.replace("- saved/other", "- saved/nothing"),
+        before.replace("  device: ", "  device: cuda:99  # "),
+        before.replace("  start: ", "  start: FILE:nothing.txt  # "),
     ):
+        assert wrong != before
         params.write_text(wrong)
         refused = dvc(project, "repro")
         assert refused.returncode != 0 and ran(refused) == ["check"]
@@ -153,7 +156,7 @@ def test_variables_of_make_do_not_reach_the_stages(project: Path) -> None:
     """They are options of one command; DVC would record what they changed as if the parameters said so."""
     params, samples = project / "params.yaml", project / "results/samples.txt"
     before = params.read_text()
-    params.write_text(before.replace("top_k: ", "top_k: 3  # "))
+    params.write_text(before.replace("\n  top_k: ", "\n  top_k: 3  # "))
     variables = {FROM_MAKE: "1", "START": "HELLO", "MODEL": "saved/other", "OUT": "elsewhere.txt"}
     try:
         ended = command(project, "repro", **variables)
