@@ -104,7 +104,7 @@ def test_make_has_the_same_names() -> None:
 def test_recipes_are_two_lines_at_most() -> None:
     recipe = 0
     for line in (tiny.ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
-        recipe = recipe + 1 if line.startswith("\t") and not line.startswith("\timport") else 0
+        recipe = recipe + 1 if line.startswith("\t") and not line.startswith("\timport upload") else 0
         assert recipe <= 2, line
 
 
