@@ -6,15 +6,17 @@ run or reuses a finished one; another key starts a new run. `Run` describes the 
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from tokenize import COMMENT, DEDENT, INDENT, NEWLINE, NL, STRING, generate_tokens
 from typing import Any
 
 from pipeline.config.errors import UserError
@@ -43,6 +45,8 @@ SOURCES = (
     "weights/model_folder.py",
     "weights/open.py",
 )
+
+BLOCK = {INDENT: "{", DEDENT: "}", NEWLINE: ";"}  # so that the width of an indentation does not matter
 
 
 def run_key(**ingredients: Any) -> str:
@@ -152,15 +156,15 @@ class Run:
 
 
 def _without_comments(path: Path) -> str:
-    """A module's code in one fixed layout, without comments and docstrings, which determine no step."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            node.body[0] = ast.Pass()
-    return ast.unparse(tree)
+    """A module's tokens without comments and docstrings, which determine no step."""
+    with tokenize.open(path) as file:
+        tokens = [token for token in generate_tokens(file.readline) if token.type not in (COMMENT, NL)]
+    words, begins = [], True
+    for token, following in pairwise(tokens):
+        alone = begins and token.type == STRING and following.type == NEWLINE
+        words.append("" if alone else BLOCK.get(token.type, token.string))
+        begins = token.type in (NEWLINE, INDENT, DEDENT)
+    return " ".join(words)
 
 
 def _remove(path: Path) -> None:
