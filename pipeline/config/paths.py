@@ -11,6 +11,7 @@ DATA = Path("data")
 RESULTS = Path("results")
 MODEL = RESULTS / "model"
 CHECKED = RESULTS / "checked"
+CHECKED_TOKENS = RESULTS / "checked-tokens.json"
 METRICS = RESULTS / "metrics.json"
 LOG = RESULTS / "log.csv"
 BASELINES = RESULTS / "baselines"

@@ -65,7 +65,7 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
     Raises UserError if the split is shorter than one of the model's windows.
     """
     val, token_bytes = open_split(tokens_folder, "val"), load_tokenizer(tokens_folder).token_bytes
-    check_fits(val, model.block_size, "val")
+    check_fits(len(val), model.block_size, "val")
     arguments = (val, model.block_size, params.train.batch_size, params.depth.eval_iters)
 
     def batches(description: str) -> tqdm[Any]:

@@ -29,7 +29,7 @@ class TrainingBatches:
     def __init__(
         self, tokens: Tokens, block_size: int, batch_size: int, micro_batches: int, seed: int
     ) -> None:
-        check_fits(tokens, block_size, "train")
+        check_fits(len(tokens), block_size, "train")
         self._tokens = tokens
         self._block_size = block_size
         self._batch_size = batch_size
@@ -91,10 +91,10 @@ def count_batches(tokens: Tokens, block_size: int, batch_size: int, batches: int
     return every if batches is None else min(every, batches)
 
 
-def check_fits(tokens: Tokens, block_size: int, split: str) -> None:
-    """Raise UserError if a split is too short for one window and its targets."""
-    if len(tokens) <= block_size:
+def check_fits(tokens: int, block_size: int, split: str) -> None:
+    """Raise UserError if a split of so many tokens is too short for one window and its targets."""
+    if tokens <= block_size:
         raise UserError(
             f"model.block_size = {block_size} needs {block_size + 1} tokens, but the {split} split has "
-            f"{len(tokens)}; use block_size <= {len(tokens) - 1} or more text"
+            f"{tokens}; use block_size <= {tokens - 1} or more text"
         )

@@ -103,7 +103,7 @@ class FittedRun:
 def _open_data(tokens_folder: Path, block_size: int, tokenizer: Tokenizer) -> Data:
     train, val = open_split(tokens_folder, "train"), open_split(tokens_folder, "val")
     for split, name in ((train, "train"), (val, "val")):
-        check_fits(split, block_size, name)
+        check_fits(len(split), block_size, name)
     return Data(train, val, tokenizer.token_bytes)
 
 

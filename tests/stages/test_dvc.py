@@ -92,26 +92,27 @@ def test_a_second_run_runs_nothing_but_the_check(project: Path) -> None:
 
 def test_bad_parameters_are_refused_before_any_output_is_removed(project: Path) -> None:
     params = project / "params.yaml"
-    before, results = (
-        params.read_text(),
-        {path for path in (project / "results").rglob("*") if path.is_file()},
-    )
-    for wrong in (
-        before.replace("max_iters: 2", "max_iters: two"),
-        before.replace("dataset: tiny", "dataset: tinny"),
-        before.replace("init_from: scratch", "init_from: nowhere"),
-        before.replace("init_from: scratch", "init_from: results/model"),
-        before.replace("- saved/other", "- saved/nothing"),
-        before.replace("  device: ", "  device: cuda:99  # "),
-        before.replace("  start: ", "  start: FILE:nothing.txt  # "),
+    before = params.read_text()
+    alone, with_tokens = ["check"], ["check", "check_tokens"]
+    results = {path for path in (project / "results").rglob("*") if path.is_file()}
+    for wrong, by in (
+        (before.replace("max_iters: 2", "max_iters: two"), alone),
+        (before.replace("dataset: tiny", "dataset: tinny"), alone),
+        (before.replace("init_from: scratch", "init_from: nowhere"), alone),
+        (before.replace("init_from: scratch", "init_from: results/model"), alone),
+        (before.replace("- saved/other", "- saved/nothing"), alone),
+        (before.replace("  device: ", "  device: cuda:99  # "), alone),
+        (before.replace("  start: ", "  start: FILE:nothing.txt  # "), alone),
+        (before.replace("  start: ", "  start: \u4e2d  # "), with_tokens),
+        (before.replace("  block_size: ", "  block_size: 4000000  # "), with_tokens),
     ):
         assert wrong != before
         params.write_text(wrong)
         refused = dvc(project, "repro")
-        assert refused.returncode != 0 and ran(refused) == ["check"]
-        assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+        assert refused.returncode != 0 and ran(refused) == by
+        assert len([line for line in refused.stderr.splitlines() if line.startswith("error: ")]) == 1
         left = {path for path in (project / "results").rglob("*") if path.is_file()}
-        assert {path for path in results - left if "checked" not in path.parts} == set()
+        assert {path for path in results - left if "checked" not in str(path)} == set()
     params.write_text(before)
     assert ran(dvc(project, "repro")) == ["check"]
 

@@ -129,11 +129,11 @@ def test_windows_reach_across_shards(shard_tokens: int) -> None:
 
 
 def test_a_split_shorter_than_a_window_is_an_error() -> None:
-    check_fits(counting(9), 8, "val")
+    check_fits(9, 8, "val")
     with pytest.raises(
         UserError, match="model.block_size = 8 needs 9 tokens, but the val split has 8"
     ) as error:
-        check_fits(counting(8), 8, "val")
+        check_fits(8, 8, "val")
     assert "use block_size <= 7" in str(error.value)
     with pytest.raises(UserError, match="the train split has 8"):
         TrainingBatches(counting(8), 8, 1, 1, seed=0)
