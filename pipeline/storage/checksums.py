@@ -53,10 +53,20 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write_json(temporary / MANIFEST_FILE, checksums)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether `folder` has a manifest, and every file listed there exists with the same checksum."""
+def damage(folder: Path, *names: str) -> str | None:
+    """What is wrong with a folder that `save_folder` wrote, as `<file>: <problem>`; None if nothing is.
+
+    With `names`, only these files are looked at.
+    """
     try:
         checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return all(sha256_file(folder / name) == checksum for name, checksum in checksums.items())
-    except (OSError, ValueError):
-        return False
+        if not isinstance(checksums, dict) or not checksums:
+            return f"{MANIFEST_FILE}: lists no files"
+        for name in names or checksums:
+            if sha256_file(folder / name) != checksums.get(name):
+                return f"{name}: not what was saved"
+    except ValueError:
+        return f"{MANIFEST_FILE}: not JSON"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name}: {error.strerror}"
+    return None

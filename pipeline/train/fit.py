@@ -48,9 +48,10 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     fitted = FittedRun(run, start.config, tokens_folder)
     with run.locked(say):
         if run.metrics() is not None:
+            run.kept(fitted.metrics["saved"])
             say(f"{run.folder}: already finished, nothing to train")
             return fitted
-        checkpoint = run.newest()
+        checkpoint = run.resume_from(say)
         if checkpoint is None and params.train.init_from == "resume":
             raise UserError(
                 f"train.init_from = resume: no checkpoint in {run.folder}; set train.init_from = scratch, "
@@ -91,10 +92,9 @@ class FittedRun:
 
     def publish_model(self, folder: Path) -> None:
         """Write the best or last weights, as the parameters say, with config and tokenizer to `folder`."""
-        source = self.run.best if self.metrics["saved"] == "best" else self.run.newest()
-        assert source is not None
         # Locked, because another process that waited for this run publishes it too.
         with self.run.locked(announce=lambda _: None), replacing_folder(folder) as temporary:
+            source = self.run.kept(self.metrics["saved"])
             shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
             shutil.copyfile(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
             save_config(self._config, temporary)

@@ -21,8 +21,9 @@ from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import RUN_FILE
-from pipeline.storage.checksums import is_whole, save_folder
+from pipeline.storage.checksums import damage, save_folder
 from pipeline.storage.files import write_json
+from pipeline.weights.model_folder import WEIGHTS_FILE
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -46,6 +47,7 @@ SOURCES = (
     "weights/open.py",
 )
 
+DAMAGED = ".damaged"
 BLOCK = {INDENT: "{", DEDENT: "}", NEWLINE: ";"}  # so that the width of an indentation does not matter
 
 
@@ -64,6 +66,7 @@ class Run:
                lock             held by the process that trains
                log.csv          a row per log step, at least up to the newest checkpoint
                step-<n>/        model.safetensors, optimizer.safetensors, state.json, manifest.json
+               step-<n>.damaged a checkpoint that did not verify
                best/            model.safetensors, state.json, manifest.json
                finished.json    the metrics; it exists once the run is finished
     """
@@ -93,22 +96,41 @@ class Run:
             yield
 
     def begin(self, values: dict[str, Any]) -> None:
-        """Start over: delete everything that an earlier attempt left, and write run.json."""
+        """Write run.json, and remove what an attempt left that ended before its first checkpoint."""
         for path in self.folder.iterdir():
-            if path.name != "lock":
+            if path.name != "lock" and path.suffix != DAMAGED:
                 _remove(path)
         write_json(self.folder / RUN_FILE, values)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint with correct checksums, or None.
+        """The newest checkpoint with correct checksums, or None."""
+        return next((folder for folder in reversed(self._checkpoints()) if damage(folder) is None), None)
 
-        Raises UserError if there is one but the best model, which continuing needs, is damaged.
+    def resume_from(self, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint to continue from; None if there is none yet.
+
+        Newer ones that are damaged are set aside, with a message. Raises UserError, and changes nothing, if
+        all are damaged, or if the best model is, which continuing needs.
         """
-        checkpoint = next((folder for folder in reversed(self._checkpoints()) if is_whole(folder)), None)
-        if checkpoint and not is_whole(self.best):
-            raise UserError(
-                f"{self.best}: damaged; restore it, or remove {self.folder} to train from the start"
-            )
+        problems = {}
+        for checkpoint in reversed(self._checkpoints()):
+            problem = damage(checkpoint)
+            if problem is None:
+                break
+            problems[checkpoint] = problem
+        else:
+            if problems:
+                checkpoint, problem = next(iter(problems.items()))
+                raise self._damaged(checkpoint, problem)
+            return None
+        if problem := damage(self.best):
+            raise self._damaged(self.best, problem)
+        for folder, problem in problems.items():
+            aside = folder.with_suffix(DAMAGED)
+            if aside.exists():
+                _remove(aside)
+            folder.rename(aside)
+            say(f"{folder}/{problem}; set aside as {aside.name}")
         return checkpoint
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
@@ -128,14 +150,30 @@ class Run:
         write_json(self._finished, metrics)
 
     def metrics(self) -> dict[str, Any] | None:
-        """The metrics, or None if the run is not finished or has no undamaged checkpoint.
-
-        Raises UserError if the best model is damaged.
-        """
-        if not self._finished.exists() or self.newest() is None:
+        """The metrics, or None if the run is not finished. Raises UserError if they are damaged."""
+        if not self._finished.exists():
             return None
-        metrics: dict[str, Any] = json.loads(self._finished.read_text(encoding="utf-8"))
+        try:
+            metrics: dict[str, Any] = json.loads(self._finished.read_text(encoding="utf-8"))
+        except ValueError:
+            raise self._damaged(self._finished.parent, f"{self._finished.name}: not JSON") from None
         return metrics
+
+    def kept(self, which: str) -> Path:
+        """The folder of a finished run's `best` or `last` model. Raises UserError if the model is damaged.
+
+        Whatever else is damaged, such as the optimizer's state, the model can be used.
+        """
+        last = next(reversed(self._checkpoints()), self.folder / "step-*")
+        folder = self.best if which == "best" else last
+        if problem := damage(folder, WEIGHTS_FILE):
+            raise self._damaged(folder, problem)
+        return folder
+
+    def _damaged(self, folder: Path, problem: str) -> UserError:
+        return UserError(
+            f"{folder}/{problem}; restore it from a copy, or move {self.folder} away to train from the start"
+        )
 
     def _recover(self) -> None:
         """Clean up after a killed process.

@@ -98,8 +98,13 @@ def test_a_kill_at_any_moment_changes_nothing(runs: Runs, monkeypatch: pytest.Mo
     assert moment > 25
 
 
-@pytest.mark.parametrize("kept", [1, 0])
-def test_damaged_checkpoints_change_nothing(runs: Runs, kept: int) -> None:
+def flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_changes_nothing(runs: Runs) -> None:
     uninterrupted = outcome(runs.elsewhere("uninterrupted")())
     with pytest.MonkeyPatch.context() as patched:
         stop_at(patched, 14, signal.SIGINT)
@@ -107,13 +112,42 @@ def test_damaged_checkpoints_change_nothing(runs: Runs, kept: int) -> None:
             runs()
     checkpoints = sorted(runs.only().glob("step-*"))
     assert [path.name for path in checkpoints] == ["step-000000012", "step-000000014"]
-    for path in checkpoints[kept:]:
-        weights = bytearray((path / "model.safetensors").read_bytes())
-        weights[-1] ^= 1
-        (path / "model.safetensors").write_bytes(weights)
+    flip_last_bit(checkpoints[1] / "model.safetensors")
     said: list[str] = []
     assert outcome(runs(say=said.append)) == uninterrupted
-    assert said[0].endswith("continuing after step 12" if kept else "training 7,056 parameters on cpu")
+    assert said[0].endswith("/model.safetensors: not what was saved; set aside as step-000000014.damaged")
+    assert said[1].endswith("continuing after step 12")
+
+
+def test_a_run_with_nothing_but_damaged_checkpoints_is_not_started_over(runs: Runs) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(patched, 14, signal.SIGINT)
+        with pytest.raises(Interrupted):
+            runs()
+    for path in runs.only().glob("step-*"):
+        flip_last_bit(path / "optimizer.safetensors")
+    before = {path: path.stat().st_mtime_ns for path in runs.only().rglob("*") if path.name != "lock"}
+    with pytest.raises(UserError, match=r"step-000000014/optimizer.safetensors: not what was saved; restore"):
+        runs()
+    assert {path: path.stat().st_mtime_ns for path in runs.only().rglob("*") if path.name != "lock"} == before
+
+
+@pytest.mark.parametrize(("saved", "folder"), [("best", "best"), ("last", "step-*")])
+def test_a_finished_run_is_published_from_what_is_whole(
+    runs: Runs, tmp_path: Path, saved: str, folder: str
+) -> None:
+    keep = f"train.always_save_checkpoint={str(saved == 'last').lower()}"
+    runs(keep).publish_model(tmp_path / "model")
+    weights = (tmp_path / "model/model.safetensors").read_bytes()
+    (checkpoint,) = runs.only().glob("step-*")
+    flip_last_bit(checkpoint / "optimizer.safetensors")
+    runs(keep).publish_model(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == weights
+    (source,) = runs.only().glob(folder)
+    flip_last_bit(source / "model.safetensors")
+    with pytest.raises(UserError, match=r"/model.safetensors: not what was saved; restore it from a copy"):
+        runs(keep)
+    assert (runs.only() / "finished.json").exists() and (runs.only() / "log.csv").exists()
 
 
 def test_init_from_resume_continues_and_never_starts(runs: Runs) -> None:

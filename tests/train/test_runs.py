@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
-from pipeline.storage.checksums import is_whole, save_folder
+from pipeline.storage.checksums import damage as damage_of
+from pipeline.storage.checksums import save_folder
 from pipeline.train import runs
 from pipeline.train.runs import Run, run_key
 from tests import tiny
@@ -79,25 +80,38 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Run, dama
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoints_are_set_aside_and_none_is_removed(run: Run, damage: str) -> None:
+    said: list[str] = []
+    DAMAGES[damage](run.folder / "step-000000030")
+    assert run.resume_from(said.append) == run.folder / "step-000000020"
+    if damage != "folder missing":
+        assert (run.folder / "step-000000030.damaged").exists()
+        assert len(said) == 1 and said[0].endswith("; set aside as step-000000030.damaged")
+        DAMAGES[damage](run.folder / "step-000000020")
+        before = sorted(run.folder.rglob("*"))
+        with pytest.raises(
+            UserError, match=r"step-000000020/.*; restore it from a copy, or move .* to train"
+        ):
+            run.resume_from(quiet)
+        assert sorted(run.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_best_model_is_told_and_nothing_is_lost(run: Run, damage: str) -> None:
-    run.finish({})
     DAMAGES[damage](run.best)
     before = sorted(run.folder.rglob("*"))
-    for read in (run.newest, run.metrics):
-        with pytest.raises(UserError, match="best: damaged; restore it, or remove .*run to train") as error:
-            read()
-        assert "\n" not in str(error.value)
+    with pytest.raises(
+        UserError, match=r"best/.*; restore it from a copy, or move .*run away to train"
+    ) as error:
+        run.resume_from(quiet)
+    assert "\n" not in str(error.value)
     assert sorted(run.folder.rglob("*")) == before
 
 
-def test_a_finished_run_whose_checkpoint_is_gone_is_not_finished(run: Run) -> None:
-    run.finish({"val_loss": 1.0})
-    shutil.rmtree(run.folder / "step-000000030")
-    assert run.metrics() is None
-    run.begin({})
-    run.save_best(writing("new"))
-    run.save(10, writing("new"))
-    assert run.metrics() is None, "the metrics of another attempt would go with an unfinished model"
+def test_a_manifest_without_files_makes_no_checkpoint_whole(run: Run) -> None:
+    for content in ("{}", "[]", "null"):
+        (run.folder / "step-000000030/manifest.json").write_text(content)
+        assert run.newest() == run.folder / "step-000000020"
 
 
 def test_beginning_afresh_leaves_nothing_of_an_earlier_attempt(run: Run) -> None:
@@ -159,7 +173,7 @@ def test_a_failing_write_changes_nothing(run: Run) -> None:
         with pytest.raises(OSError, match="no space"):
             save()
     assert sorted(run.folder.rglob("*")) == before
-    assert is_whole(run.best)
+    assert damage_of(run.best) is None
 
 
 def test_checksums_cover_every_file(run: Run) -> None:
