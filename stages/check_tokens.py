@@ -8,8 +8,7 @@ from pipeline.config.paths import CHECKED_TOKENS, tokens_folder
 from pipeline.storage.files import write_json
 from pipeline.tokens.batches import check_fits
 from pipeline.tokens.prompt import encode_prompt
-from pipeline.tokens.shards import load_manifest
-from pipeline.tokens.tokenizers import load_tokenizer
+from pipeline.tokens.shards import load_manifest, open_tokenizer
 from pipeline.train.init_from import Start
 
 
@@ -21,7 +20,7 @@ def main(overrides: Overrides = None) -> None:
     """
     params = load_params(overrides or [])
     folder = tokens_folder(params)
-    manifest, tokenizer = load_manifest(folder), load_tokenizer(folder)
+    manifest, tokenizer = load_manifest(folder), open_tokenizer(folder)
     check_fits(manifest.train.tokens, params.model.block_size, "train")
     check_fits(manifest.val.tokens, params.model.block_size, "val")
     encode_prompt(params.sample.start, tokenizer)

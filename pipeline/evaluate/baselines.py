@@ -15,8 +15,8 @@ from pipeline.config.params import Params
 from pipeline.evaluate.compression import xz_bits
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.ngram import NGram
-from pipeline.tokens.shards import open_split
-from pipeline.tokens.tokenizers import Tokenizer, load_tokenizer
+from pipeline.tokens.shards import open_split, open_tokenizer
+from pipeline.tokens.tokenizers import Tokenizer
 
 NGRAM_ORDERS = {"uniform": 0, "unigram": 1, "bigram": 2, "trigram": 3}
 
@@ -61,7 +61,7 @@ def file_name(name: str) -> str:
 
 
 def _ngram(order: int, train_tokens: int, tokens_folder: Path) -> BaselineResult:
-    tokenizer = load_tokenizer(tokens_folder)
+    tokenizer = open_tokenizer(tokens_folder)
     train, val = open_split(tokens_folder, "train", train_tokens), open_split(tokens_folder, "val")
     model = NGram.fit(train.read(0, min(len(train), train_tokens)), tokenizer.vocab_size, order)
 
@@ -75,7 +75,7 @@ def _ngram(order: int, train_tokens: int, tokens_folder: Path) -> BaselineResult
 
 
 def _xz(tokens_folder: Path) -> BaselineResult:
-    tokenizer = load_tokenizer(tokens_folder)
+    tokenizer = open_tokenizer(tokens_folder)
     val = open_split(tokens_folder, "val")
     text = tokenizer.decode_bytes(val.read(0, len(val)).tolist())
     return BaselineResult(Evaluation(xz_bits(text) * math.log(2), len(val), len(text)))
@@ -90,7 +90,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     from pipeline.tokens.shards import Tokens
     from pipeline.weights.open import open_model
 
-    stored, own = open_model(name), load_tokenizer(tokens_folder)
+    stored, own = open_model(name), open_tokenizer(tokens_folder)
     tokenizer = stored.tokenizer(like=own)
     val = open_split(tokens_folder, "val")
     texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}

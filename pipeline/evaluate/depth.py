@@ -16,8 +16,7 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping
 from pipeline.model.gpt import GPT
 from pipeline.tokens.batches import check_fits, count_batches, evaluation_windows
-from pipeline.tokens.shards import open_split
-from pipeline.tokens.tokenizers import load_tokenizer
+from pipeline.tokens.shards import open_split, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
 
     Raises UserError if the split is shorter than one of the model's windows.
     """
-    val, token_bytes = open_split(tokens_folder, "val"), load_tokenizer(tokens_folder).token_bytes
+    val, token_bytes = open_split(tokens_folder, "val"), open_tokenizer(tokens_folder).token_bytes
     check_fits(len(val), model.block_size, "val")
     arguments = (val, model.block_size, params.train.batch_size, params.depth.eval_iters)
 

@@ -10,43 +10,66 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config.errors import UserError
 from pipeline.config.validation import Section
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
+from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 MANIFEST_FILE = "manifest.json"
+REMEDY = "run `dvc repro -f tokenize` to write it again"
+
 SplitName = Literal["train", "val"]
 
 
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Shard(Section):
-    name: str
-    tokens: int
-    bytes: int
-    sha256: str
+    name: Annotated[str, Field(pattern=r"^(train|val)-\d{5,}\.bin$")]
+    tokens: Count
+    bytes: Count
+    sha256: Sha256
 
 
 class SplitManifest(Section):
-    tokens: int
-    documents: int = Field(description="documents that end in this split")
-    utf8_bytes: int = Field(description="bytes of the text, for bits per byte")
-    shards: list[Shard]
+    tokens: Count
+    documents: Count = Field(description="documents that end in this split")
+    utf8_bytes: Count = Field(description="bytes of the text, for bits per byte")
+    shards: Annotated[list[Shard], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _tokens_add_up(self) -> SplitManifest:
+        if self.tokens != sum(shard.tokens for shard in self.shards):
+            raise ValueError("tokens is not the sum of its shards")
+        return self
 
 
 class Manifest(Section):
     """What a folder of shards holds. A shard that is not listed here is ignored."""
 
     dtype: Literal["uint16", "uint32"]
-    vocab_size: int
-    tokenizer_sha256: str
+    vocab_size: Annotated[int, Field(ge=1)]
+    tokenizer_sha256: Sha256
     source_sha256: str = Field(description="fingerprint of the raw text")
     train: SplitManifest
     val: SplitManifest
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Manifest:
+        width = token_dtype(self.vocab_size)
+        if np.dtype(self.dtype) != width:
+            raise ValueError(f"dtype is not {width.name}, that of {self.vocab_size} ids")
+        for shard in (*self.train.shards, *self.val.shards):
+            if shard.bytes != shard.tokens * width.itemsize:
+                raise ValueError(f"{shard.name}: bytes are not {width.itemsize} for each token")
+        return self
 
     def split(self, name: SplitName) -> SplitManifest:
         return self.train if name == "train" else self.val
@@ -68,7 +91,21 @@ def load_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro tokenize` first") from None
     except (ValidationError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; run `dvc repro -f tokenize` to write it again") from None
+        raise UserError(f"{path}: damaged; {REMEDY}") from None
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of shards. Raises UserError unless it is the one that made them."""
+    manifest, path = load_manifest(folder), folder / TOKENIZER_FILE
+    tokenizer = load_tokenizer(folder)
+    if sha256_file(path) != manifest.tokenizer_sha256:
+        raise UserError(f"{path}: not the tokenizer that made the shards; {REMEDY}")
+    if tokenizer.vocab_size != manifest.vocab_size:
+        raise UserError(
+            f"{folder / MANIFEST_FILE}: vocab_size is {manifest.vocab_size}, but the tokenizer has "
+            f"{tokenizer.vocab_size} ids; {REMEDY}"
+        )
+    return tokenizer
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -152,13 +189,12 @@ def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) 
         if first_tokens is not None and sum(len(array) for array in arrays) >= first_tokens:
             break
         path = folder / shard.name
-        remedy = "run `dvc repro -f tokenize` to write it again"
         if not path.exists():
-            raise UserError(f"{path}: missing shard; {remedy}")
+            raise UserError(f"{path}: missing shard; {REMEDY}")
         size = path.stat().st_size
         if size != shard.bytes:
-            raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {remedy}")
+            raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {REMEDY}")
         if sha256_file(path) != shard.sha256:
-            raise UserError(f"{path}: edited shard, its sha256 is not the one in the manifest; {remedy}")
+            raise UserError(f"{path}: edited shard, its sha256 is not the one in the manifest; {REMEDY}")
         arrays.append(np.memmap(path, dtype=np.dtype(manifest.dtype).newbyteorder("<"), mode="r"))
     return Tokens(arrays)

@@ -18,8 +18,8 @@ from pipeline.model.gpt import GPT
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import replacing_folder
 from pipeline.tokens.batches import check_fits
-from pipeline.tokens.shards import Manifest, load_manifest, open_split
-from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from pipeline.tokens.shards import Manifest, load_manifest, open_split, open_tokenizer
+from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer
 from pipeline.track.open import open_trackers
 from pipeline.train.init_from import Start
 from pipeline.train.loop import Data, Interrupted, Probe, Trainer
@@ -37,7 +37,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     params.check_sections()
     manifest = load_manifest(tokens_folder)
     device = use_device(params.runtime)
-    tokenizer = load_tokenizer(tokens_folder)
+    tokenizer = open_tokenizer(tokens_folder)
     data = _open_data(tokens_folder, params.model.block_size, tokenizer)
     start = Start(params, tokenizer, tokens_folder)
     probe = _zeroshot_probe(params, tokenizer, device) if params.log.zeroshot_interval else None

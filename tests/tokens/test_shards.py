@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from pipeline.tokens.shards import (
     SplitName,
     load_manifest,
     open_split,
+    open_tokenizer,
     token_dtype,
 )
+from pipeline.tokens.tokenizers import CharTokenizer
 
 IDS = np.random.default_rng(0).integers(0, 300, 11)
 
@@ -38,7 +41,7 @@ def write_folder(
     manifest = Manifest(
         dtype="uint16" if token_dtype(vocab_size).itemsize == 2 else "uint32",
         vocab_size=vocab_size,
-        tokenizer_sha256="0",
+        tokenizer_sha256="0" * 64,
         source_sha256="1",
         train=write_split("train"),
         val=write_split("val"),
@@ -141,3 +144,47 @@ def test_a_missing_or_damaged_manifest_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="manifest.json: damaged") as error:
             open_split(tmp_path, "train")
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"dtype": "uint16"', '"dtype": "uint32"'),
+        ('"vocab_size": 300', '"vocab_size": 0'),
+        ('"vocab_size": 300', '"vocab_size": 70000'),
+        ('"tokens": 11', '"tokens": 12'),
+        ('"tokens": 11', '"tokens": -11'),
+        ('"bytes": 8', '"bytes": 9'),
+        ('"utf8_bytes": 99', '"utf8_bytes": -99'),
+        ('"name": "train-00000.bin"', '"name": "../train-00000.bin"'),
+        ('"tokenizer_sha256": "0', '"tokenizer_sha256": "g'),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_damaged(tmp_path: Path, old: str, new: str) -> None:
+    write_folder(tmp_path)
+    path = tmp_path / MANIFEST_FILE
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match="manifest.json: damaged; run `dvc repro -f tokenize`"):
+        load_manifest(tmp_path)
+
+
+def test_a_split_without_shards_is_damaged(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = tmp_path / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    values["val"] |= {"shards": [], "tokens": 0}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="manifest.json: damaged"):
+        open_split(tmp_path, "val")
+
+
+def test_only_the_tokenizer_that_made_the_shards_is_opened(tmp_path: Path, tiny_tokens: Path) -> None:
+    shutil.copytree(tiny_tokens, tmp_path / "char")
+    tokenizer = open_tokenizer(tmp_path / "char")
+    characters = "".join(tokenizer.characters)  # type: ignore[attr-defined]
+    swapped = characters.translate(str.maketrans("ab", "ba"))
+    CharTokenizer(swapped, end_of_text=True).save(tmp_path / "char")
+    with pytest.raises(UserError, match=r"tokenizer.json: not the tokenizer that made the shards; run `dvc"):
+        open_tokenizer(tmp_path / "char")

@@ -23,6 +23,7 @@ from pipeline.model.build import build_gpt
 from pipeline.model.load import load_model
 from pipeline.optim.build import build_schedule
 from pipeline.storage.checksums import sha256_file
+from pipeline.tokens.tokenizers import CharTokenizer, load_tokenizer
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted, Trainer
 from tests import tiny
@@ -130,6 +131,20 @@ def test_a_run_with_nothing_but_damaged_checkpoints_is_not_started_over(runs: Ru
     with pytest.raises(UserError, match=r"step-000000014/optimizer.safetensors: not what was saved; restore"):
         runs()
     assert {path: path.stat().st_mtime_ns for path in runs.only().rglob("*") if path.name != "lock"} == before
+
+
+def test_a_changed_tokenizer_is_refused_also_by_a_finished_run(runs: Runs, tmp_path: Path) -> None:
+    """Else its model would be published with letters that mean others."""
+    tokens = tmp_path / "tokens"
+    shutil.copytree(runs.tokens, tokens)
+    finished = Runs(tokens, runs.folder)
+    finished("train.max_iters=1")
+    characters = "".join(load_tokenizer(tokens).characters)  # type: ignore[attr-defined]
+    swapped = characters.translate(str.maketrans("et", "te"))
+    assert swapped != characters
+    CharTokenizer(swapped, end_of_text=True).save(tokens)
+    with pytest.raises(UserError, match="tokenizer.json: not the tokenizer that made the shards"):
+        finished("train.max_iters=1")
 
 
 @pytest.mark.parametrize(("saved", "folder"), [("best", "best"), ("last", "step-*")])
