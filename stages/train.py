@@ -10,7 +10,7 @@ from pipeline.config.params import load_params
 from pipeline.config.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
 from pipeline.storage.files import write_json
 from pipeline.tokens.prompt import encode_prompt
-from pipeline.tokens.shards import load_manifest, open_tokenizer
+from pipeline.tokens.shards import open_tokenizer
 from pipeline.train.fit import fit
 from pipeline.train.loop import Interrupted
 
@@ -18,7 +18,6 @@ from pipeline.train.loop import Interrupted
 def main(overrides: Overrides = None) -> None:
     """Train, then write the model, the log and the metrics to results/."""
     params = load_params(overrides or [])
-    load_manifest(tokens_folder(params))
     # Refuse a prompt that the sample stage cannot encode now, not after a long training.
     encode_prompt(params.sample.start, open_tokenizer(tokens_folder(params)))
     try:

@@ -87,7 +87,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
         Command("bench", "measure: make bench WHAT=nanogpt, fork, interop or variants"),
         Command("doctor", "versions, device and changed parameters, for a bug report", "pipeline.cli.doctor"),
-        Command("clean", "remove results/; `make repro` makes them again"),
+        Command("clean", "remove results/; `make repro` makes it again"),
     ),
     "The stages, one at a time": (
         Command("download", "bring the dataset's text to data/<dataset>/raw/", "stages.download", make=None),

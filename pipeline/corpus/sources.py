@@ -17,14 +17,13 @@ from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
-from pipeline.config.validation import Section, read_yaml, suggest, validate
+from pipeline.config.validation import Section, Sha256, read_yaml, suggest, validate
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
 from pipeline.corpus.fetch import fetch
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import replacing_folder, write_text
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from pipeline.config.errors import UserError
-from pipeline.config.validation import Section
+from pipeline.config.validation import Section, Sha256
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
@@ -27,21 +27,17 @@ REMEDY = "run `dvc repro -f tokenize` to write it again"
 SplitName = Literal["train", "val"]
 
 
-Count = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
 class Shard(Section):
     name: Annotated[str, Field(pattern=r"^(train|val)-\d{5,}\.bin$")]
-    tokens: Count
-    bytes: Count
+    tokens: NonNegativeInt
+    bytes: NonNegativeInt
     sha256: Sha256
 
 
 class SplitManifest(Section):
-    tokens: Count
-    documents: Count = Field(description="documents that end in this split")
-    utf8_bytes: Count = Field(description="bytes of the text, for bits per byte")
+    tokens: NonNegativeInt
+    documents: NonNegativeInt = Field(description="documents that end in this split")
+    utf8_bytes: NonNegativeInt = Field(description="bytes of the text, for bits per byte")
     shards: Annotated[list[Shard], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -55,7 +51,7 @@ class Manifest(Section):
     """What a folder of shards holds. A shard that is not listed here is ignored."""
 
     dtype: Literal["uint16", "uint32"]
-    vocab_size: Annotated[int, Field(ge=1)]
+    vocab_size: PositiveInt
     tokenizer_sha256: Sha256
     source_sha256: str = Field(description="fingerprint of the raw text")
     train: SplitManifest

@@ -112,21 +112,16 @@ class Run:
         Newer ones that are damaged are set aside, with a message. Raises UserError, and changes nothing, if
         all are damaged, or if the best model is, which continuing needs.
         """
-        problems = {}
-        for checkpoint in reversed(self._checkpoints()):
-            problem = damage(checkpoint)
-            if problem is None:
-                break
-            problems[checkpoint] = problem
-        else:
-            if problems:
-                checkpoint, problem = next(iter(problems.items()))
-                raise self._damaged(checkpoint, problem)
+        checkpoint = self.newest()
+        damaged = [folder for folder in self._checkpoints() if checkpoint is None or folder > checkpoint]
+        if checkpoint is None:
+            if damaged:
+                raise self._damaged(damaged[-1], str(damage(damaged[-1])))
             return None
         if problem := damage(self.best):
             raise self._damaged(self.best, problem)
-        for folder, problem in problems.items():
-            aside = folder.with_suffix(DAMAGED)
+        for folder in damaged:
+            problem, aside = damage(folder), folder.with_suffix(DAMAGED)
             if aside.exists():
                 _remove(aside)
             folder.rename(aside)
@@ -197,11 +192,13 @@ def _without_comments(path: Path) -> str:
     """A module's tokens without comments and docstrings, which determine no step."""
     with tokenize.open(path) as file:
         tokens = [token for token in generate_tokens(file.readline) if token.type not in (COMMENT, NL)]
-    words, begins = [], True
+    words: list[str] = []
+    begins, skip = True, False
     for token, following in pairwise(tokens):
         alone = begins and token.type == STRING and following.type == NEWLINE
-        words.append("" if alone else BLOCK.get(token.type, token.string))
-        begins = token.type in (NEWLINE, INDENT, DEDENT)
+        if not alone and not skip:
+            words.append(BLOCK.get(token.type, token.string))
+        begins, skip = token.type in BLOCK, alone  # the end of a docstring's line goes with it
     return " ".join(words)
 
 

@@ -40,7 +40,7 @@ def check_name(name: str) -> None:
 
 def check_kept(name: str) -> None:
     """Raise UserError if the model `name` is the trained one, which DVC removes before it trains the next."""
-    if MODEL.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+    if Path(name).resolve().is_relative_to(MODEL.resolve()):
         raise UserError(
             f"model {name}: training replaces this folder; copy it (mkdir -p saved && cp -r {MODEL} "
             "saved/mine) and name the copy"

@@ -104,3 +104,10 @@ def stopped_at_each(runs: Runs, steps: list[int], *overrides: str) -> FittedRun:
         newest = sorted(runs.only().glob("step-*"))[-1]
         assert newest.name == f"step-{step:09d}"
     return runs(*overrides)
+
+
+def flip_a_bit(path: Path) -> None:
+    """Damage a file where its content ends: in a tensor, not in a header."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)

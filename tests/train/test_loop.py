@@ -30,6 +30,7 @@ from tests import tiny
 from tests.train.dying import DiesAfter, Killed
 from tests.train.runs import (
     Runs,
+    flip_a_bit,
     log_of,
     outcome,
     stop_at,
@@ -99,12 +100,6 @@ def test_a_kill_at_any_moment_changes_nothing(runs: Runs, monkeypatch: pytest.Mo
     assert moment > 25
 
 
-def flip_last_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_damaged_checkpoint_changes_nothing(runs: Runs) -> None:
     uninterrupted = outcome(runs.elsewhere("uninterrupted")())
     with pytest.MonkeyPatch.context() as patched:
@@ -113,7 +108,7 @@ def test_a_damaged_checkpoint_changes_nothing(runs: Runs) -> None:
             runs()
     checkpoints = sorted(runs.only().glob("step-*"))
     assert [path.name for path in checkpoints] == ["step-000000012", "step-000000014"]
-    flip_last_bit(checkpoints[1] / "model.safetensors")
+    flip_a_bit(checkpoints[1] / "model.safetensors")
     said: list[str] = []
     assert outcome(runs(say=said.append)) == uninterrupted
     assert said[0].endswith("/model.safetensors: not what was saved; set aside as step-000000014.damaged")
@@ -126,7 +121,7 @@ def test_a_run_with_nothing_but_damaged_checkpoints_is_not_started_over(runs: Ru
         with pytest.raises(Interrupted):
             runs()
     for path in runs.only().glob("step-*"):
-        flip_last_bit(path / "optimizer.safetensors")
+        flip_a_bit(path / "optimizer.safetensors")
     before = {path: path.stat().st_mtime_ns for path in runs.only().rglob("*") if path.name != "lock"}
     with pytest.raises(UserError, match=r"step-000000014/optimizer.safetensors: not what was saved; restore"):
         runs()
@@ -155,11 +150,11 @@ def test_a_finished_run_is_published_from_what_is_whole(
     runs(keep).publish_model(tmp_path / "model")
     weights = (tmp_path / "model/model.safetensors").read_bytes()
     (checkpoint,) = runs.only().glob("step-*")
-    flip_last_bit(checkpoint / "optimizer.safetensors")
+    flip_a_bit(checkpoint / "optimizer.safetensors")
     runs(keep).publish_model(tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == weights
     (source,) = runs.only().glob(folder)
-    flip_last_bit(source / "model.safetensors")
+    flip_a_bit(source / "model.safetensors")
     with pytest.raises(UserError, match=r"/model.safetensors: not what was saved; restore it from a copy"):
         runs(keep)
     assert (runs.only() / "finished.json").exists() and (runs.only() / "log.csv").exists()

@@ -21,6 +21,7 @@ from tests import tiny
 from tests.stages.test_dvc_yaml import STAGES
 from tests.test_architecture import imports
 from tests.train.dying import DiesAfter, Killed
+from tests.train.runs import flip_a_bit
 
 
 def quiet(text: str) -> None:
@@ -45,12 +46,6 @@ def run(tmp_path: Path) -> Run:
         for step in (10, 20, 30):
             run.save(step, writing(str(step)))
     return run
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[0] ^= 1
-    path.write_bytes(content)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -229,6 +224,12 @@ def test_key_depends_on_the_training_code(tmp_path: Path, monkeypatch: pytest.Mo
         before, path = run_key(data="a"), copy / name
         path.write_text(path.read_text().replace('"""', '"""Put differently: ', 1) + "# a comment\n")
         assert run_key(data="a") == before, f"{name}: words determine no step"
+        path.write_text(path.read_text() + "def added() -> None:\n    pass\n")
+        before = run_key(data="a")
+        path.write_text(
+            path.read_text().replace("added() -> None:\n", 'added() -> None:\n    """Says more."""\n')
+        )
+        assert run_key(data="a") == before, f"{name}: nor do words where there were none"
         path.write_text(path.read_text() + "CHANGED = 1\n")
         assert (run_key(data="a") != before) == matters, name
 
