@@ -6,6 +6,7 @@ from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import raw_folder
 from pipeline.corpus.sources import load_spec, write_raw
+from pipeline.storage.lock import writing
 
 
 def main(overrides: Overrides = None) -> None:
@@ -13,7 +14,8 @@ def main(overrides: Overrides = None) -> None:
     params = load_params(overrides or [])
     spec = load_spec(params.data.dataset)
     raw = raw_folder(params)
-    write_raw(spec, raw)
+    with writing(raw):
+        write_raw(spec, raw)
     print(f"{raw}: {spec.source.contents(raw)}")
 
 

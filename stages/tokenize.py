@@ -7,6 +7,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import raw_folder, tokens_folder
 from pipeline.corpus.sources import load_spec
+from pipeline.storage.lock import writing
 from pipeline.tokens.write_shards import tokenize
 from pipeline.weights.open import open_model
 
@@ -22,9 +23,10 @@ def main(overrides: Overrides = None) -> None:
     if settings.name == "pretrained":
         assert settings.model is not None, "params.yaml was checked"
         pretrained = open_model(settings.model).tokenizer()
-    manifest = tokenize(
-        raw, spec.split, settings.name, settings.vocab_size, params.data.shard_tokens, folder, pretrained
-    )
+    with writing(folder):
+        manifest = tokenize(
+            raw, spec.split, settings.name, settings.vocab_size, params.data.shard_tokens, folder, pretrained
+        )
     print(
         f"{folder}: {manifest.train.tokens:,} train and {manifest.val.tokens:,} val tokens, "
         f"{manifest.vocab_size:,} in the vocabulary"

@@ -47,8 +47,10 @@ def check_room_beside(folder: Path) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it replaces `folder` when the block ends without an error.
 
-    Raises UserError if the folder cannot be created.
+    If `folder` is a link, as to a larger disk, the folder that it points to is replaced. Raises UserError if
+    the folder cannot be created.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

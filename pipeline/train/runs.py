@@ -6,10 +6,8 @@ run or reuses a finished one; another key starts a new run. `Run` describes the 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tokenize
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.paths import RUN_FILE
 from pipeline.storage.checksums import damage, save_folder
 from pipeline.storage.files import write_json
+from pipeline.storage.lock import locked
 from pipeline.weights.model_folder import WEIGHTS_FILE
 
 PACKAGE = Path(__file__).parents[1]
@@ -80,18 +79,11 @@ class Run:
     @contextmanager
     def locked(self, announce: Callable[[str], None]) -> Iterator[None]:
         """Hold the run's lock. If another process has it, call `announce` with a message, then wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                pid = file.read().strip() or "unknown"
-                announce(f"process {pid} is training this run; waiting for it (to stop it: kill {pid})")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+
+        def busy(pid: str) -> None:
+            announce(f"process {pid} is training this run; waiting for it (to stop it: kill {pid})")
+
+        with locked(self.folder / "lock", busy):
             self._recover()
             yield
 
