@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
-from pipeline.config.paths import LOG, METRICS, MODEL, runs_folder, tokens_folder
-from pipeline.storage.files import write_json
+from pipeline.config.paths import LOG, METRICS, MODEL, RECORD, runs_folder, tokens_folder
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import open_tokenizer
 from pipeline.train.fit import fit
@@ -24,12 +22,9 @@ def main(overrides: Overrides = None) -> None:
         fitted = fit(
             params, tokens_folder(params), runs_folder(), say=lambda text: print(text, file=sys.stderr)
         )
-    except Interrupted:
-        sys.exit(130)
-    fitted.publish_model(MODEL)
-    LOG.unlink(missing_ok=True)  # it may be a link into DVC's cache
-    shutil.copy(fitted.run.log, LOG)
-    write_json(METRICS, fitted.metrics)
+    except Interrupted as error:
+        sys.exit(error.status)
+    fitted.publish(MODEL, LOG, METRICS, RECORD)
     loss, bpb, steps = fitted.metrics["val_loss"], fitted.metrics["val_bpb"], fitted.metrics["steps"]
     print(f"{METRICS}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte, after {steps:,} steps")
     print(f"{LOG}: the curve\n{MODEL}: the {fitted.metrics['saved']} model")

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from pipeline.config.errors import UserError
-from pipeline.config.params import Runtime
 from pipeline.model.load import load_model
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.device import autocast, peak_flops, use_device
@@ -46,11 +45,11 @@ def on_cpu(runs: Runs) -> torch.Tensor:
 
 
 def test_auto_finds_the_gpu() -> None:
-    device = use_device(Runtime(device="auto", compile=False, threads=None, checkpoint_interval=None))
+    device = use_device(tiny.params("runtime.device=auto").runtime)
     assert device.type == DEVICE
     assert peak_flops(device, "bfloat16") > 1e12
     with pytest.raises(UserError, match="usable CUDA GPUs"):
-        use_device(Runtime(device="cuda:99", compile=False, threads=None, checkpoint_interval=None))
+        use_device(tiny.params("runtime.device=cuda:99").runtime)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

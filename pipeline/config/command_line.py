@@ -79,7 +79,8 @@ def new_app(**settings: Any) -> typer.Typer:
 def run_app(app: typer.Typer, name: str | None = None) -> None:
     """Run the command line, with `name` as the program's name in its help, and exit.
 
-    After a user's mistake, stderr has one line and the exit status is 2. After Ctrl-C the status is 130.
+    After a user's mistake, stderr has one line and the exit status is that of the error, usually 2. After
+    Ctrl-C the status is 130.
     """
     command: Any = get_command(app)
     from_make = bool(os.environ.pop(FROM_MAKE, ""))
@@ -92,7 +93,7 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
         status = command.main(arguments, prog_name=name, standalone_mode=False)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 class UserError(ValueError):
     """A mistake in the user's input: one line naming the field, the value and the remedy.
 
-    Stages print it on stderr without a traceback and exit with status 2.
+    Commands print it on stderr without a traceback and exit with `status`.
     """
+
+    status = 2
 
 
 @contextmanager

@@ -71,6 +71,9 @@ class Train(Section):
     beta1: Fraction = Field(description="AdamW: decay of the running mean of the gradient")
     beta2: Fraction = Field(description="AdamW: decay of the running mean of its square")
     grad_clip: float = Field(ge=0, description="largest gradient norm; 0.0: no limit")
+    skip_nonfinite_steps: int = Field(
+        ge=0, description="leave out so many steps whose loss or gradient is not finite before stopping"
+    )
     decay_lr: bool = Field(description="warm up, then decay along a cosine; false: keep learning_rate")
     warmup_iters: int = Field(ge=0, description="steps of linear warmup")
     lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
@@ -111,6 +114,12 @@ class Runtime(Section):
     )
     checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(
         description="steps between checkpoints; blank: train.eval_interval"
+    )
+    keep_checkpoints: int = Field(
+        ge=2, description="newest checkpoints that are kept, besides the best model"
+    )
+    keep_every: Annotated[int, Field(ge=1)] | None = Field(
+        description="steps between checkpoints that are kept for good; blank: none"
     )
 
 

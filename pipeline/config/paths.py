@@ -12,6 +12,7 @@ RESULTS = Path("results")
 MODEL = RESULTS / "model"
 CHECKED = RESULTS / "checked"
 CHECKED_TOKENS = RESULTS / "checked-tokens.json"
+RECORD = RESULTS / "run.json"  # facts of the run, and the checksums of model, log and metrics
 METRICS = RESULTS / "metrics.json"
 LOG = RESULTS / "log.csv"
 BASELINES = RESULTS / "baselines"

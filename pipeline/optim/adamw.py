@@ -24,7 +24,11 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        """Each group is a dict with `params`, and may override the other arguments."""
+        """Each group is a dict with `params`, and may override the other arguments.
+
+        `found_inf` is None, or a scalar tensor on the parameters' device: at 1.0 a step changes nothing.
+        """
+        self.found_inf: torch.Tensor | None = None
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -52,6 +56,7 @@ class AdamW(torch.optim.Optimizer):
                 [],
                 [state["step"] for state in states],
                 fused=True,
+                found_inf=self.found_inf,
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,

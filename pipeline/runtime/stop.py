@@ -1,32 +1,45 @@
-"""Stopping cleanly between two steps on Ctrl-C or SIGTERM."""
+"""Stopping cleanly between two steps: on Ctrl-C, SIGTERM, a closed terminal, or when DVC is gone."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
-def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C or SIGTERM has arrived.
+def stop_requested() -> Iterator[Callable[[], int | None]]:
+    """Yields a function that tells which signal of SIGNALS has arrived; None if none has.
 
     The first signal only sets this flag. It also restores the previous handlers, so a second signal acts at
-    once.
+    once. A signal that is ignored, as SIGHUP is under nohup, stays ignored. A stage whose DVC process has
+    ended counts as told to stop by SIGTERM: who killed DVC meant the stage.
     """
-    requested = False
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    requested: int | None = None
+    parent = os.getppid() if "DVC_STAGE" in os.environ else None
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
-    def request(*_: object) -> None:
-        nonlocal requested
-        requested = True
+    def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+    def request(number: int, _: object) -> None:
+        nonlocal requested
+        requested = number
+        restore()
+
+    def arrived() -> int | None:
+        if requested is None and parent not in (None, os.getppid()):
+            return int(signal.SIGTERM)
+        return requested
 
     for number in previous:
         signal.signal(number, request)
     try:
-        yield lambda: requested
+        yield arrived
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()

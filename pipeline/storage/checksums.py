@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from pipeline.config.errors import UserError
 from pipeline.storage.files import replacing_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
+REMEDY = "run `dvc repro -f train` to publish them again"
 
 
 def sha256_file(path: Path) -> str:
@@ -70,3 +73,25 @@ def damage(folder: Path, *names: str) -> str | None:
     except OSError as error:
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     return None
+
+
+def write_record(path: Path, facts: dict[str, Any], files: Iterable[Path]) -> None:
+    """Write a JSON file of facts and of the checksums of `files`, which belong together."""
+    write_json(path, {**facts, "files": {str(file): sha256_file(file) for file in files}})
+
+
+def check_recorded(path: Path, *files: Path) -> dict[str, Any]:
+    """The facts in a record. Raises UserError unless `files` are those it was written for."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, str] = record["files"]
+        for file in files:
+            if sha256_file(file) != known.get(str(file)):
+                raise UserError(f"{file}: not of the run that {path} records; {REMEDY}")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing, so the results are not whole; {REMEDY}") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a record of results; {REMEDY}") from None
+    return record

@@ -3,49 +3,70 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from pipeline.storage.files import write_text
 from pipeline.track.tracker import COLUMNS, Row
 
 
 class CsvLog:
-    """Appends rows to a CSV file. First drops rows after `step`, which a resumed run will write again.
+    """Appends rows to a CSV file, which a resumed run finds as it was at its checkpoint.
 
-    A new figure adds a column.
+    A new figure adds a column. A second row of a step completes the first.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._columns = list(COLUMNS)
-        kept = []
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                complete = [line for line in file if line.endswith("\n")]
-            kept = [row for row in csv.DictReader(complete) if row["step"] and int(row["step"]) <= step]
-            if kept:
-                self._columns = list(kept[0])
-        self._rewrite(kept)
+        self._last_step = ""
+        rows = self._read() if path.exists() else []
+        if rows:
+            self._columns = list(rows[0])
+        self._file: TextIO
+        self._rewrite(rows)
 
     def log(self, row: Row) -> None:
         new = [name for name in row if name not in self._columns]
-        if new:
+        if new or str(row["step"]) == self._last_step:
             self._file.close()
-            with self._path.open(encoding="utf-8", newline="") as file:
-                kept = list(csv.DictReader(file))
+            rows = self._read()
             self._columns += new
-            self._rewrite(kept)
-        self._writer.writerow([_short(row.get(name)) for name in self._columns])
-        self._file.flush()
+            earlier = rows.pop() if rows and rows[-1]["step"] == str(row["step"]) else {}
+            self._rewrite([*rows, earlier | {name: _short(row[name]) for name in row}])
+        else:
+            self._file.write(_line([_short(row.get(name)) for name in self._columns]))
+            self._file.flush()
+        self._last_step = str(row["step"])
 
     def close(self) -> None:
         self._file.close()
 
+    def _read(self) -> list[dict[str, str]]:
+        with self._path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        lines = [",".join(row.get(name) or "" for name in self._columns) for row in rows]
-        write_text(self._path, "\n".join([",".join(self._columns), *lines]) + "\n")
+        write_text(self._path, format_rows(rows, self._columns))
+        self._last_step = rows[-1]["step"] if rows else ""
         self._file = self._path.open("a", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+
+
+def format_rows(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
+    """The content of a log with these rows."""
+    return "".join([_line(columns), *(_line([row.get(name) or "" for name in columns]) for row in rows)])
+
+
+def without_val_loss(row: Mapping[str, str]) -> dict[str, str] | None:
+    """The row of a step that is not evaluated; None if there would be no row."""
+    rest = {**row, "val_loss": ""}
+    measured = [name for name in rest if name not in ("step", "tokens", "lr") and rest[name]]
+    return rest if measured or row["step"] == "0" else None
+
+
+def _line(cells: Sequence[str]) -> str:
+    return ",".join(cells) + "\n"
 
 
 def _short(value: float | int | None) -> str:

@@ -13,7 +13,7 @@ from pipeline.track.tracker import Row, Tracker
 
 def open_trackers(log: Path, params: Params, step: int) -> Trackers:
     """The trackers of a run that continues at `step`: a CSV log and the screen."""
-    return Trackers([CsvLog(log, step)], Console(params.train.max_iters, step))
+    return Trackers([CsvLog(log)], Console(params.train.max_iters, step))
 
 
 class Trackers:

@@ -11,9 +11,9 @@ Row = Mapping[str, float | int | None]
 
 
 class Tracker(Protocol):
-    """Takes one row per log step: COLUMNS, and any further figures that the model reports.
+    """Takes one row per log step: of COLUMNS and any further figures of the model, those that were measured.
 
-    None means "not measured at this step".
+    The last step may come twice; the second row completes the first.
     """
 
     def log(self, row: Row) -> None: ...

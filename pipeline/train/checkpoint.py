@@ -1,9 +1,10 @@
-"""A checkpoint: the weights, the optimizer's state and the progress of a run, in one folder."""
+"""A checkpoint: the weights, the optimizer's state, the progress and the log of a run, in one folder."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,16 +14,17 @@ from safetensors.torch import load_file, save_file
 from pipeline.model.gpt import GPT
 from pipeline.model.load import load_weights
 from pipeline.optim.state import load_named_state, named_state
-from pipeline.storage.files import write_json
+from pipeline.storage.files import write_json, write_text
 from pipeline.weights.model_folder import WEIGHTS_FILE, Weights, save_weights
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+LOG_FILE = "log.csv"
 
 
 @dataclass
 class Interval:
-    """Sums since the last log row. `reports` counts how often each figure was reported."""
+    """Sums since the last training loss in the log. `reports` counts how often each figure was reported."""
 
     loss: float = 0.0
     steps: int = 0
@@ -37,32 +39,78 @@ class TrainState:
 
     step: int = 0
     seconds: float = 0.0
-    best_step: int = 0
-    best_val_loss: float = math.inf
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, validation loss)
+    skipped: int = 0  # steps left out because they were not finite
     grad_norm: float | None = None
     scaler: dict[str, float] = field(default_factory=dict)
     interval: Interval = field(default_factory=Interval)
 
+    @property
+    def best(self) -> tuple[int, float]:
+        """Step and loss of the first best evaluation."""
+        return min(self.evaluations, key=lambda evaluation: evaluation[1], default=(-1, math.inf))
 
-def save_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """Write a checkpoint into `folder`, which exists and is empty."""
-    save_weights(model.state_dict(), folder)
-    save_file(named_state(optimizer), folder / OPTIMIZER_FILE)
-    write_json(folder / STATE_FILE, asdict(state))
+
+class Snapshot:
+    """Copies of a training's tensors in the CPU's memory, which is used again for the next one.
+
+    So a checkpoint can be written while training goes on.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[str, torch.Tensor] = {}
+
+    def take(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies of `tensors`, valid until the next call."""
+        for name, tensor in tensors.items():
+            copy = self._copies.get(name)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            copy.copy_(tensor.detach())
+        return {name: self._copies[name] for name in tensors}
+
+
+def checkpoint_writer(
+    snapshot: Snapshot, model: GPT, optimizer: torch.optim.Optimizer, state: TrainState, log: str
+) -> Callable[[Path], None]:
+    """A function that writes the checkpoint of this moment into a folder, which exists and is empty."""
+    weights = snapshot.take(model.state_dict())
+    moments = snapshot.take(named_state(optimizer))
+    progress = asdict(state)
+
+    def write(folder: Path) -> None:
+        save_weights(weights, folder)
+        save_file(moments, folder / OPTIMIZER_FILE)
+        write_json(folder / STATE_FILE, progress)
+        write_text(folder / LOG_FILE, log)
+
+    return write
 
 
 def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState:
     """Restore the model and the optimizer, and return the progress."""
     load_weights(model, Weights(folder / WEIGHTS_FILE))
     load_named_state(optimizer, load_file(folder / OPTIMIZER_FILE))
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> TrainState:
+    """The progress at a checkpoint."""
     values = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    return TrainState(**values | {"interval": Interval(**values["interval"])})
+    values["interval"] = Interval(**values["interval"])
+    values["evaluations"] = [(step, loss) for step, loss in values["evaluations"]]
+    return TrainState(**values)
 
 
-def save_best(folder: Path, model: GPT, step: int, val_loss: float) -> None:
-    """Write the weights of the best model so far into `folder`, with the step and loss they were kept for."""
-    save_weights(model.state_dict(), folder)
-    write_json(folder / STATE_FILE, {"step": step, "val_loss": val_loss})
+def best_writer(snapshot: Snapshot, model: GPT, step: int, val_loss: float) -> Callable[[Path], None]:
+    """A function that writes the weights of this moment into a folder, with step and validation loss."""
+    weights = snapshot.take(model.state_dict())
+
+    def write(folder: Path) -> None:
+        save_weights(weights, folder)
+        write_json(folder / STATE_FILE, {"step": step, "val_loss": val_loss})
+
+    return write
 
 
 def load_best(folder: Path, model: GPT) -> None:

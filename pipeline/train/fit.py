@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,35 @@ from pipeline.config.params import Params
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
 from pipeline.runtime.device import use_device
-from pipeline.storage.files import replacing_folder
+from pipeline.storage.checksums import damage, write_record
+from pipeline.storage.files import replacing_folder, write_json, write_text
+from pipeline.storage.lock import writing
 from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import Manifest, load_manifest, open_split, open_tokenizer
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer
 from pipeline.track.open import open_trackers
+from pipeline.train.checkpoint import LOG_FILE, best_step, read_state
+from pipeline.train.earlier import (
+    Origin,
+    continue_from,
+    find_continued,
+    find_origin,
+    find_run_of_other_code,
+)
+from pipeline.train.identity import Identity, code_of_steps
 from pipeline.train.init_from import Start
 from pipeline.train.loop import Data, Interrupted, Probe, Trainer
 from pipeline.train.metrics import final_metrics
-from pipeline.train.runs import Run, run_key
+from pipeline.train.runs import Keep, Run
 from pipeline.weights.model_folder import WEIGHTS_FILE, save_config
 
 
 def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:
-    """Train the model that the parameters describe, continuing an interrupted run if there is one.
+    """Train the model that the parameters describe, from the furthest point that earlier work has reached.
 
-    Raises UserError for invalid parameters or data before the first step, and for a loss that is not finite.
-    Raises Interrupted, after saving a checkpoint, when a signal asks to stop.
+    That is the end, for a finished run; the run's own newest checkpoint; or one of another run that took the
+    same steps. Raises UserError for invalid parameters or data before the first step, NotFinite for a loss or
+    a gradient that is not finite, and Interrupted, after saving a checkpoint, when a signal asks to stop.
     """
     params.check_sections()
     manifest = load_manifest(tokens_folder)
@@ -43,26 +56,30 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     probe = _zeroshot_probe(params, tokenizer, device) if params.log.zeroshot_interval else None
 
     settings = params.train.model_dump() | {"init_from": start.weights or "scratch"}
-    key = run_key(data=manifest.fingerprint, model=start.config.with_derived(), train=settings)
-    run = Run(runs_folder / key)
-    fitted = FittedRun(run, start.config, tokens_folder)
+    identity = Identity(manifest.fingerprint, start.config.with_derived(), settings, code_of_steps())
+    identity, origin = _choose(identity, params, runs_folder, say)
+    keep = Keep(params.runtime.keep_checkpoints, params.runtime.keep_every)
+    run = Run(runs_folder / identity.key, keep)
     with run.locked(say):
-        if run.metrics() is not None:
-            run.kept(fitted.metrics["saved"])
+        metrics = run.metrics(say)
+        if metrics is not None:
+            run.kept(metrics)
             say(f"{run.folder}: already finished, nothing to train")
-            return fitted
+            return FittedRun(run, metrics, start.config, tokens_folder)
         checkpoint = run.resume_from(say)
-        if checkpoint is None and params.train.init_from == "resume":
-            raise UserError(
-                f"train.init_from = resume: no checkpoint in {run.folder}; set train.init_from = scratch, "
-                "which also continues an interrupted run with the same parameters"
-            )
+        if checkpoint is None:
+            origin = origin or find_origin(identity, runs_folder, say)
+            run.begin(_description(start, identity, tokens_folder, manifest, origin), say)
+            if origin is not None:
+                continue_from(origin, run)
+                checkpoint = run.resume_from(say)
         trainer = Trainer(start.build().to(device), params, data, run, device, probe)
         if checkpoint:
             trainer.load(checkpoint)
-            say(f"{checkpoint}: continuing after step {trainer.state.step:,}")
+            say(
+                f"{origin.checkpoint if origin else checkpoint}: continuing after step {trainer.state.step:,}"
+            )
         else:
-            run.begin(_description(start, settings, tokens_folder, manifest))
             say(f"{run.folder}: training {trainer.model.num_params():,} parameters on {device}")
         with open_trackers(run.log, params, trainer.state.step) as trackers:
             try:
@@ -71,33 +88,88 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
                 step = trainer.state.step
                 trackers.note(f"{run.folder}: stopped after step {step:,}; run the same command to continue")
                 raise
-        about = {"run": key, "data": manifest.fingerprint, "start": start.weights, "init_from": start.name}
-        run.finish(final_metrics(trainer, params) | about)
-    return fitted
+        about = {"run": identity.key, "data": manifest.fingerprint, "start": start.weights}
+        metrics = final_metrics(trainer, params) | about | {"init_from": start.name}
+        run.finish(metrics)
+    return FittedRun(run, metrics, start.config, tokens_folder)
 
 
+@dataclass(frozen=True)
 class FittedRun:
-    """A finished run, whose model can be published."""
+    """A finished run, whose results can be published."""
 
-    def __init__(self, run: Run, config: GPTConfig, tokens_folder: Path) -> None:
-        self.run = run
-        self._config = config
-        self._tokens_folder = tokens_folder
+    run: Run
+    metrics: dict[str, Any]
+    config: GPTConfig
+    tokens_folder: Path
 
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        metrics = self.run.metrics()
-        assert metrics is not None, "metrics exist only for a finished run"
-        return metrics
+    def publish(self, model: Path, log: Path, metrics: Path, record: Path) -> None:
+        """Write the model to a folder, the log and the metrics to files, and then the record of them.
+
+        The record has what is known of the run, and the checksums of the other files: results without it, or
+        that differ from it, are not those of one run.
+        """
+        about = json.loads(self.run.about.read_text(encoding="utf-8"))
+        with writing(model):
+            record.unlink(missing_ok=True)
+            self.publish_model(model)
+            write_text(log, (self.run.finished / LOG_FILE).read_text(encoding="utf-8"))
+            write_json(metrics, self.metrics)
+            files = [*sorted(path for path in model.iterdir() if path.is_file()), log, metrics]
+            write_record(record, {"run": self.run.folder.name, **about}, files)
 
     def publish_model(self, folder: Path) -> None:
         """Write the best or last weights, as the parameters say, with config and tokenizer to `folder`."""
         # Locked, because another process that waited for this run publishes it too.
         with self.run.locked(announce=lambda _: None), replacing_folder(folder) as temporary:
-            source = self.run.kept(self.metrics["saved"])
+            source = self.run.kept(self.metrics)
             shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-            shutil.copyfile(self._tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
-            save_config(self._config, temporary)
+            shutil.copyfile(self.tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
+            save_config(self.config, temporary)
+
+
+def _choose(
+    identity: Identity, params: Params, runs_folder: Path, say: Callable[[str], None]
+) -> tuple[Identity, Origin | None]:
+    """The run to begin or to continue; with the checkpoint of an earlier one if other code trained that.
+
+    Raises UserError for `train.init_from = resume` without anything to continue.
+    """
+    own = Run(runs_folder / identity.key)
+    if own.finished.exists() or own.checkpoints():
+        return identity, None
+    continued = find_continued(identity, runs_folder)
+    earlier = find_run_of_other_code(identity, runs_folder)
+    if params.train.init_from != "resume":
+        if earlier is not None:
+            run, changed = earlier
+            say(
+                f"{run.folder} is this run by other code, and is kept; training from the start, because of "
+                f"{_some(changed)}; to continue it instead: train.init_from = resume"
+            )
+        return identity, None
+    if continued is not None:
+        return continued, None
+    if earlier is None:
+        if find_origin(identity, runs_folder, lambda _: None) is not None:
+            return identity, None
+        raise UserError(
+            f"train.init_from = resume: no checkpoint in {own.folder}; set train.init_from = scratch, "
+            "which also continues an interrupted run with the same parameters"
+        )
+    run, _ = earlier
+    mixed = replace(identity, after=run.folder.name)
+    checkpoint = run.newest()
+    assert checkpoint is not None, "it was found by its checkpoint"
+    state = read_state(checkpoint)
+    best = run.best if damage(run.best) is None and best_step(run.best) == state.best[0] else None
+    if best is None and state.best[0] != state.step:
+        raise UserError(f"{run.best}: not the best model at {checkpoint}; set train.init_from = scratch")
+    return mixed, Origin(run, checkpoint, state, best)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")
 
 
 def _open_data(tokens_folder: Path, block_size: int, tokenizer: Tokenizer) -> Data:
@@ -108,15 +180,17 @@ def _open_data(tokens_folder: Path, block_size: int, tokenizer: Tokenizer) -> Da
 
 
 def _description(
-    start: Start, settings: dict[str, Any], tokens_folder: Path, manifest: Manifest
+    start: Start, identity: Identity, tokens_folder: Path, manifest: Manifest, origin: Origin | None
 ) -> dict[str, Any]:
     """The content of run.json."""
     return {
         "model": start.config.model_dump(),
-        "train": settings,
+        "train": identity.train,
         "start": {"name": start.name, "repository": start.repository},
+        "continues": origin and {"run": origin.run.folder.name, "step": origin.state.step},
         "data": str(tokens_folder),
         "tokenizer": manifest.tokenizer_sha256,
+        "identity": asdict(identity),
     }
 
 

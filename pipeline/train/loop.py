@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate
@@ -25,17 +25,31 @@ from pipeline.tokens.batches import TrainingBatches, evaluation_windows
 from pipeline.tokens.keyed_random import mix, uniform
 from pipeline.tokens.shards import Tokens
 from pipeline.track.tracker import Tracker
-from pipeline.train.checkpoint import Interval, TrainState, load_checkpoint, save_best, save_checkpoint
+from pipeline.train.background import Background
+from pipeline.train.checkpoint import (
+    Interval,
+    Snapshot,
+    TrainState,
+    best_writer,
+    checkpoint_writer,
+    load_checkpoint,
+)
+from pipeline.train.finite import Finite, NotFinite
 from pipeline.train.meter import Meter
 from pipeline.train.runs import Run
 
 DEPTH_STREAM = np.uint64(0xD1B54A32D192ED03)  # separates depth draws from the batch order
 
 Probe = Callable[[GPT], dict[str, float]]  # more figures of the model for the log
+Figures = dict[str, float | int | None]  # of one row of the log
 
 
 class Interrupted(Exception):
     """A signal stopped the run, after its state was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.status = 128 + number  # the exit status of a shell's command that a signal ends
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,11 @@ class Data:
 
 
 class Trainer:
-    """Trains one model; `state` holds its progress."""
+    """Trains one model; `state` holds its progress.
+
+    A checkpoint of a step holds what any run has after that step, also one that goes on: the evaluation and
+    the log row that are due then. What only the last step has comes after its checkpoint.
+    """
 
     def __init__(
         self,
@@ -67,6 +85,7 @@ class Trainer:
         self.run = run
         self.device = device
         self.probe = probe
+        self.steps = 0 if train.eval_only else train.max_iters
         self.probe_interval = params.log.zeroshot_interval
         self.log_interval = params.log.log_interval
         self.checkpoint_interval = params.runtime.checkpoint_interval or train.eval_interval
@@ -83,34 +102,31 @@ class Trainer:
         self.flops_per_step = self.tokens_per_step * model.flops_per_token()
         self.peak_flops = peak_flops(device, train.dtype)
         self._forward: Callable[..., Loss] = compiled(model) if params.runtime.compile else model
+        self._finite = Finite(device)
         self._grad_norm: torch.Tensor | None = None
         self._resumed_at: int | None = None
+        self._snapshot = Snapshot()
 
     def fit(self, tracker: Tracker) -> None:
-        """Train from the current `state` to `max_iters`. On a signal, saves and raises Interrupted."""
+        """Train from the current `state` to the last step. On a signal, saves and raises Interrupted.
+
+        Raises NotFinite, before the update, when a loss or a gradient is not finite.
+        """
         self.model.train()
         self.meter.restart_clock()
-        steps = 0 if self.train.eval_only else self.train.max_iters
-        with stop_requested() as stop:
+        with stop_requested() as stop, Background() as self._background:
             while True:
-                if self.state.step != self._resumed_at:  # a resumed step is already logged
-                    self._evaluate_log_and_save(tracker, last=self.state.step == steps)
-                if self.state.step == steps:
+                if self.state.step != self._resumed_at:  # what is due at a resumed step is done
+                    self._evaluate_log_and_save(tracker)
+                if self.state.step == self.steps:
                     break
-                if stop():
-                    self.save()
-                    raise Interrupted
+                if number := stop():
+                    self._save(best=False, checkpoint=True)
+                    self._background.wait()
+                    raise Interrupted(number)
                 self._step()
-
-    def save(self) -> None:
-        """Write a checkpoint of the current step."""
-        self._sync()
-        self.state.scaler = self.scaler.state_dict()
-
-        self.run.save(
-            self.state.step,
-            lambda folder: save_checkpoint(folder, self.model, self.optimizer, self.state),
-        )
+            self._background.wait()
+            self._end(tracker)
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint."""
@@ -134,91 +150,167 @@ class Trainer:
         depths: list[int | None] = distribution.quantile(numbers).tolist()
         return depths
 
-    def _evaluate_log_and_save(self, tracker: Tracker, last: bool) -> None:
-        step = self.state.step
-        val_loss = self._evaluate() if last or step % self.train.eval_interval == 0 else None
-        due = self.probe_interval is not None and (last or step % self.probe_interval == 0)
-        figures = self._probe() if due else {}
-        if val_loss is not None or figures or step % self.log_interval == 0:
-            self._log(tracker, val_loss, figures)
-        if last or (step and step % self.checkpoint_interval == 0):
-            self.save()
+    def _evaluate_log_and_save(self, tracker: Tracker) -> None:
+        """What is due after this step, whichever step is the last."""
+        step, figures = self.state.step, Figures()
+        if step % self.train.eval_interval == 0:
+            figures["val_loss"] = self._evaluate()
+        if self.probe_interval is not None and step % self.probe_interval == 0:
+            figures |= self._probe()
+        if step % self.log_interval == 0:
+            figures |= self._interval_figures()
+            self.state.interval = Interval()
+            self.meter.begin_interval(self.state.interval)
+        if figures:
+            self._log(tracker, figures)
+        self._save(
+            best="val_loss" in figures and self.state.best[0] == step,
+            checkpoint=step == self.steps or (step > 0 and self._is_saved(step)),
+        )
+
+    def _end(self, tracker: Tracker) -> None:
+        """What the last step has besides, so that its model is evaluated and its row is complete."""
+        step, figures = self.state.step, Figures()
+        if step % self.train.eval_interval:
+            figures["val_loss"] = self._evaluate()
+        if self.probe_interval is not None and step % self.probe_interval:
+            figures |= self._probe()
+        if step % self.log_interval:
+            figures |= self._interval_figures()
+        if figures:
+            self._log(tracker, figures)
+
+    def _is_saved(self, step: int) -> bool:
+        return step % self.checkpoint_interval == 0 or self.run.keep.forever(step)
+
+    def _save(self, best: bool, checkpoint: bool) -> None:
+        """Begin to write the best model and a checkpoint as they are now; training goes on meanwhile."""
+        if not best and not checkpoint:
+            return
+        self._sync()
+        self._background.wait()
+        state = self.state
+        self.state.scaler = self.scaler.state_dict()
+        writers = []
+        if best:
+            write_best = best_writer(self._snapshot, self.model, *state.best)
+            writers.append(lambda: self.run.save_best(write_best))
+        if checkpoint:
+            step = state.step
+            log = self.run.log.read_text(encoding="utf-8") if self.run.log.exists() else ""
+            write = checkpoint_writer(self._snapshot, self.model, self.optimizer, state, log)
+            writers.append(lambda: self.run.save(step, write))
+
+        def write_all() -> None:
+            for writer in writers:
+                writer()
+
+        self._background.start(write_all)
 
     def _step(self) -> None:
         state, train = self.state, self.train
         seed(self.device, int(mix(np.uint64(train.seed) ^ mix(np.uint64(state.step)))))  # for dropout
         set_learning_rate(self.optimizer, self.schedule(state.step))
+        losses: list[Loss] = []
         for micro_batch, depth in enumerate(self.drawn_depths(state.step, 1)):
             ids, targets = to_device(self.batches.micro_batch(state.step, micro_batch), self.device)
             with autocast(self.device, train.dtype):
                 loss = self._forward(ids, targets=targets, depth=depth)
             self.scaler.scale(loss.total / self.micro_batches).backward()
-            self.meter.add(loss, self.micro_batches)
+            losses.append(loss)
         self.scaler.unscale_(self.optimizer)
         self._grad_norm = clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self._may_update(losses):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            for loss in losses:
+                self.meter.add(loss, self.micro_batches)
+            state.interval.steps += 1
         self.optimizer.zero_grad()
         self.model.after_step()
         state.step += 1
-        state.interval.steps += 1
+
+    def _may_update(self, losses: list[Loss]) -> bool:
+        """Whether to take the step: False if it is left out because it is not finite.
+
+        A GPU is not waited for, but makes no update from that step on; `_sync` then stops the run.
+        """
+        assert self._grad_norm is not None
+        total = torch.stack([loss.total.detach() for loss in losses]).sum()
+        scaled = self.scaler.is_enabled()  # then a gradient may overflow, and the scale falls
+        self._finite.look(self.state.step + 1, total, total if scaled else self._grad_norm)
+        if self.device.type == "cpu" or self.train.skip_nonfinite_steps or scaled:
+            if self._finite.found.item() and self.state.skipped < self.train.skip_nonfinite_steps:
+                self.state.skipped += 1
+                self._finite.forget()
+                return False
+            self._stop_if_not_finite()
+        self.optimizer.found_inf = self._finite.found  # type: ignore[attr-defined]
+        return True
+
+    def _stop_if_not_finite(self) -> None:
+        incident = self._finite.incident()
+        if incident is not None:
+            step = incident.step - 1
+            windows = [self.batches.starts(step, number).tolist() for number in range(self.micro_batches)]
+            self._stop(str(incident), asdict(incident) | {"windows": windows})
+
+    def _stop(self, problem: str, facts: dict[str, Any]) -> NoReturn:
+        self._background.wait()
+        rate = self.schedule(max(0, facts["step"] - 1))
+        path = self.run.note_incident({"problem": problem, **facts, "learning_rate": rate})
+        raise NotFinite(
+            f"{problem}; {path} has the details; lower train.learning_rate "
+            f"(now {self.train.learning_rate}) or clip with train.grad_clip (now {self.train.grad_clip})"
+        )
 
     def _sync(self) -> None:
         """Wait for the device, then update loss, gradient norm and times in the state."""
         state = self.state
+        self._stop_if_not_finite()
         self.meter.sync()
         state.grad_norm = None if self._grad_norm is None else self._grad_norm.item()
         elapsed = self.meter.restart_clock()
         state.seconds += elapsed
         state.interval.seconds += elapsed
-        self._check_finite("training loss", state.interval.loss)
-
-    def _check_finite(self, name: str, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the {name} is {loss} after step {self.state.step}; lower train.learning_rate "
-                f"(now {self.train.learning_rate}) or clip with train.grad_clip (now {self.train.grad_clip})"
-            )
 
     def _evaluate(self) -> float:
-        """Validation loss (nats) on the first `eval_iters` batches; saves the model if it is the best yet."""
+        """Validation loss (nats) on the first `eval_iters` batches, also noted in the state."""
         self._sync()
         state = self.state
         with autocast(self.device, self.train.dtype):
             val_loss = self.evaluate(self.data.val, self.train.eval_iters).loss
-        self._check_finite("validation loss", val_loss)
-        if val_loss < state.best_val_loss:
-            state.best_step, state.best_val_loss = state.step, val_loss
-            self.run.save_best(lambda folder: save_best(folder, self.model, state.step, val_loss))
+        if not math.isfinite(val_loss):
+            self._stop(f"step {state.step:,}: the validation loss is {val_loss}", {"step": state.step})
+        state.evaluations.append((state.step, val_loss))
         state.seconds += self.meter.restart_clock()
         return val_loss
 
-    def _probe(self) -> dict[str, float]:
+    def _probe(self) -> Figures:
         assert self.probe is not None
         self._sync()
         with autocast(self.device, self.train.dtype):
             figures = self.probe(self.model)
         self.state.seconds += self.meter.restart_clock()
-        return figures
+        return dict(figures)
 
-    def _log(self, tracker: Tracker, val_loss: float | None, figures: dict[str, float]) -> None:
+    def _interval_figures(self) -> Figures:
+        """The means since the last row that has them."""
         self._sync()
         state, interval = self.state, self.state.interval
-        steps = interval.steps
-        speed = steps / interval.seconds if steps else None
-        tracker.log(
-            {
-                "step": state.step,
-                "tokens": state.step * self.tokens_per_step,
-                "train_loss": interval.loss / steps if steps else None,
-                "val_loss": val_loss,
-                "lr": self.schedule(max(0, state.step - 1)),
-                "grad_norm": state.grad_norm,
-                "tokens_per_second": speed and speed * self.tokens_per_step,
-                "mfu": speed and speed * self.flops_per_step / self.peak_flops,
-                **self.meter.means(),
-                **figures,
-            }
-        )
-        state.interval = Interval()
-        self.meter.begin_interval(state.interval)
+        if not interval.steps:
+            return Figures(train_loss=None)
+        speed = interval.steps / interval.seconds
+        return {
+            "train_loss": interval.loss / interval.steps,
+            "grad_norm": state.grad_norm,
+            "tokens_per_second": speed * self.tokens_per_step,
+            "mfu": speed * self.flops_per_step / self.peak_flops,
+            **self.meter.means(),
+            **({"skipped_steps": state.skipped} if state.skipped else {}),
+        }
+
+    def _log(self, tracker: Tracker, figures: Figures) -> None:
+        step = self.state.step
+        rate = self.schedule(max(0, step - 1))
+        tracker.log({"step": step, "tokens": step * self.tokens_per_step, "lr": rate, **figures})

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.train.checkpoint import best_step, load_best
+from pipeline.train.checkpoint import load_best
 from pipeline.train.loop import Trainer
 
 
@@ -34,7 +34,7 @@ def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
         "tokens_per_second": round(tokens / state.seconds, 1),
         "params": trainer.model.num_params(),
         "steps": state.step,
-        "best_step": state.best_step,
+        "best_step": state.best[0],
         "saved": "last" if train.always_save_checkpoint else "best",
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
@@ -45,7 +45,7 @@ def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
 
 
 def _evaluate_best(trainer: Trainer, final: Evaluation) -> Evaluation:
-    if best_step(trainer.run.best) == trainer.state.step:
+    if trainer.state.best[0] == trainer.state.step:
         return final
     load_best(trainer.run.best, trainer.model)
     return trainer.evaluate(trainer.data.val, None)

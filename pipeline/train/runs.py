@@ -1,80 +1,61 @@
-"""Crash-safe training state: one folder per run key, with checkpoints that are complete or absent.
-
-The run key is a hash of everything that determines the run's result. The same key continues an interrupted
-run or reuses a finished one; another key starts a new run. `Run` describes the layout.
-"""
+"""Crash-safe training state: one folder for each run, with checkpoints that are complete or absent."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from tokenize import COMMENT, DEDENT, INDENT, NEWLINE, NL, STRING, generate_tokens
 from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import RUN_FILE
 from pipeline.storage.checksums import damage, save_folder
-from pipeline.storage.files import write_json
+from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import locked
+from pipeline.train.checkpoint import LOG_FILE, best_step
 from pipeline.weights.model_folder import WEIGHTS_FILE
 
-PACKAGE = Path(__file__).parents[1]
-
-# The code that determines the training steps and the choice of the best model: changing what it does changes
-# the run key. Code for logs, storage, reports and checks before the first step is left out.
-SOURCES = (
-    "evaluate/evaluation.py",
-    "evaluate/loss.py",
-    "model",
-    "optim",
-    "runtime/compiled.py",
-    "runtime/device.py",
-    "tokens/batches.py",
-    "tokens/keyed_random.py",
-    "tokens/shards.py",
-    "train/checkpoint.py",
-    "train/init_from.py",
-    "train/loop.py",
-    "weights/gpt2.py",
-    "weights/model_folder.py",
-    "weights/open.py",
-)
-
 DAMAGED = ".damaged"
-BLOCK = {INDENT: "{", DEDENT: "}", NEWLINE: ";"}  # so that the width of an indentation does not matter
+METRICS_FILE = "metrics.json"
+LOCK_FILE = "lock"
 
 
-def run_key(**ingredients: Any) -> str:
-    """A short hash of everything that determines a run's result: the ingredients and the training code."""
-    files = sorted(path for source in SOURCES for path in _python_files(PACKAGE / source))
-    code = {str(path.relative_to(PACKAGE)): _without_comments(path) for path in files}
-    text = json.dumps({"code": code, **ingredients}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints are kept: the `newest` so many, and one every `every` steps for good."""
+
+    newest: int = 2
+    every: int | None = None
+
+    def forever(self, step: int) -> bool:
+        return self.every is not None and step > 0 and step % self.every == 0
 
 
 class Run:
     """The folder of one run::
 
-    runs/<key>/run.json         the settings behind the key
+    runs/<key>/run.json         the settings behind the key, and which run's steps it continues
                lock             held by the process that trains
-               log.csv          a row per log step, at least up to the newest checkpoint
-               step-<n>/        model.safetensors, optimizer.safetensors, state.json, manifest.json
-               step-<n>.damaged a checkpoint that did not verify
+               log.csv          a row for each log step
+               step-<n>/        model.safetensors, optimizer.safetensors, state.json, log.csv, manifest.json
                best/            model.safetensors, state.json, manifest.json
-               finished.json    the metrics; it exists once the run is finished
+               finished/        metrics.json, log.csv, manifest.json; it exists once the run is finished
+               *.damaged        a folder of these that did not verify
+               incident.json    the last loss or gradient that was not finite
+
+    A manifest.json has the checksums of its folder's other files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: Keep = Keep()) -> None:
         self.folder = folder
-        self.log = folder / "log.csv"
+        self.keep = keep
+        self.log = folder / LOG_FILE
         self.best = folder / "best"
-        self._finished = folder / "finished.json"
+        self.finished = folder / "finished"
+        self.about = folder / RUN_FILE
 
     @contextmanager
     def locked(self, announce: Callable[[str], None]) -> Iterator[None]:
@@ -83,29 +64,31 @@ class Run:
         def busy(pid: str) -> None:
             announce(f"process {pid} is training this run; waiting for it (to stop it: kill {pid})")
 
-        with locked(self.folder / "lock", busy):
+        with locked(self.folder / LOCK_FILE, busy):
             self._recover()
             yield
 
-    def begin(self, values: dict[str, Any]) -> None:
+    def begin(self, values: dict[str, Any], say: Callable[[str], None] = lambda _: None) -> None:
         """Write run.json, and remove what an attempt left that ended before its first checkpoint."""
+        if damage(self.best) is None and best_step(self.best) > 0:
+            self._set_aside(self.best, f"{WEIGHTS_FILE}: the checkpoints that go with it are gone", say)
         for path in self.folder.iterdir():
-            if path.name != "lock" and path.suffix != DAMAGED:
+            if path.name != LOCK_FILE and path.suffix != DAMAGED:
                 _remove(path)
-        write_json(self.folder / RUN_FILE, values)
+        write_json(self.about, values)
 
     def newest(self) -> Path | None:
         """The newest checkpoint with correct checksums, or None."""
-        return next((folder for folder in reversed(self._checkpoints()) if damage(folder) is None), None)
+        return next((folder for folder in reversed(self.checkpoints()) if damage(folder) is None), None)
 
     def resume_from(self, say: Callable[[str], None]) -> Path | None:
-        """The checkpoint to continue from; None if there is none yet.
+        """The checkpoint to continue from, whose log is the run's log again; None if there is none yet.
 
         Newer ones that are damaged are set aside, with a message. Raises UserError, and changes nothing, if
         all are damaged, or if the best model is, which continuing needs.
         """
         checkpoint = self.newest()
-        damaged = [folder for folder in self._checkpoints() if checkpoint is None or folder > checkpoint]
+        damaged = [folder for folder in self.checkpoints() if checkpoint is None or folder > checkpoint]
         if checkpoint is None:
             if damaged:
                 raise self._damaged(damaged[-1], str(damage(damaged[-1])))
@@ -113,49 +96,85 @@ class Run:
         if problem := damage(self.best):
             raise self._damaged(self.best, problem)
         for folder in damaged:
-            problem, aside = damage(folder), folder.with_suffix(DAMAGED)
-            if aside.exists():
-                _remove(aside)
-            folder.rename(aside)
-            say(f"{folder}/{problem}; set aside as {aside.name}")
+            self._set_aside(folder, str(damage(folder)), say)
+        write_text(self.log, (checkpoint / LOG_FILE).read_text(encoding="utf-8"))
         return checkpoint
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write the checkpoint of a step with `write(folder)`, then delete all but the newest two."""
+        """Write the checkpoint of a step with `write(folder)`, then delete those that need not be kept."""
         save_folder(self.folder / f"step-{step:09d}", write)
-        for old in self._checkpoints()[:-2]:
-            shutil.rmtree(old)
+        self._delete(self.checkpoints()[: -self.keep.newest])
 
     def save_best(self, write: Callable[[Path], None]) -> None:
         """Replace the best model."""
         save_folder(self.best, write)
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Record the metrics, and delete all checkpoints but the newest."""
-        for old in self._checkpoints()[:-1]:
-            shutil.rmtree(old)
-        write_json(self._finished, metrics)
+        """Record the metrics and the log; delete all checkpoints but the newest and the permanent ones."""
 
-    def metrics(self) -> dict[str, Any] | None:
-        """The metrics, or None if the run is not finished. Raises UserError if they are damaged."""
-        if not self._finished.exists():
+        def write(folder: Path) -> None:
+            write_json(folder / METRICS_FILE, metrics)
+            write_text(folder / LOG_FILE, self.log.read_text(encoding="utf-8"))
+
+        save_folder(self.finished, write)
+        self._delete(self.checkpoints()[:-1])
+
+    def metrics(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
+        """The metrics, or None if the run is not finished.
+
+        If what was recorded at the end is damaged, it is set aside with a message: it can be had again from
+        the last checkpoint.
+        """
+        if not self.finished.exists():
             return None
-        try:
-            metrics: dict[str, Any] = json.loads(self._finished.read_text(encoding="utf-8"))
-        except ValueError:
-            raise self._damaged(self._finished.parent, f"{self._finished.name}: not JSON") from None
+        if problem := damage(self.finished):
+            self._set_aside(self.finished, problem, say)
+            return None
+        path = self.finished / METRICS_FILE
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return metrics
 
-    def kept(self, which: str) -> Path:
-        """The folder of a finished run's `best` or `last` model. Raises UserError if the model is damaged.
+    def kept(self, metrics: dict[str, Any]) -> Path:
+        """The folder with the model that a finished run publishes.
 
-        Whatever else is damaged, such as the optimizer's state, the model can be used.
+        Whatever else is damaged, such as the optimizer's state, the model can be used. Raises UserError if
+        the model is damaged.
         """
-        last = next(reversed(self._checkpoints()), self.folder / "step-*")
-        folder = self.best if which == "best" else last
-        if problem := damage(folder, WEIGHTS_FILE):
-            raise self._damaged(folder, problem)
-        return folder
+        last = next(reversed(self.checkpoints()), self.folder / "step-*")
+        best_is_last = metrics["best_step"] == metrics["steps"]
+        if metrics["saved"] == "last" or best_is_last:
+            folders = [last, self.best] if best_is_last and self._is_best(metrics["steps"]) else [last]
+        else:
+            folders = [self.best]
+        for folder in folders:
+            if damage(folder, WEIGHTS_FILE) is None:
+                return folder
+        raise self._damaged(folders[0], str(damage(folders[0], WEIGHTS_FILE)))
+
+    def note_incident(self, facts: dict[str, Any]) -> Path:
+        """Record a step that is not finite, with the checkpoint before it. Returns the file."""
+        path, newest = self.folder / "incident.json", self.newest()
+        write_json(path, facts | {"checkpoint": newest and newest.name})
+        return path
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of all checkpoints, whole or not, oldest first."""
+        return sorted(self.folder.glob("step-?????????"))
+
+    def _is_best(self, step: int) -> bool:
+        return damage(self.best) is None and best_step(self.best) == step
+
+    def _delete(self, checkpoints: list[Path]) -> None:
+        for folder in checkpoints:
+            if not self.keep.forever(int(folder.name.removeprefix("step-"))):
+                shutil.rmtree(folder)
+
+    def _set_aside(self, folder: Path, problem: str, say: Callable[[str], None]) -> None:
+        aside = folder.with_suffix(DAMAGED)
+        if aside.exists():
+            _remove(aside)
+        folder.rename(aside)
+        say(f"{folder}/{problem}; set aside as {aside.name}")
 
     def _damaged(self, folder: Path, problem: str) -> UserError:
         return UserError(
@@ -176,30 +195,9 @@ class Run:
         for unfinished in self.folder.glob("*.tmp"):
             _remove(unfinished)
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("step-?????????"))
-
-
-def _without_comments(path: Path) -> str:
-    """A module's tokens without comments and docstrings, which determine no step."""
-    with tokenize.open(path) as file:
-        tokens = [token for token in generate_tokens(file.readline) if token.type not in (COMMENT, NL)]
-    words: list[str] = []
-    begins, skip = True, False
-    for token, following in pairwise(tokens):
-        alone = begins and token.type == STRING and following.type == NEWLINE
-        if not alone and not skip:
-            words.append(BLOCK.get(token.type, token.string))
-        begins, skip = token.type in BLOCK, alone  # the end of a docstring's line goes with it
-    return " ".join(words)
-
 
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _python_files(path: Path) -> list[Path]:
-    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))

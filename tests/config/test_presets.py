@@ -25,6 +25,7 @@ NANOGPT_DEFAULTS: dict[str, Any] = {
     "train.weight_decay": 0.1,
     "train.beta1": 0.9,
     "train.grad_clip": 1.0,
+    "train.skip_nonfinite_steps": 0,
     "train.decay_lr": True,
     "train.eval_only": False,
     "sample.start": "\n",

@@ -284,7 +284,7 @@ def test_unusable_text_is_named_and_earlier_tokens_stay(
 def test_a_diverging_run_gets_one_line_after_its_progress(trained: Path, stage: Stage) -> None:
     before = content(Path("results"))
     ended = stage("train", "-S", "train.learning_rate=1e30", "-S", "train.decay_lr=false")
-    assert ended.status == 2
+    assert ended.status == 3
     errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert errors == ended.err.splitlines()[-1:]
     assert "lower train.learning_rate (now 1e+30)" in errors[0]
@@ -320,14 +320,19 @@ def test_a_run_stopped_in_every_way_ends_with_the_same_model(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C, then SIGTERM, then kill -9 somewhere in a training step, then left alone."""
+    """Ctrl-C, SIGTERM, a closed terminal, then kill -9 somewhere in a training step, then left alone."""
     with monkeypatch.context() as patched:
         patched.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("uninterrupted")))
         train([*LONG])
     uninterrupted = sha256_file(Path("results/model/model.safetensors"))
     shutil.rmtree("results")
 
-    for step, what in ((40, signal.SIGINT), (90, signal.SIGTERM), (140, signal.SIGKILL)):
+    for step, what in (
+        (40, signal.SIGINT),
+        (80, signal.SIGTERM),
+        (120, signal.SIGHUP),
+        (160, signal.SIGKILL),
+    ):
         process = start_training()
         try:
             deadline = time.monotonic() + 60
@@ -343,7 +348,7 @@ def test_a_run_stopped_in_every_way_ends_with_the_same_model(
         if what is signal.SIGKILL:
             assert process.returncode == -signal.SIGKILL
         else:
-            assert process.returncode == 130
+            assert process.returncode == 128 + what
             assert "; run the same command to continue" in err.splitlines()[-1]
         assert not Path("results").exists()
 

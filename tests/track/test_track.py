@@ -21,8 +21,8 @@ def row(step: int, val_loss: float | None = None) -> Row:
     return values | speed
 
 
-def write(path: Path, resumed_after: int, steps: list[int]) -> None:
-    log = CsvLog(path, resumed_after)
+def write(path: Path, steps: list[int]) -> None:
+    log = CsvLog(path)
     for step in steps:
         log.log(row(step))
     log.close()
@@ -34,7 +34,7 @@ def steps(path: Path) -> list[int]:
 
 
 def test_rows_are_csv_with_blanks_for_what_was_not_measured(tmp_path: Path) -> None:
-    log = CsvLog(tmp_path / "log.csv", 0)
+    log = CsvLog(tmp_path / "log.csv")
     log.log(row(0, val_loss=3.14159265))
     assert (tmp_path / "log.csv").read_text() == (  # readable while the run goes on
         "step,tokens,train_loss,val_loss,lr,grad_norm,tokens_per_second,mfu\n"
@@ -43,40 +43,32 @@ def test_rows_are_csv_with_blanks_for_what_was_not_measured(tmp_path: Path) -> N
     log.close()
 
 
-def test_resuming_drops_rows_that_will_be_written_again(tmp_path: Path) -> None:
+def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
-    write(path, 0, [0, 10, 20, 30])
-    write(path, 20, [30, 40])
-    assert steps(path) == [0, 10, 20, 30, 40]
-    write(path, 25, [30])
-    assert steps(path) == [0, 10, 20, 30]
-
-
-def test_rows_survive_a_resume_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    write(path, 0, [0, 10])
+    write(path, [0, 10])
     before = path.read_text()
-    write(path, 10, [])
+    write(path, [])
     assert path.read_text() == before
+    write(path, [20, 30])
+    assert steps(path) == [0, 10, 20, 30] and path.read_text().startswith(before)
 
 
-def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    write(path, 0, [0, 10])
-    whole = path.read_text()
-    for cut in range(len(whole)):
-        path.write_text(whole[:cut])
-        write(path, 10, [20])
-        complete = max(0, whole[:cut].count("\n") - 1)
-        assert steps(path) == [*[0, 10][:complete], 20]
-        assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+def test_a_second_row_of_a_step_completes_the_first(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "log.csv")
+    log.log({"step": 0, "val_loss": 4.0})
+    log.log({"step": 5, "tokens": 9, "train_loss": 3.0})
+    log.log({"step": 5, "tokens": 9, "val_loss": 2.0, "mean_depth": 3.5})
+    log.close()
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0] == ",".join([*COLUMNS, "mean_depth"])
+    assert lines[1:] == ["0,,,4,,,,,", "5,9,3,2,,,,,3.5"]
 
 
 def test_a_linked_log_is_replaced_and_not_written_into(tmp_path: Path) -> None:
     path, link = tmp_path / "log.csv", tmp_path / "link.csv"
-    write(path, 0, [0, 10])
+    write(path, [0, 10])
     link.hardlink_to(path)
-    write(path, 0, [10, 20])
+    write(path, [20])
     assert steps(link) == [0, 10]
 
 
@@ -125,3 +117,18 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     last = terminal.getvalue().split("\r")[-1]
     assert "70/100" in last
     assert "loss 2.5000, val 3.5000, 12,346 tok/s" in last
+
+
+def test_a_run_goes_on_when_its_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    for terminal in (False, True):
+        stream = Gone()
+        monkeypatch.setattr(stream, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = Console(steps=100, step=0)
+        progress.log(row(10, val_loss=3.5))
+        progress.note("saved")
+        progress.close()

@@ -146,18 +146,39 @@ def test_a_changed_tokenizer_is_refused_also_by_a_finished_run(runs: Runs, tmp_p
 def test_a_finished_run_is_published_from_what_is_whole(
     runs: Runs, tmp_path: Path, saved: str, folder: str
 ) -> None:
-    keep = f"train.always_save_checkpoint={str(saved == 'last').lower()}"
-    runs(keep).publish_model(tmp_path / "model")
+    keep = [*NOISY, f"train.always_save_checkpoint={str(saved == 'last').lower()}"]
+    runs(*keep).publish_model(tmp_path / "model")
     weights = (tmp_path / "model/model.safetensors").read_bytes()
     (checkpoint,) = runs.only().glob("step-*")
     flip_a_bit(checkpoint / "optimizer.safetensors")
-    runs(keep).publish_model(tmp_path / "again")
+    runs(*keep).publish_model(tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == weights
     (source,) = runs.only().glob(folder)
     flip_a_bit(source / "model.safetensors")
     with pytest.raises(UserError, match=r"/model.safetensors: not what was saved; restore it from a copy"):
-        runs(keep)
-    assert (runs.only() / "finished.json").exists() and (runs.only() / "log.csv").exists()
+        runs(*keep)
+    assert (runs.only() / "finished/metrics.json").exists() and (runs.only() / "log.csv").exists()
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_a_best_model_that_is_also_the_last_is_published_from_either_copy(
+    runs: Runs, tmp_path: Path, regular: bool
+) -> None:
+    falling = [f"train.eval_interval={10 if regular else 11}", "train.eval_iters=null"]
+    first = runs(*falling)
+    assert first.metrics["best_step"] == 20
+    first.publish_model(tmp_path / "model")
+    (last,) = runs.only().glob("step-*")
+    assert (last / "model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()
+    flip_a_bit(last / "model.safetensors")
+    if regular:
+        runs(*falling).publish_model(tmp_path / "again")
+        assert (tmp_path / "again/model.safetensors").read_bytes() == (
+            tmp_path / "model/model.safetensors"
+        ).read_bytes()
+    else:
+        with pytest.raises(UserError, match="step-000000020/model.safetensors: not what was saved"):
+            runs(*falling)
 
 
 def test_init_from_resume_continues_and_never_starts(runs: Runs) -> None:
@@ -258,8 +279,12 @@ def test_log_has_the_mean_loss_since_the_row_before(runs: Runs) -> None:
     norms = {row["step"]: row["grad_norm"] for row in every}
     assert losses[0] is None
     before = 0
-    for row in some[1:]:
+    assert [row["step"] for row in some if row["train_loss"] is None] == [0, 6, 12, 18]  # evaluations alone
+    for row in some:
         step = int(row["step"] or 0)
+        if row["train_loss"] is None:
+            assert (row["lr"], row["tokens"]) == (rates[step], step * 64) and row["val_loss"] is not None
+            continue
         mean = np.mean([losses[s] for s in range(before + 1, step + 1)])
         assert row["train_loss"] == pytest.approx(mean, abs=1e-5)
         assert (row["lr"], row["grad_norm"], row["tokens"]) == (rates[step], norms[step], step * 64)
@@ -469,11 +494,11 @@ def test_other_initial_weights_are_another_run(runs: Runs, tmp_path: Path) -> No
         ),
         (
             ["train.learning_rate=1e30", "train.decay_lr=false", "train.grad_clip=0"],
-            "the training loss is nan after step 4; lower train.learning_rate (now 1e+30)",
+            "step 2: the training loss is nan; {incident} has the details; lower train.learning_rate (now",
         ),
         (
             ["train.learning_rate=1e30", "train.decay_lr=false", "train.max_iters=1"],
-            "the validation loss is nan after step 1; lower train.learning_rate",
+            "step 1: the validation loss is nan; {incident} has the details; lower train.learning_rate",
         ),
     ],
 )
@@ -485,7 +510,9 @@ def test_what_cannot_work_gets_one_line(
         runs("train.max_iters=1").publish_model(model)
     with pytest.raises(UserError) as error:
         runs(*(override.format(model=model) for override in overrides))
-    assert str(error.value).startswith(expected.format(model=model))
+    incident = "{incident}" in expected and runs.only() / "incident.json"
+    assert str(error.value).startswith(expected.format(model=model, incident=incident))
+    assert error.value.status == (3 if incident else 2)
     assert "\n" not in str(error.value)
 
 
@@ -563,7 +590,8 @@ def test_two_may_publish_at_once(runs: Runs, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert sha256_file(folder / "model.safetensors") == sha256_file(fitted.run.best / "model.safetensors")
+    kept = fitted.run.kept(fitted.metrics)
+    assert sha256_file(folder / "model.safetensors") == sha256_file(kept / "model.safetensors")
 
 
 def test_compiling_changes_no_loss(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.config.model import GPTConfig
 from pipeline.storage.checksums import damage as damage_of
 from pipeline.storage.checksums import save_folder
-from pipeline.train import runs
-from pipeline.train.runs import Run, run_key
-from tests import tiny
-from tests.stages.test_dvc_yaml import STAGES
-from tests.test_architecture import imports
+from pipeline.train.runs import Keep, Run
 from tests.train.dying import DiesAfter, Killed
 from tests.train.runs import flip_a_bit
 
@@ -30,8 +25,9 @@ def quiet(text: str) -> None:
 
 def writing(content: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        for name in ("weights", "state"):
+        for name in ("weights", "state", "log.csv"):
             (folder / name).write_text(content)
+        (folder / "state.json").write_text('{"step": 20}')
 
     return write
 
@@ -60,7 +56,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 def test_two_checkpoints_are_kept_and_the_last_after_the_end(run: Run) -> None:
     assert sorted(path.name for path in run.folder.glob("step-*")) == ["step-000000020", "step-000000030"]
+    run.log.write_text("rows")
     run.finish({"val_loss": 1.0})
+    assert (run.finished / "log.csv").read_text() == "rows"
     assert [path.name for path in run.folder.glob("step-*")] == ["step-000000030"]
     assert run.metrics() == {"val_loss": 1.0}
 
@@ -109,11 +107,42 @@ def test_a_manifest_without_files_makes_no_checkpoint_whole(run: Run) -> None:
         assert run.newest() == run.folder / "step-000000020"
 
 
-def test_beginning_afresh_leaves_nothing_of_an_earlier_attempt(run: Run) -> None:
+def test_beginning_afresh_leaves_nothing_of_an_attempt_that_got_nowhere(run: Run) -> None:
     run.log.write_text("rows\n")
     with run.locked(quiet):
+        (run.best / "state.json").write_text('{"step": 0}')
         run.begin({"what": "new"})
         assert sorted(path.name for path in run.folder.iterdir()) == ["lock", "run.json"]
+
+
+def test_beginning_afresh_keeps_a_best_model_whose_checkpoints_are_gone(run: Run) -> None:
+    said: list[str] = []
+    with run.locked(quiet):
+        run.begin({"what": "new"}, said.append)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["best.damaged", "run.json"]
+    assert said[0].endswith("; set aside as best.damaged")
+
+
+def test_permanent_checkpoints_stay(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", Keep(newest=3, every=40))
+    for step in range(0, 101, 10):
+        run.save(step, writing(str(step)))
+    assert [int(path.name[5:]) for path in run.checkpoints()] == [40, 80, 90, 100]
+    run.log.write_text("")
+    run.finish({})
+    assert [int(path.name[5:]) for path in run.checkpoints()] == [40, 80, 100]
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "log.csv", "manifest.json"])
+def test_figures_that_were_edited_after_the_end_are_not_used(run: Run, file: str) -> None:
+    run.log.write_text("rows")
+    run.finish({"val_loss": 1.0})
+    path = run.finished / file
+    path.write_text(path.read_text().replace("1", "0").replace("r", "R"))
+    said: list[str] = []
+    assert run.metrics(said.append) is None
+    assert (run.folder / "finished.damaged").exists() and len(said) == 1
+    assert run.resume_from(quiet) == run.folder / "step-000000030", "from which they can be had again"
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -173,7 +202,7 @@ def test_a_failing_write_changes_nothing(run: Run) -> None:
 
 def test_checksums_cover_every_file(run: Run) -> None:
     manifest = json.loads((run.best / "manifest.json").read_text())
-    assert sorted(manifest) == ["state", "weights"]
+    assert sorted(manifest) == ["log.csv", "state", "state.json", "weights"]
 
 
 def test_one_process_at_a_time(run: Run) -> None:
@@ -197,81 +226,3 @@ def test_one_process_at_a_time(run: Run) -> None:
     assert entered.is_set()
     pid = os.getpid()
     assert said == [f"process {pid} is training this run; waiting for it (to stop it: kill {pid})"]
-
-
-def test_key_depends_on_every_ingredient_and_not_on_their_order() -> None:
-    key = run_key(data="a", model={"n_layer": 1, "n_head": 2}, train={})
-    assert key == run_key(train={}, model={"n_head": 2, "n_layer": 1}, data="a")
-    assert key != run_key(data="b", model={"n_layer": 1, "n_head": 2}, train={})
-    assert key != run_key(data="a", model={"n_layer": 2, "n_head": 1}, train={})
-
-
-def test_key_depends_on_the_training_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = tmp_path / "pipeline"
-    shutil.copytree(runs.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    key = run_key(data="a")
-    monkeypatch.setattr(runs, "PACKAGE", copy)
-    assert run_key(data="a") == key, "where the project lies does not matter"
-    for name, matters in {
-        "train/loop.py": True,
-        "model/gpt.py": True,
-        "optim/schedule.py": True,
-        "track/console.py": False,
-        "train/metrics.py": False,
-        "config/presets.py": False,
-        "report/tables.py": False,
-    }.items():
-        before, path = run_key(data="a"), copy / name
-        path.write_text(path.read_text().replace('"""', '"""Put differently: ', 1) + "# a comment\n")
-        assert run_key(data="a") == before, f"{name}: words determine no step"
-        path.write_text(path.read_text() + "def added() -> None:\n    pass\n")
-        before = run_key(data="a")
-        path.write_text(
-            path.read_text().replace("added() -> None:\n", 'added() -> None:\n    """Says more."""\n')
-        )
-        assert run_key(data="a") == before, f"{name}: nor do words where there were none"
-        path.write_text(path.read_text() + "CHANGED = 1\n")
-        assert (run_key(data="a") != before) == matters, name
-
-
-def test_what_the_model_derives_from_its_parameters_is_in_the_key() -> None:
-    """So a change of a formula in config/model.py is another run, and one of a description is not."""
-    config = GPTConfig(**tiny.params("model.moe=true").model.model_dump(), vocab_size=9)
-    values = config.with_derived()
-    assert values["dummy_share"] == config.dummy_share and values["max_depth"] == config.max_depth
-    assert set(config.model_dump()) < set(values)
-
-
-# What the loop and the start of a run reach, and what determines no step: an answer for each module.
-NO_STEP = {
-    "config",  # its values are in the key, and what the model derives from them
-    "corpus",  # so is the text, as a hash of the tokens
-    "storage",
-    "track",
-    "runtime/stop.py",
-    "tokens/tokenizer_json.py",  # only refuses a start, and counts bytes for the reports
-    "tokens/tokenizers.py",
-    "evaluate/scoring.py",  # only figures for the log
-    "evaluate/tasks.py",
-    "evaluate/zeroshot.py",
-    "train/fit.py",  # only calls, in this order: check, build, load, train
-    "train/meter.py",
-    "train/metrics.py",
-    "train/runs.py",
-    "weights/hub_models.py",  # finds weights, which are known by their hash
-    "weights/names.py",
-}
-
-
-def test_the_key_covers_all_code_that_training_reaches_or_says_why_not() -> None:
-    reached = {"pipeline.train.fit", *imports().find_upstream_modules("pipeline.train.fit")}
-    for module in reached:
-        path = module.removeprefix("pipeline.").replace(".", "/")
-        names = {path.partition("/")[0], f"{path}.py"}
-        covered, excused = names & set(runs.SOURCES), names & NO_STEP
-        assert bool(covered) != bool(excused), module
-
-
-def test_dvc_runs_the_stage_again_whenever_the_key_changes() -> None:
-    (stage,) = (stage for name, stage in STAGES.items() if name == "dvc.yaml:train")
-    assert {f"pipeline/{source.partition('/')[0]}" for source in runs.SOURCES} <= set(stage["deps"])
