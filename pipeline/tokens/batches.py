@@ -22,8 +22,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, int64, both
 class TrainingBatches:
     """Micro-batches drawn without replacement: each epoch visits every window once, in a new order.
 
-    Each epoch cuts the corpus into windows of `block_size` tokens from another offset, so that a token does
-    not keep its position in the window.
+    Each epoch cuts the corpus into as many windows of `block_size` tokens as fit with their targets. That
+    leaves out a rest of (tokens - 1) % block_size targets, so an epoch begins at an offset from 0 to that
+    rest, each offset once before any comes again: every token but the first is a target in turn.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class TrainingBatches:
         self._batch_size = batch_size
         self._micro_batches = micro_batches
         self._seed = seed
-        self._offsets = min(block_size, len(tokens) - block_size)
-        self.windows_per_epoch = (len(tokens) - self._offsets) // block_size
+        self.windows_per_epoch, rest = divmod(len(tokens) - 1, block_size)
+        self._offsets = rest + 1
 
     def starts(self, step: int, micro_batch: int) -> np.ndarray:
         """The position in the corpus at which each window of a micro-batch begins, int64 (B,)."""
@@ -47,10 +48,16 @@ class TrainingBatches:
         starts = np.empty_like(positions)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            key = mix(np.uint64(self._seed) ^ mix(np.uint64(epoch)))
-            order = permute(positions[rows], self.windows_per_epoch, key)
-            starts[rows] = order * self._block_size + int(key % np.uint64(self._offsets))
+            order = permute(positions[rows], self.windows_per_epoch, self._key(epoch))
+            starts[rows] = order * self._block_size + self._offset(epoch)
         return starts
+
+    def _offset(self, epoch: np.int64) -> np.ndarray:
+        turn, number = np.divmod(epoch, self._offsets)
+        return permute(np.array([number]), self._offsets, mix(self._key(turn)))
+
+    def _key(self, number: np.int64) -> np.uint64:
+        return mix(np.uint64(self._seed) ^ mix(np.uint64(number)))
 
     def micro_batch(self, step: int, micro_batch: int) -> Batch:
         """Inputs and targets of one micro-batch, each (B, T)."""

@@ -26,19 +26,40 @@ def step_inputs(batches: TrainingBatches, step: int, micro_batches: int) -> torc
     return torch.cat([batches.micro_batch(step, number)[0] for number in range(micro_batches)])
 
 
-@pytest.mark.parametrize(
-    ("length", "block_size"), [(9, 8), (10, 8), (16, 8), (17, 8), (24, 8), (25, 8), (100, 7), (50, 1)]
-)
-def test_every_window_once_an_epoch(length: int, block_size: int) -> None:
+LENGTHS = [(9, 8), (10, 8), (16, 8), (17, 8), (24, 8), (25, 8), (100, 7), (50, 1), (3071, 1024)]
+
+
+def epoch_starts(batches: TrainingBatches, epoch: int) -> np.ndarray:
+    first = epoch * batches.windows_per_epoch
+    return np.array([batches.starts(first + step, 0)[0] for step in range(batches.windows_per_epoch)])
+
+
+@pytest.mark.parametrize(("length", "block_size"), LENGTHS)
+def test_an_epoch_is_as_many_windows_as_fit_end_to_end(length: int, block_size: int) -> None:
     batches = TrainingBatches(counting(length), block_size, batch_size=1, micro_batches=1, seed=5)
-    size = batches.windows_per_epoch
-    assert size >= 1
+    assert batches.windows_per_epoch == (length - 1) // block_size >= 1
     for epoch in range(4):
-        starts = np.sort([batches.starts(epoch * size + step, 0)[0] for step in range(size)])
-        np.testing.assert_array_equal(np.diff(starts), block_size)  # end to end, none twice
-        assert 0 <= starts[0] < block_size
+        starts = np.sort(epoch_starts(batches, epoch))
+        np.testing.assert_array_equal(np.diff(starts), block_size)  # none twice
+        assert starts[0] >= 0
         assert starts[-1] + block_size < length
-        assert length - size * block_size < 2 * block_size + 1  # what an epoch leaves out is less than two
+
+
+@pytest.mark.parametrize(("length", "block_size"), LENGTHS)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_every_token_but_the_first_is_a_target_in_turn(length: int, block_size: int, seed: int) -> None:
+    batches = TrainingBatches(counting(length), block_size, batch_size=1, micro_batches=1, seed=seed)
+    offsets = (length - 1) % block_size + 1
+    for turn in (0, 7):
+        times = np.zeros(length, dtype=int)
+        for epoch in range(turn * offsets, (turn + 1) * offsets):
+            for start in epoch_starts(batches, epoch):
+                times[start + 1 : start + block_size + 1] += 1
+        assert times[0] == 0
+        assert times[1:].min() >= 1
+        # Every offset came once: only near the two ends is a target left out by some of them.
+        expected = np.minimum(np.arange(1, length), np.arange(1, length)[::-1])
+        np.testing.assert_array_equal(times[1:], np.minimum(expected, offsets))
 
 
 def test_a_batch_across_the_end_of_an_epoch_belongs_to_both() -> None:
@@ -51,12 +72,11 @@ def test_a_batch_across_the_end_of_an_epoch_belongs_to_both() -> None:
 
 def test_epochs_differ_in_order_and_offset() -> None:
     batches = TrainingBatches(counting(2000), 8, batch_size=1, micro_batches=1, seed=0)
-    size = batches.windows_per_epoch
-    starts = np.array(
-        [[batches.starts(epoch * size + step, 0)[0] for step in range(size)] for epoch in range(30)]
-    )
-    assert len({(epoch // 8).tobytes() for epoch in starts}) == 30
-    assert set(starts.min(axis=1).tolist()) == set(range(8))
+    starts = np.array([epoch_starts(batches, epoch) for epoch in range(32)])
+    assert len({(epoch // 8).tobytes() for epoch in starts}) == 32
+    turns = starts.min(axis=1).reshape(4, 8)  # 1,999 leaves a rest of 7, so 8 offsets
+    assert [sorted(turn) for turn in turns.tolist()] == [list(range(8))] * 4
+    assert len({turn.tobytes() for turn in turns}) > 1
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
