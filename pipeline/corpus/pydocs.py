@@ -8,16 +8,22 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config.errors import UserError
 
 # `encodings` is mostly generated tables, with hundreds of copies of one docstring.
 SKIPPED = {"test", "tests", "idle_test", "idlelib", "turtledemo", "encodings", "pydoc_data"}
+
+PASSAGE = 100  # characters
+HASH_BASE = np.uint64(0xD1342543DE82EF95)  # any large odd number
 
 REMEDY = "install a complete Python (on Debian and Ubuntu: apt install python3-full)"
 
@@ -27,6 +33,10 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def documents(stdlib: Path | None = None) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of each topic of the language reference, then of each module, both sorted by name.
 
+    No two documents share a passage of PASSAGE characters, in the text as it is, with blanks collapsed, or in
+    words alone. So no split by documents has a text in both of its parts. A topic that is part of another is
+    left out, and documents that still share a passage are joined into one.
+
     `stdlib` is the folder of the standard library, by default the running interpreter's. A module that
     cannot be read or parsed, or that has no docstring, is left out. Raises UserError if the interpreter
     has no topics or no sources.
@@ -35,11 +45,10 @@ def documents(stdlib: Path | None = None) -> Iterator[tuple[str, str]]:
     topics = {
         f"topic {name}": _clean(text) for name, text in _topics(root / "pydoc_data" / "topics.py").items()
     }
-    yield from sorted(_without_excerpts(topics).items())
     modules = sorted(_modules(root))
     if not modules:
         raise UserError(f"{root}: no standard library sources for {sys.executable}; {REMEDY}")
-    yield from modules
+    return _joined([*sorted(_without_excerpts(topics).items()), *modules])
 
 
 def _topics(path: Path) -> dict[str, str]:
@@ -52,14 +61,47 @@ def _topics(path: Path) -> dict[str, str]:
 
 
 def _without_excerpts(topics: dict[str, str]) -> dict[str, str]:
-    """Leave out topics whose text is part of another topic: no text may be in both train and val."""
+    """Leave out topics whose words are part of another topic's."""
     kept: dict[str, str] = {}
     for name, text in sorted(topics.items(), key=lambda topic: (-len(topic[1]), topic[0])):
-        # Compare without the heading, which may be of another level in an excerpt.
-        body = text.partition("\n\n")[2].strip() or text.strip()
-        if not any(body in longer for longer in kept.values()):
-            kept[name] = text
-    return kept
+        words = _words(text)
+        if not any(words in longer for longer in kept.values()):
+            kept[name] = words
+    return {name: topics[name] for name in kept}
+
+
+def _joined(documents: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Join all documents that share a passage, also by way of others, at the place of the first of them."""
+    passages = [
+        np.unique(np.concatenate([_passages(form) for form in (text, " ".join(text.split()), _words(text))]))
+        for _, text in documents
+    ]
+    owner = np.repeat(np.arange(len(documents)), [len(keys) for keys in passages])
+    keys = np.concatenate(passages)
+    order = np.argsort(keys, kind="stable")
+    repeats = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    group = np.arange(len(documents))
+    for one, other in np.unique(owner[order[np.stack([repeats, repeats + 1])]], axis=1).T:
+        low, high = sorted((group[one], group[other]))
+        group[group == high] = low
+    for first in np.unique(group):
+        together = [documents[number] for number in np.flatnonzero(group == first)]
+        yield " + ".join(name for name, _ in together), "\n".join(text for _, text in together)
+
+
+def _passages(text: str) -> np.ndarray:
+    """A hash, uint64, of every PASSAGE characters in a row; empty for a shorter text."""
+    characters = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+    keys = np.zeros(max(len(characters) - PASSAGE + 1, 0), dtype=np.uint64)
+    for offset in range(PASSAGE):
+        keys *= HASH_BASE  # modulo 2**64
+        keys += characters[offset : offset + len(keys)]
+    return keys
+
+
+def _words(text: str) -> str:
+    """The text without markup: excerpts underline their headings with other characters."""
+    return re.sub(r"[\W_]+", " ", text).strip()
 
 
 def _modules(root: Path) -> Iterator[tuple[str, str]]:
