@@ -7,7 +7,7 @@ import json
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, MODEL, STOPPING, tokens_folder
-from pipeline.evaluate.baselines import file_name
+from pipeline.evaluate.baselines import file_name, label
 from pipeline.evaluate.depth import Baseline, measure
 from pipeline.model.load import load_model
 from pipeline.report.depth_curve import draw, write_stopping, write_table
@@ -24,7 +24,7 @@ def main(overrides: Overrides = None) -> None:
     for name in params.baselines.models:
         path = BASELINES / file_name(name)
         if path.exists():
-            baselines.append(Baseline(name, json.loads(path.read_text(encoding="utf-8"))["val_bpb"]))
+            baselines.append(Baseline(label(name), json.loads(path.read_text(encoding="utf-8"))["val_bpb"]))
     write_table(DEPTH_CURVE, curve)
     write_stopping(STOPPING, curve)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {model.num_params():,} parameters"

@@ -19,8 +19,8 @@ def main(
     name: Annotated[
         str,
         typer.Argument(
-            help="uniform, unigram, bigram, trigram, xz, gpt2 (-medium, -large, -xl), a model's folder, or "
-            "its name on the hub."
+            help="uniform, unigram, bigram, trigram (interpolated), kneser-ney (modified, of order 5), xz, "
+            "gpt2 (-medium, -large, -xl), a model's folder, or its name on the hub."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = BASELINES,

@@ -123,7 +123,7 @@ class Runtime(Section):
     )
 
 
-BASELINES = ("uniform", "unigram", "bigram", "trigram", "xz")
+BASELINES = ("uniform", "unigram", "bigram", "trigram", "kneser-ney", "xz")
 
 
 def _check_models(key: str, names: list[str]) -> list[str]:
@@ -148,12 +148,16 @@ class Baselines(Section):
     """what to compare the model with"""
 
     models: Annotated[list[str], Field(min_length=1)] = Field(
-        description="uniform, unigram, bigram, trigram, xz; gpt2, a model's folder or hub name work too"
+        description="uniform, unigram, bigram, trigram (interpolated), kneser-ney, xz; "
+        "gpt2, a model's folder or hub name work too"
     )
     pretrained: list[str] = Field(
         description="only compared by `make baselines`, because they have to be downloaded first"
     )
-    train_tokens: int = Field(ge=2, description="n-grams are counted on the first so many training tokens")
+    train_tokens: int = Field(
+        ge=2,
+        description="n-grams are counted on the first so many training tokens, in up to 150 bytes for each",
+    )
 
     @model_validator(mode="after")
     def _are_known(self) -> Baselines:

@@ -14,11 +14,18 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.evaluate.compression import xz_bits
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.kneser_ney import ORDER, KneserNey
 from pipeline.evaluate.ngram import NGram
 from pipeline.tokens.shards import open_split, open_tokenizer
 from pipeline.tokens.tokenizers import Tokenizer
 
 NGRAM_ORDERS = {"uniform": 0, "unigram": 1, "bigram": 2, "trigram": 3}
+KNESER_NEY = "kneser-ney"
+LABELS = {
+    "bigram": "bigram, interpolated",
+    "trigram": "trigram, interpolated",
+    KNESER_NEY: f"{ORDER}-gram, Kneser-Ney",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> Baselin
     the training split is evaluated too, with as many tokens as the validation split. Raises UserError if
     there is no such baseline or model.
     """
-    if name in NGRAM_ORDERS:
-        return _ngram(NGRAM_ORDERS[name], params.baselines.train_tokens, tokens_folder)
+    if name in NGRAM_ORDERS or name == KNESER_NEY:
+        return _ngram(name, params.baselines.train_tokens, tokens_folder)
     if name == "xz":
         return _xz(tokens_folder)
     if ".." in Path(name).parts or name.endswith("/"):
@@ -60,10 +67,20 @@ def file_name(name: str) -> str:
     return f"{name.lstrip('/')}.json"
 
 
-def _ngram(order: int, train_tokens: int, tokens_folder: Path) -> BaselineResult:
+def label(name: str) -> str:
+    """What tables and pictures call a baseline or model."""
+    return LABELS.get(name, name)
+
+
+def _ngram(name: str, train_tokens: int, tokens_folder: Path) -> BaselineResult:
     tokenizer = open_tokenizer(tokens_folder)
     train, val = open_split(tokens_folder, "train", train_tokens), open_split(tokens_folder, "val")
-    model = NGram.fit(train.read(0, min(len(train), train_tokens)), tokenizer.vocab_size, order)
+    counted = train.read(0, min(len(train), train_tokens))
+    model = (
+        KneserNey.fit(counted, tokenizer.vocab_size)
+        if name == KNESER_NEY
+        else NGram.fit(counted, tokenizer.vocab_size, NGRAM_ORDERS[name])
+    )
 
     def evaluation(text: np.ndarray) -> Evaluation:
         text_bytes = int(tokenizer.token_bytes[np.asarray(text[1:])].sum())

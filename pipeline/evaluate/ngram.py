@@ -48,7 +48,7 @@ class NGram:
         With fewer than 20 tokens there is nothing to fit, and the model is uniform.
         """
         assert vocab_size**order < 2**63, "the key of an n-gram must fit in an int64"
-        tokens = _token_ids(train, vocab_size)
+        tokens = token_ids(train, vocab_size)
         num_counted = len(tokens) - len(tokens) // 10
         counted, held_out = tokens[:num_counted], tokens[num_counted:]
 
@@ -67,7 +67,7 @@ class NGram:
         (T,) token ids give (T - 1,) values: the first token is context only, as for a GPT. Tokens at the
         start that have too little context for an order are predicted by the orders below it.
         """
-        tokens = _token_ids(tokens, self.vocab_size)
+        tokens = token_ids(tokens, self.vocab_size)
         probability = _uniform(tokens, self.vocab_size)
         for counts, weights in zip(self.counts, self.weights, strict=True):
             frequency, bucket = counts.frequencies(tokens)
@@ -133,7 +133,7 @@ def _fit_weights(frequency: Floats, lower: Floats, bucket: Ints) -> Floats:
     return filled
 
 
-def _token_ids(tokens: Tokens, vocab_size: int) -> Ints:
+def token_ids(tokens: Tokens, vocab_size: int) -> Ints:
     ids = np.asarray(tokens, dtype=np.int64)
     assert ids.max(initial=0) < vocab_size, "a token id is outside the vocabulary"
     return ids

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.evaluate.baselines import label
 from pipeline.evaluate.comparison import OURS, Row
 from pipeline.report.png import save_picture
 from pipeline.report.tables import markdown_table
@@ -32,7 +33,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         mark = "" if row.same_tokens else " *"
         cells.append(
             [
-                row.name,
+                label(row.name),
                 "" if row.params is None else f"{row.params:,}",
                 "" if row.train_loss is None else f"{row.train_loss:.4f}",
                 f"{row.val_loss:.4f}{mark}",
@@ -56,7 +57,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
     colors = ["tab:blue" if row.name == OURS else "tab:gray" for row in rows]
-    bars = axes.barh([row.name for row in rows], [row.val_bpb for row in rows], color=colors)
+    bars = axes.barh([label(row.name) for row in rows], [row.val_bpb for row in rows], color=colors)
     axes.bar_label(bars, fmt="%.3f", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.12)

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, SAMPLES
-from pipeline.evaluate.baselines import file_name
+from pipeline.evaluate.baselines import file_name, label
 from pipeline.report.tables import plain_table
 
 SHOWN_CHARACTERS = 600  # of a sample
@@ -48,7 +48,7 @@ def _losses(params: Params, metrics: Mapping[str, Any]) -> str:
     for name in params.baselines.models:
         path = BASELINES / file_name(name)
         if path.exists():
-            rows.append((name, json.loads(path.read_text(encoding="utf-8"))))
+            rows.append((label(name), json.loads(path.read_text(encoding="utf-8"))))
     rows.sort(key=lambda row: row[1]["val_bpb"])
     header = (f"Validation loss of {params.data.dataset}", "nats per token", "bits per byte")
     cells = [(name, f"{figures['val_loss']:.4f}", f"{figures['val_bpb']:.4f}") for name, figures in rows]

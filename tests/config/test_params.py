@@ -108,7 +108,7 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("data.dataset=../secrets", "data.dataset = '../secrets': "),
         (
             "baselines.models=[bigarm]",
-            "models = 'bigarm': not one of uniform, unigram, bigram, trigram, xz, gpt2, gpt2-medium, ",
+            "models = 'bigarm': not one of uniform, unigram, bigram, trigram, kneser-ney, xz, gpt2, ",
         ),
         ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),

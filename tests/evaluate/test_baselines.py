@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from pipeline.config.errors import UserError
+from pipeline.config.params import BASELINES as BASELINE_NAMES
 from pipeline.config.paths import BASELINES
 from pipeline.config.validation import read_yaml
 from pipeline.corpus.sources import TailSplit
-from pipeline.evaluate.baselines import evaluate_baseline, file_name
+from pipeline.evaluate.baselines import evaluate_baseline, file_name, label
+from pipeline.evaluate.kneser_ney import KneserNey
 from pipeline.evaluate.loss import evaluate
 from pipeline.model.gpt import GPT
 from pipeline.storage.files import write_text
@@ -74,6 +76,17 @@ def test_longer_contexts_predict_better(tiny_tokens: Path) -> None:
     assert losses[0] - losses[-1] > 1
 
 
+def test_kneser_ney_is_fitted_to_the_training_split(tiny_tokens: Path) -> None:
+    train, val = (open_split(tiny_tokens, split) for split in ("train", "val"))
+    model = KneserNey.fit(train.read(0, len(train)), load_manifest(tiny_tokens).vocab_size, order=5)
+    result = evaluate_baseline("kneser-ney", tiny.params(), tiny_tokens)
+    assert result.val.loss == pytest.approx(model.nll(val.read(0, len(val))).mean())
+    assert result.train is not None
+    assert (
+        result.train.loss < result.val.loss < evaluate_baseline("bigram", tiny.params(), tiny_tokens).val.loss
+    )
+
+
 def test_ngrams_are_counted_on_the_first_training_tokens_alone(tiny_tokens: Path, tmp_path: Path) -> None:
     text = tiny.text()
     write_text(tmp_path / "raw" / "a.txt", "x" * 1000 + text)
@@ -93,7 +106,7 @@ def test_xz_is_the_size_of_the_compressed_text(tiny_tokens: Path) -> None:
     assert result.loss * result.tokens == pytest.approx(bits * math.log(2))
 
 
-@pytest.mark.parametrize("name", [*NGRAMS, "xz"])
+@pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_results_repeat_and_are_json(name: str, tiny_tokens: Path) -> None:
     result = evaluate_baseline(name, tiny.params(), tiny_tokens)
     assert result == evaluate_baseline(name, tiny.params(), tiny_tokens)
@@ -142,6 +155,18 @@ def test_a_folder_without_a_model_is_named(tiny_tokens: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="no such file") as error:
         evaluate_baseline(str(tmp_path), tiny.params(), tiny_tokens)
     assert str(tmp_path) in str(error.value)
+
+
+def test_every_baseline_says_how_it_is_smoothed() -> None:
+    assert [label(name) for name in (*BASELINE_NAMES, "gpt2")] == [
+        "uniform",
+        "unigram",
+        "bigram, interpolated",
+        "trigram, interpolated",
+        "5-gram, Kneser-Ney",
+        "xz",
+        "gpt2",
+    ]
 
 
 @pytest.mark.parametrize("name", ["xz", "models/one", "/models/one"])

@@ -35,7 +35,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_best_comes_first(results: Path) -> None:
     table = summary(tiny.params()).split("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in table[1:]] == ["xz", "this", "trigram"]
+    assert [line.split()[0] for line in table[1:]] == ["xz", "this", "trigram,"]
+    assert table[3].startswith("trigram, interpolated  ")
     assert table[0] == "Validation loss of tiny        nats per token  bits per byte"
     assert table[2] == "this model (1.23M parameters)          4.0000         1.5000"
 
