@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
@@ -80,11 +80,19 @@ class HuggingFaceSource(TextSource):
     split: NonEmpty
     revision: NonEmpty = Field(description="a commit, so that the text never changes")
     text_column: NonEmpty
+    documents: PositiveInt | None = Field(default=None, description="how many there are, if that is known")
 
     def write(self, folder: Path) -> None:
         hub_datasets.write_documents(
             self.repository, self.config, self.split, self.revision, self.text_column, folder
         )
+        if self.documents is not None and any(folder.iterdir()):  # write_raw refuses an empty one
+            found = count_documents(folder)
+            if found != self.documents:
+                raise UserError(
+                    f"source.documents = {self.documents}: {self.repository} at {self.revision} has {found}; "
+                    "it was not kept; name a complete revision, or correct the number in dataset.yaml"
+                )
 
 
 class UserFile(Section):

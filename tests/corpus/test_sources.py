@@ -36,8 +36,8 @@ def spec(**source: Any) -> DatasetSpec:
     return DatasetSpec.model_validate({"source": source, "split": TAIL})
 
 
-def huggingface(repository: Path, **changes: str) -> DatasetSpec:
-    fields = {"split": "train", "revision": COMMIT, "text_column": "body"}
+def huggingface(repository: Path, **changes: Any) -> DatasetSpec:
+    fields: dict[str, Any] = {"split": "train", "revision": COMMIT, "text_column": "body"}
     return spec(kind="huggingface", repository=str(repository), **fields | changes)
 
 
@@ -170,6 +170,16 @@ def test_huggingface_mistakes(
         write_raw(huggingface(repository, **changes), tmp_path / "raw")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "raw").exists()
+
+
+def test_a_dataset_with_another_number_of_documents_is_refused(repository: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_raw(huggingface(repository, documents=2500), raw)
+    (repository / "data" / "train-00001-of-00003.parquet").unlink()  # as in a conversion that was cut short
+    with pytest.raises(UserError, match=r"source.documents = 2500: .* has 1500; it was not kept") as error:
+        write_raw(huggingface(repository, documents=2500), raw)
+    assert "\n" not in str(error.value)
+    assert len(texts(raw)) == 2500  # the old text
 
 
 # huggingface_hub reads HF_ENDPOINT when it is imported, so it takes a fresh interpreter.
