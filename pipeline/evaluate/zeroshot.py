@@ -31,13 +31,13 @@ def open_task(
     downloaded one. Raises UserError for an unknown name, for data that cannot be downloaded or read, and for
     text that the tokenizer cannot encode.
     """
-    import pooch
+    from platformdirs import user_cache_path
 
     if name not in TASKS:
         raise UserError(f"task {name}: not one of {', '.join(TASKS)}{suggest(name, list(TASKS))}")
     task = TASKS[name]
     try:
-        path = data or task.download(Path(pooch.os_cache("gpt-pipeline")) / "zeroshot")
+        path = data or task.download(user_cache_path("gpt-pipeline") / "zeroshot")
         return task(path, tokenizer, block_size, limit)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -222,9 +222,9 @@ def _from_vocabulary_files(folder: Path) -> str:
 
 def gpt2_tokenizer() -> BPETokenizer:
     """GPT-2's own BPE with 50,257 ids. Its two files are downloaded once per machine and verified."""
-    import pooch
+    from platformdirs import user_cache_path
 
-    cache = Path(pooch.os_cache("gpt-pipeline")) / "gpt2"
+    cache = user_cache_path("gpt-pipeline") / "gpt2"
     files = {name: fetch(GPT2_URL + name, sha256, cache) for name, sha256 in GPT2_FILES.items()}
     vocab = json.loads(files["encoder.json"].read_text(encoding="utf-8"))
     end_of_text = vocab.pop(END_OF_TEXT)
