@@ -22,7 +22,8 @@ from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
 from pipeline.corpus.fetch import fetch
 from pipeline.storage.checksums import sha256_file
-from pipeline.storage.files import replacing_folder, write_text
+from pipeline.storage.files import write_text
+from pipeline.storage.resuming import KEY_FILE, resuming_folder
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +36,10 @@ FEW_DOCUMENTS = 100
 
 
 class TextSource(Section):
-    """A source that fills raw/ with files that pipeline.corpus.documents reads."""
+    """A source that fills raw/ with files that pipeline.corpus.documents reads.
+
+    `write` may find what an interrupted call for the same source left, and keeps what is finished of it.
+    """
 
     def contents(self, raw: Path) -> str:
         """The amount of text in `raw`, for a message: documents and megabytes."""
@@ -226,11 +230,12 @@ def write_raw(spec: DatasetSpec, folder: Path) -> None:
     """Replace the content of `folder` by the source's text files, or by nanoGPT's ids.
 
     The text files are in the formats that pipeline.corpus.documents reads. The old content stays until the
-    new is complete. Raises UserError if the source is missing, unreadable or changed.
+    new is complete. What an interrupted call finished is kept. Raises UserError if the source is missing,
+    unreadable or changed.
     """
-    with replacing_folder(folder) as temporary:
-        spec.source.write(temporary)
-        if not any(temporary.iterdir()):
+    with resuming_folder(folder, {"source": spec.source.model_dump()}) as partial:
+        spec.source.write(partial)
+        if {path.name for path in partial.iterdir()} == {KEY_FILE}:
             raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")
 
 
