@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import time
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.errors import UserError
+from pipeline.corpus.progress import progress
+from pipeline.storage.files import fsync
 
 if TYPE_CHECKING:
     import pyarrow
 
 BATCH_DOCUMENTS = 1000
 ROW_GROUP_BYTES = 1 << 26
-FILE_BYTES = 1 << 30
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def write_documents(
@@ -24,8 +23,9 @@ def write_documents(
 ) -> None:
     """Write the texts of one split as `folder/part-00000.parquet`, ..., with `text` as their only column.
 
-    `repository` is a name on the hub or a local folder. A file has at most about FILE_BYTES bytes. Raises
-    UserError if the hub lacks the data set, split or column, or cannot be reached.
+    `repository` is a name on the hub or a local folder. Part i holds the text of the split's i-th file there,
+    and appears when it is complete; parts that an earlier call wrote are kept. Raises UserError if the hub
+    lacks the data set, split or column, or cannot be reached.
     """
     import datasets
 
@@ -38,8 +38,7 @@ def write_documents(
         if text_column not in (stream.column_names or [text_column]):
             columns = ", ".join(stream.column_names)
             raise UserError(f"{where}: no column {text_column!r}, only {columns}; correct source.text_column")
-        tables = stream.select_columns([text_column]).with_format("arrow").iter(batch_size=BATCH_DOCUMENTS)
-        write_tables(_reported(tables, repository), folder)
+        _write_parts(stream.select_columns([text_column]).with_format("arrow"), repository, folder)
     except UserError:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -56,27 +55,43 @@ def write_documents(
         raise
 
 
-def write_tables(tables: Iterator[pyarrow.Table], folder: Path) -> None:
-    """Write tables with one column of strings as Parquet files with the column `text`.
+def _write_parts(stream: Any, name: str, folder: Path) -> None:
+    """Write each file of a stream as a part of its own, but for those that are there."""
+    from pyarrow.parquet import read_metadata
 
-    Raises UserError if the column holds anything but strings.
+    parts = [folder / f"part-{number:05d}.parquet" for number in range(stream.num_shards)]
+    done = sum(read_metadata(part).num_rows for part in parts if part.exists())
+    with progress(name, " documents", done=done) as advance:
+        for number, part in enumerate(parts):
+            if not part.exists():
+                file = stream.shard(num_shards=len(parts), index=number)
+                unfinished = part.with_name(f".{part.name}.part")
+                for documents in _written(file.iter(batch_size=BATCH_DOCUMENTS), unfinished):
+                    advance(documents)
+                if unfinished.exists():
+                    fsync(unfinished)
+                    os.replace(unfinished, part)
+
+
+def _written(tables: Iterator[pyarrow.Table], path: Path) -> Iterator[int]:
+    """Write tables with one column of strings as a Parquet file with the column `text`, if there are any.
+
+    Yields the number of documents in each row group that was written. Raises UserError if the column holds
+    anything but strings.
     """
     import pyarrow
     import pyarrow.types as types
     from pyarrow.parquet import ParquetWriter
 
     schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string())])
-    part, writer = 0, None
+    writer = None
     for group in _grouped(tables):
         column = group.schema.field(0)
         if not (types.is_string(column.type) or types.is_large_string(column.type)):
             raise UserError(f"column {column.name!r} holds {column.type}; correct source.text_column")
-        path = folder / f"part-{part:05d}.parquet"
         writer = writer or ParquetWriter(path, schema, compression="zstd")
         writer.write_table(group.rename_columns(["text"]).cast(schema))
-        if path.stat().st_size >= FILE_BYTES:
-            writer.close()
-            part, writer = part + 1, None
+        yield group.num_rows
     if writer:
         writer.close()
 
@@ -93,25 +108,6 @@ def _grouped(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
             group = []
     if group:
         yield pyarrow.concat_tables(group)
-
-
-def _reported(tables: Iterator[pyarrow.Table], name: str) -> Iterator[pyarrow.Table]:
-    """Pass the tables on, and report the count and rate of their rows on stderr."""
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    start = last = time.monotonic()
-    with tqdm(desc=name, unit=" documents", unit_scale=True, disable=not terminal) as progress:
-        documents = 0
-        for table in tables:
-            yield table
-            documents += table.num_rows
-            progress.update(table.num_rows)
-            now = time.monotonic()
-            if not terminal and now - last >= SECONDS_BETWEEN_LINES:
-                last = now
-                rate = documents / (now - start)
-                print(f"{name}: {documents:,} documents, {rate:,.0f} per second", file=sys.stderr, flush=True)
 
 
 def is_network_error(error: Exception) -> bool:

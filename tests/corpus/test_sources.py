@@ -143,15 +143,32 @@ def test_a_raw_that_is_there_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_huggingface_from_a_local_folder(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_datasets, "ROW_GROUP_BYTES", 20_000)
-    monkeypatch.setattr(hub_datasets, "FILE_BYTES", 1)  # a file for every row group
+    monkeypatch.setattr(hub_datasets, "ROW_GROUP_BYTES", 5_000)
+    monkeypatch.setattr(hub_datasets, "BATCH_DOCUMENTS", 300)
     raw = tmp_path / "raw"
     write_raw(huggingface(repository), raw)
     names = sorted(path.name for path in raw.iterdir())
-    assert len(names) > 1
-    assert names == [f"part-{number:05d}.parquet" for number in range(len(names))]
+    assert names == [f"part-{number:05d}.parquet" for number in range(3)]
     assert pyarrow.parquet.read_schema(raw / names[0]).names == ["text"]
+    assert pyarrow.parquet.read_metadata(raw / names[0]).num_row_groups > 1
     assert texts(raw) == [f"document {row} é\n" for row in range(2500)]
+
+
+def test_huggingface_goes_on_after_the_last_finished_file(repository: Path, tmp_path: Path) -> None:
+    write_raw(huggingface(repository), tmp_path / "uninterrupted")
+    last = repository / "data" / "train-00002-of-00003.parquet"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    raw = tmp_path / "raw"
+    with pytest.raises(UserError):
+        write_raw(huggingface(repository), raw)
+    last.write_bytes(whole)
+    kept = {path.name: path.stat().st_ino for path in (tmp_path / "raw.part").glob("part-*")}
+    assert sorted(kept) == ["part-00000.parquet", "part-00001.parquet"]
+    write_raw(huggingface(repository), raw)
+    contents = {path.name: path.read_bytes() for path in raw.iterdir()}
+    assert contents == {path.name: path.read_bytes() for path in (tmp_path / "uninterrupted").iterdir()}
+    assert all((raw / name).stat().st_ino == inode for name, inode in kept.items())
 
 
 @pytest.mark.parametrize(
