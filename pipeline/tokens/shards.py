@@ -7,8 +7,9 @@ can nanoGPT if it is uint16.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,22 +112,30 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 @dataclass
 class ShardWriter:
-    """Appends ids to `<split>-00000.bin`, `<split>-00001.bin`, ... of at most `shard_tokens` tokens."""
+    """Appends ids to `<split>-00000.bin`, `<split>-00001.bin`, ... of at most `shard_tokens` tokens.
+
+    With `shards`, which an earlier writer returned, it goes on after the last of their tokens. Raises
+    ValueError or OSError if they are not in the folder any more.
+    """
 
     folder: Path
     split: SplitName
     dtype: np.dtype
     shard_tokens: int
-    shards: list[Shard] = field(default_factory=list)
+    shards: Sequence[Shard] = ()
 
     def __post_init__(self) -> None:
-        self._open()
+        self._full: list[Shard] = list(self.shards[:-1])
+        if self.shards:
+            self._reopen()
+        else:
+            self._open()
 
     def append(self, ids: np.ndarray) -> None:
         """Add ids (any integer type), continuing in the next shard when this one is full."""
         while len(ids):
             if self._tokens == self.shard_tokens:
-                self.close()
+                self._full = self.close()
                 self._open()
             part = ids[: self.shard_tokens - self._tokens].astype(self.dtype)
             content = part.tobytes()
@@ -135,20 +144,36 @@ class ShardWriter:
             self._tokens += len(part)
             ids = ids[len(part) :]
 
+    def sync(self) -> list[Shard]:
+        """Flush what was written to disk, and return all shards as they are now."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._tokens * self.dtype.itemsize
+        now = Shard(name=self._path.name, tokens=self._tokens, bytes=size, sha256=self._hash.hexdigest())
+        return [*self._full, now]
+
     def close(self) -> list[Shard]:
         """Finish the last shard and return all of them."""
+        shards = self.sync()
         self._file.close()
-        size = self._tokens * self.dtype.itemsize
-        self.shards.append(
-            Shard(name=self._path.name, tokens=self._tokens, bytes=size, sha256=self._hash.hexdigest())
-        )
-        return self.shards
+        return shards
 
     def _open(self) -> None:
-        self._path = self.folder / f"{self.split}-{len(self.shards):05d}.bin"
+        self._path = self.folder / f"{self.split}-{len(self._full):05d}.bin"
         self._file = self._path.open("wb")
         self._hash = hashlib.sha256()
         self._tokens = 0
+
+    def _reopen(self) -> None:
+        for shard in self.shards:
+            self._path = self.folder / shard.name
+            os.truncate(self._path, shard.bytes)  # what came after these tokens is written again
+            with self._path.open("rb") as file:
+                self._hash = hashlib.file_digest(file, "sha256")
+            if self._hash.hexdigest() != shard.sha256:
+                raise ValueError(f"{shard.name} has changed")
+            self._tokens = shard.tokens
+        self._file = self._path.open("ab")
 
 
 class Tokens:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from pydantic import NonNegativeInt
 
 from pipeline.config.errors import UserError
+from pipeline.config.validation import Section
 from pipeline.corpus.documents import (
     Piece,
     corpus_files,
@@ -22,8 +26,11 @@ from pipeline.corpus.documents import (
     fingerprint,
     read_pieces,
 )
+from pipeline.corpus.progress import progress
 from pipeline.corpus.sources import IDS_FILES, META_FILE, DocumentSplit, GivenSplit, Split, TailSplit
-from pipeline.storage.files import replacing_folder
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import write_text
+from pipeline.storage.resuming import PROGRESS_FILE, resuming_folder
 from pipeline.tokens.nanogpt_ids import read_ids, read_meta
 from pipeline.tokens.shards import Manifest, ShardWriter, SplitManifest, SplitName, token_dtype
 from pipeline.tokens.tokenizers import (
@@ -31,11 +38,14 @@ from pipeline.tokens.tokenizers import (
     CharTokenizer,
     Tokenizer,
     gpt2_tokenizer,
+    load_tokenizer,
     train_bpe,
 )
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 BATCH_CHARACTERS = 1 << 23  # encoded together: enough to keep every core busy, yet little memory
+MAX_SHARDS = 10_000  # a folder of more files is of no use to anybody
+SECONDS_BETWEEN_RECORDS = 10.0
 
 
 def tokenize(
@@ -50,37 +60,45 @@ def tokenize(
     """Encode all of `raw` into `folder`, which is replaced only when everything is written.
 
     The tokenizer is `pretrained`, or the one called `tokenizer_name` if `pretrained` is None. In a corpus of
-    several documents, the end-of-text id follows each. Ids that nanoGPT prepared are copied unchanged. Raises
-    UserError for text that cannot be read, for a split of fewer than two tokens, and for ids of another
-    tokenizer.
+    several documents, the end-of-text id follows each. Ids that nanoGPT prepared are copied unchanged. After
+    an interruption, a call for the same text and with the same arguments goes on where it ended.
+
+    Raises UserError for text that cannot be read, for a split of fewer than two tokens, for ids of another
+    tokenizer, and for shards so small that there would be more than MAX_SHARDS.
     """
     corpus: Corpus | IdFiles = (
         IdFiles(raw)
         if isinstance(split, GivenSplit)
         else Corpus(raw, count_documents(raw), count_characters(raw), split)
     )
-    tokenizer = corpus.tokenizer(tokenizer_name, vocab_size, pretrained)
-    with replacing_folder(folder) as temporary:
-        writers = {name: SplitWriter(temporary, name, tokenizer, shard_tokens) for name in SPLITS}
-        for part in corpus.encoded(tokenizer):
-            writers[part.split].append(part)
-        splits = {name: writer.close() for name, writer in writers.items()}
-        for name, written in splits.items():
-            if written.tokens < 2:
-                raise UserError(
-                    f"{raw}: split.fraction leaves no token to predict in the {name} split ({corpus}); "
-                    "change it in dataset.yaml or add text"
-                )
-        tokenizer.save(temporary)
-        manifest = Manifest(
-            dtype="uint16" if token_dtype(tokenizer.vocab_size).itemsize == 2 else "uint32",
-            vocab_size=tokenizer.vocab_size,
-            tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-            source_sha256=fingerprint(corpus.files),
-            train=splits["train"],
-            val=splits["val"],
-        )
-        manifest.save(temporary)
+    _check_number_of_shards(corpus.most_tokens, shard_tokens)
+    source_sha256 = fingerprint(corpus.files)
+    key = {
+        "source_sha256": source_sha256,
+        "meta": [sha256_file(path) for path in raw.glob(META_FILE)],
+        "split": split.model_dump(),
+        "tokenizer": [tokenizer_name, vocab_size, pretrained and _sha256(pretrained)],
+        "shard_tokens": shard_tokens,
+        "code": fingerprint(_code()),
+    }
+    with resuming_folder(folder, key) as partial:
+        try:
+            writer = TokensWriter.resumed(partial, shard_tokens)
+            if writer is None:
+                tokenizer = corpus.tokenizer(tokenizer_name, vocab_size, pretrained)
+                writer = TokensWriter(partial, tokenizer, shard_tokens, source_sha256)
+            for parts in corpus.encoded(writer.tokenizer, skip=writer.pieces):
+                writer.append(parts)
+            manifest = writer.close()
+            for name in SPLITS:
+                if manifest.split(name).tokens < 2:
+                    raise UserError(
+                        f"{raw}: split.fraction leaves no token to predict in the {name} split ({corpus}); "
+                        "change it in dataset.yaml or add text"
+                    )
+        except UserError:
+            shutil.rmtree(partial)  # the next attempt would fail in the same way
+            raise
     return manifest
 
 
@@ -109,6 +127,11 @@ class Corpus:
     def files(self) -> list[Path]:
         return corpus_files(self.raw)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens are rarely shorter than a character."""
+        return self.characters + self.documents
+
     def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
         """`pretrained`, or the tokenizer called `name` if `pretrained` is None.
 
@@ -128,23 +151,27 @@ class Corpus:
             return train_bpe((piece.text for split, piece in self.pieces() if split == "train"), vocab_size)
         return gpt2_tokenizer()
 
-    def encoded(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
-        """Encode the corpus, with an end-of-text id after each document if there are several."""
+    def encoded(self, tokenizer: Tokenizer, skip: int) -> Iterator[list[EncodedPiece]]:
+        """Encode the corpus in batches, but for the first `skip` pieces.
+
+        If there are several documents, an end-of-text id follows each.
+        """
         end = tokenizer.end_of_text if self.documents > 1 else None
-        with tqdm(
-            total=self.characters,
-            unit="char",
-            unit_scale=True,
-            desc="tokenize",
-            disable=not sys.stderr.isatty(),
-        ) as progress:
-            for batch in _batched(self.pieces()):
+        pieces = self.pieces()
+        done = sum(len(piece.text) for _, piece in islice(pieces, skip))
+        with progress("tokenize", " characters", self.characters, done) as advance:
+            for batch in _batched(pieces):
                 encoded = tokenizer.encode_batch([piece.text for _, piece in batch])
-                for (split, piece), ids in zip(batch, encoded, strict=True):
-                    if piece.last and end is not None:
-                        ids = np.append(ids, np.uint32(end))
-                    yield EncodedPiece(split, ids, int(piece.last), len(piece.text.encode()))
-                progress.update(sum(len(piece.text) for _, piece in batch))
+                yield [
+                    EncodedPiece(
+                        split,
+                        np.append(ids, np.uint32(end)) if piece.last and end is not None else ids,
+                        int(piece.last),
+                        len(piece.text.encode()),
+                    )
+                    for (split, piece), ids in zip(batch, encoded, strict=True)
+                ]
+                advance(sum(len(piece.text) for _, piece in batch))
 
     def pieces(self) -> Iterator[tuple[SplitName, Piece]]:
         if isinstance(self.split, DocumentSplit):
@@ -186,6 +213,10 @@ class IdFiles:
     def files(self) -> list[Path]:
         return [self.raw / name for name in IDS_FILES]
 
+    @property
+    def most_tokens(self) -> int:
+        return sum(path.stat().st_size for path in self.files) // 2  # 16 bits each
+
     def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
         """The tokenizer that made the ids. Raises UserError if `name` or `pretrained` asks for another."""
         of_characters = (self.raw / META_FILE).exists()
@@ -197,8 +228,12 @@ class IdFiles:
         held = "ids of characters" if of_characters else "GPT-2's ids (no meta.pkl)"
         raise UserError(f"tokenizer.name = {name}: {self.raw} holds {held}; set tokenizer.name to {needed}")
 
-    def encoded(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
-        """Yield the ids unchanged."""
+    def encoded(self, tokenizer: Tokenizer, skip: int) -> Iterator[list[EncodedPiece]]:
+        """Yield the ids unchanged, but for the first `skip` pieces."""
+        for piece in islice(self._pieces(tokenizer), skip, None):
+            yield [piece]
+
+    def _pieces(self, tokenizer: Tokenizer) -> Iterator[EncodedPiece]:
         for split, path in zip(SPLITS, self.files, strict=True):
             for ids in read_ids(path, tokenizer.vocab_size):
                 ends = 0 if tokenizer.end_of_text is None else int((ids == tokenizer.end_of_text).sum())
@@ -206,26 +241,135 @@ class IdFiles:
 
 
 class SplitWriter:
-    """Writes one split's shards and counts what goes into them."""
+    """Writes one split's shards and counts what goes into them; it may go on after what is `written`."""
 
-    def __init__(self, folder: Path, name: SplitName, tokenizer: Tokenizer, shard_tokens: int) -> None:
-        self._writer = ShardWriter(folder, name, token_dtype(tokenizer.vocab_size), shard_tokens)
-        self._documents = 0
-        self._utf8_bytes = 0
+    def __init__(
+        self,
+        folder: Path,
+        name: SplitName,
+        tokenizer: Tokenizer,
+        shard_tokens: int,
+        written: SplitManifest | None = None,
+    ) -> None:
+        shards = written.shards if written else ()
+        self._writer = ShardWriter(folder, name, token_dtype(tokenizer.vocab_size), shard_tokens, shards)
+        self._documents = written.documents if written else 0
+        self._utf8_bytes = written.utf8_bytes if written else 0
 
     def append(self, part: EncodedPiece) -> None:
         self._writer.append(part.ids)
         self._documents += part.documents
         self._utf8_bytes += part.utf8_bytes
 
-    def close(self) -> SplitManifest:
-        shards = self._writer.close()
+    def sync(self) -> SplitManifest:
+        """What is written and on disk."""
+        shards = self._writer.sync()
         return SplitManifest(
             tokens=sum(shard.tokens for shard in shards),
             documents=self._documents,
             utf8_bytes=self._utf8_bytes,
             shards=shards,
         )
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Unfinished(Section):
+    """How far a TokensWriter came: the first `pieces` pieces are in the shards of `manifest`."""
+
+    pieces: NonNegativeInt
+    manifest: Manifest
+
+
+class TokensWriter:
+    """Writes tokenizer, shards and manifest, and now and then a record of what is on disk.
+
+    After an interruption, `resumed` goes on from the record.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        shard_tokens: int,
+        source_sha256: str,
+        unfinished: Unfinished | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pieces = unfinished.pieces if unfinished else 0
+        self._folder = folder
+        self._source_sha256 = source_sha256
+        written = {name: unfinished.manifest.split(name) for name in SPLITS} if unfinished else {}
+        self._splits = {
+            name: SplitWriter(folder, name, tokenizer, shard_tokens, written.get(name)) for name in SPLITS
+        }
+        if unfinished is None:
+            tokenizer.save(folder)
+        self._record()
+
+    @classmethod
+    def resumed(cls, folder: Path, shard_tokens: int) -> TokensWriter | None:
+        """A writer that goes on after what the record in `folder` lists; None if that is not all there."""
+        try:
+            text = (folder / PROGRESS_FILE).read_text(encoding="utf-8")
+            unfinished = Unfinished.model_validate_json(text)
+            manifest, tokenizer = unfinished.manifest, load_tokenizer(folder)
+            if _sha256(tokenizer) != manifest.tokenizer_sha256:
+                return None
+            writer = cls(folder, tokenizer, shard_tokens, manifest.source_sha256, unfinished)
+        except (OSError, ValueError):
+            return None
+        tokens = manifest.train.tokens + manifest.val.tokens
+        print(f"{folder}: an interrupted call wrote {tokens:,} tokens; going on from there", file=sys.stderr)
+        return writer
+
+    def append(self, parts: Sequence[EncodedPiece]) -> None:
+        for part in parts:
+            self._splits[part.split].append(part)
+        self.pieces += len(parts)
+        if time.monotonic() - self._recorded >= SECONDS_BETWEEN_RECORDS:
+            self._record()
+
+    def close(self) -> Manifest:
+        manifest = self._record()
+        for split in self._splits.values():
+            split.close()
+        manifest.save(self._folder)
+        return manifest
+
+    def _record(self) -> Manifest:
+        splits = {name: split.sync() for name, split in self._splits.items()}
+        manifest = Manifest(
+            dtype="uint16" if token_dtype(self.tokenizer.vocab_size).itemsize == 2 else "uint32",
+            vocab_size=self.tokenizer.vocab_size,
+            tokenizer_sha256=_sha256(self.tokenizer),
+            source_sha256=self._source_sha256,
+            train=splits["train"],
+            val=splits["val"],
+        )
+        record = Unfinished(pieces=self.pieces, manifest=manifest)
+        write_text(self._folder / PROGRESS_FILE, record.model_dump_json())
+        self._recorded = time.monotonic()
+        return manifest
+
+
+def _check_number_of_shards(tokens: int, shard_tokens: int) -> None:
+    if tokens > MAX_SHARDS * shard_tokens:
+        raise UserError(
+            f"data.shard_tokens = {shard_tokens}: would write about {ceil(tokens / shard_tokens):,} shards; "
+            f"use at least {ceil(tokens / MAX_SHARDS)}"
+        )
+
+
+def _sha256(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def _code() -> list[Path]:
+    """The files that decide how text becomes shards."""
+    library = Path(__file__).parents[1]
+    return sorted(path for room in ("corpus", "tokens") for path in (library / room).glob("*.py"))
 
 
 def _batched(pieces: Iterable[tuple[SplitName, Piece]]) -> Iterator[list[tuple[SplitName, Piece]]]:

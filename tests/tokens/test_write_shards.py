@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,12 +22,15 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.documents import corpus_files, fingerprint, read_pieces
 from pipeline.corpus.sources import DocumentSplit, GivenSplit, Split, TailSplit, UrlSource, load_spec
 from pipeline.storage.files import write_text
+from pipeline.storage.resuming import PROGRESS_FILE
+from pipeline.tokens import write_shards
 from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.shards import Manifest, SplitName, load_manifest, open_split
 from pipeline.tokens.tokenizers import (
     END_OF_TEXT,
     GPT2_FILES,
     GPT2_URL,
+    BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     load_tokenizer,
@@ -216,9 +225,175 @@ def test_an_interruption_leaves_what_was_there(
     with pytest.raises(error):
         tokenized(raw)
     assert (contents(folder) if folder.exists() else None) == before
-    assert {path.name for path in raw.parent.iterdir()} == {"raw", "tokens"} - (
-        set() if earlier else {"tokens"}
-    )
+    left = {path.name for path in raw.parent.iterdir()}
+    assert left == {"raw", "tokens.part"} | ({"tokens"} if earlier else set())
+
+
+class Killed(BaseException):
+    pass
+
+
+class Countdown:
+    """Stands before functions and raises Killed when they are called for the n-th time together."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.calls -= 1
+            if self.calls == 0:
+                raise Killed
+            return function(*arguments, **keywords)
+
+        return call
+
+
+# Where an attempt is killed: before a batch is encoded, a piece is written, or something on disk is changed.
+KILLED_BEFORE: dict[str, list[tuple[Any, str]]] = {
+    "encode": [(CharTokenizer, "encode_batch"), (BPETokenizer, "encode_batch")],
+    "append": [(write_shards.SplitWriter, "append")],
+    "disk": [(os, name) for name in ("fsync", "replace", "rename", "truncate")] + [(Path, "unlink")],
+}
+
+
+@pytest.mark.parametrize("where", KILLED_BEFORE)
+@pytest.mark.parametrize("name", ["char", "bpe"])
+@pytest.mark.parametrize(
+    "split", [TAIL, DocumentSplit(by="documents", fraction=0.4, seed=1)], ids=["tail", "documents"]
+)
+def test_killed_anywhere_and_resumed_it_writes_the_same_bytes(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, without_fsync: None, where: str, name: str, split: Split
+) -> None:
+    write_documents(raw, DOCUMENTS)
+    monkeypatch.setattr(write_shards, "BATCH_CHARACTERS", 7)
+    monkeypatch.setattr(write_shards, "SECONDS_BETWEEN_RECORDS", 0)
+    folder = raw.parent / "tokens"
+    tokenized(raw, split, name, shard_tokens=4)
+    expected, kills, finished = contents(folder), 0, False
+    assert len(expected) > 6
+    while not finished:
+        shutil.rmtree(folder)
+        with monkeypatch.context() as context:
+            countdown = Countdown(kills + 1)
+            for owner, function in KILLED_BEFORE[where]:
+                context.setattr(owner, function, countdown.before(getattr(owner, function)))
+            try:
+                tokenized(raw, split, name, shard_tokens=4)
+                finished = True
+            except Killed:
+                kills += 1
+        tokenized(raw, split, name, shard_tokens=4)
+        assert contents(folder) == expected
+        assert {path.name for path in raw.parent.iterdir()} == {"raw", "tokens"}
+    assert kills >= 4
+
+
+def test_a_killed_process_goes_on_without_encoding_again(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_documents(raw, DOCUMENTS)
+    killed = f"""
+import os
+from pathlib import Path
+from pipeline.corpus.sources import TailSplit
+from pipeline.tokens import tokenizers, write_shards
+write_shards.BATCH_CHARACTERS = 1
+write_shards.SECONDS_BETWEEN_RECORDS = 0
+encode = tokenizers.ByteTokenizer.encode
+def encode_or_die(self, text):
+    return os.kill(os.getpid(), 9) if "four" in text else encode(self, text)
+tokenizers.ByteTokenizer.encode = encode_or_die
+split = TailSplit(by="tail", fraction=0.1)
+write_shards.tokenize(Path({str(raw)!r}), split, "byte", 300, 10, Path({str(raw.parent / "tokens")!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", killed], cwd=tiny.ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    encoded: list[str] = []
+    encode = ByteTokenizer.encode
+
+    def noted(self: ByteTokenizer, text: str) -> np.ndarray:
+        encoded.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", noted)
+    tokenized(raw, shard_tokens=10)
+    assert "".join(encoded) == "".join(DOCUMENTS[4:])
+    resumed = contents(raw.parent / "tokens")
+    tokenized(raw, shard_tokens=10)
+    assert contents(raw.parent / "tokens") == resumed
+
+
+def interrupted(raw: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An attempt to tokenize `raw` that ends after some shards; returns the folder that it leaves."""
+    with monkeypatch.context() as context:
+        context.setattr(write_shards, "BATCH_CHARACTERS", 1)
+        context.setattr(write_shards, "SECONDS_BETWEEN_RECORDS", 0)
+        stop = Countdown(5).before(ByteTokenizer.encode)
+        context.setattr(ByteTokenizer, "encode", stop)
+        with pytest.raises(Killed):
+            tokenized(raw, shard_tokens=4)
+    return raw.parent / "tokens.part"
+
+
+@pytest.mark.parametrize("file", ["train-00000.bin", "train-00002.bin", "tokenizer.json", PROGRESS_FILE])
+@pytest.mark.parametrize("damage", [b"", b"?", None])
+def test_what_was_damaged_in_the_meantime_is_made_again(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, file: str, damage: bytes | None
+) -> None:
+    write_documents(raw, DOCUMENTS)
+    tokenized(raw, shard_tokens=4)
+    expected = contents(raw.parent / "tokens")
+    path = interrupted(raw, monkeypatch) / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage + content[1:] if damage else damage)
+    tokenized(raw, shard_tokens=4)
+    assert contents(raw.parent / "tokens") == expected
+
+
+@pytest.mark.parametrize("change", ["text", "split", "tokenizer", "shard_tokens", "code"])
+def test_only_the_same_work_is_resumed(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    write_documents(raw, DOCUMENTS)
+    interrupted(raw, monkeypatch)
+    others: dict[str, dict[str, Any]] = {
+        "split": {"split": DocumentSplit(by="documents", fraction=0.3, seed=1)},
+        "tokenizer": {"name": "char"},
+        "shard_tokens": {"shard_tokens": 5},
+    }
+    other = others.get(change, {})
+    if change == "text":
+        write_documents(raw, [*DOCUMENTS[:-1], "six"])
+    if change == "code":
+        monkeypatch.setattr(write_shards, "_code", lambda: [])
+    tokenized(raw, **{"shard_tokens": 4} | other)
+    assert "going on from there" not in capsys.readouterr().err
+    expected = contents(raw.parent / "tokens")
+    shutil.rmtree(raw.parent / "tokens")
+    tokenized(raw, **{"shard_tokens": 4} | other)
+    assert contents(raw.parent / "tokens") == expected
+
+
+def test_an_interrupted_attempt_is_mentioned(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_documents(raw, DOCUMENTS)
+    interrupted(raw, monkeypatch)
+    tokenized(raw, shard_tokens=4)
+    assert "tokens.part: an interrupted call wrote " in capsys.readouterr().err
+
+
+def test_a_flood_of_shards_is_refused(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_shards, "MAX_SHARDS", 10)
+    write_text(raw / "a.txt", "a" * 99)  # with an end of text 100
+    with pytest.raises(
+        UserError, match="data.shard_tokens = 9: would write about 12 shards; use at least 10"
+    ):
+        tokenized(raw, shard_tokens=9)
+    assert {path.name for path in raw.parent.iterdir()} == {"raw"}
+    manifest = tokenized(raw, shard_tokens=10)
+    assert len(manifest.train.shards) == 9
 
 
 @pytest.mark.parametrize(
@@ -240,7 +415,7 @@ def test_a_split_without_text_is_an_error(raw: Path, texts: list[str], split: Sp
         tokenized(raw, split)
     assert str(raw) in str(error.value)
     assert "\n" not in str(error.value)
-    assert not (raw.parent / "tokens").exists()
+    assert {path.name for path in raw.parent.iterdir()} == {"raw"}
 
 
 def test_a_pretrained_tokenizer_is_used_as_it_is(raw: Path) -> None:
