@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,10 +178,38 @@ class ShardWriter:
         self._file = self._path.open("ab")
 
 
-class Tokens:
-    """The tokens of one split as one sequence over its memory-mapped shards."""
+class OpenShard:
+    """The ids of a shard file, read by slices `[start:stop]`.
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    A memory map would be as fast, but ends the process with SIGBUS if the file is cut while it is in use.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, tokens: int) -> None:
+        self._path, self._dtype, self._tokens = path, dtype, tokens
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Raises UserError if the file has become too short."""
+        start, stop, _ = part.indices(self._tokens)
+        offset, end = (position * self._dtype.itemsize for position in (start, max(start, stop)))
+        content = bytearray()
+        while offset < end:  # one call reads at most 2 GB
+            read = os.pread(self._descriptor, end - offset, offset)
+            if not read:
+                raise UserError(f"{self._path}: was truncated while it was in use; {REMEDY}")
+            content += read
+            offset += len(read)
+        return np.frombuffer(content, self._dtype)
+
+
+class Tokens:
+    """The tokens of one split as one sequence over its shards."""
+
+    def __init__(self, arrays: Sequence[np.ndarray | OpenShard]) -> None:
         self._arrays = arrays
         self._ends = np.cumsum([len(array) for array in arrays])
 
@@ -187,7 +217,7 @@ class Tokens:
         return int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids start … stop - 1. They are copied only if they lie in several shards."""
+        """Ids start … stop - 1."""
         shard = int(np.searchsorted(self._ends[:-1], start, side="right"))
         parts: list[np.ndarray] = []
         while start < stop or not parts:
@@ -205,7 +235,8 @@ def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) 
     shard that is missing, truncated or edited.
     """
     manifest = load_manifest(folder)
-    arrays: list[np.ndarray] = []
+    arrays: list[OpenShard] = []
+    _allow_open_files(len(manifest.split(split).shards))
     for shard in manifest.split(split).shards:
         if first_tokens is not None and sum(len(array) for array in arrays) >= first_tokens:
             break
@@ -217,5 +248,14 @@ def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) 
             raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {REMEDY}")
         if sha256_file(path) != shard.sha256:
             raise UserError(f"{path}: edited shard, its sha256 is not the one in the manifest; {REMEDY}")
-        arrays.append(np.memmap(path, dtype=np.dtype(manifest.dtype).newbyteorder("<"), mode="r"))
+        arrays.append(OpenShard(path, np.dtype(manifest.dtype).newbyteorder("<"), shard.tokens))
     return Tokens(arrays)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise this process's limit of open files, often 256 or 1,024, if so many more could exceed it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/dev/fd")) + number + 200
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

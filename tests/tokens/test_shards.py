@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -125,6 +127,48 @@ def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes | None, message
     assert str(tmp_path) in str(error.value)
     assert "dvc repro -f tokenize" in str(error.value)
     assert len(open_split(tmp_path, "train")) == len(IDS)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_a_shard_that_is_cut_while_it_is_in_use_is_named(tmp_path: Path, size: int) -> None:
+    write_folder(tmp_path)
+    tokens = open_split(tmp_path, "val")
+    os.truncate(tmp_path / "val-00001.bin", size)
+    with pytest.raises(
+        UserError, match="val-00001.bin: was truncated while it was in use; run `dvc repro -f"
+    ):
+        tokens.read(2, 9)
+    assert tokens.read(0, 4).tolist() == IDS[:4].tolist()
+    assert tokens.read(8, 11).tolist() == IDS[8:].tolist()
+
+
+def test_a_shard_that_is_replaced_while_it_is_in_use_stays_the_old_one(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    tokens = open_split(tmp_path, "val")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    write_folder(tmp_path, ids=(IDS + 1) % 300)
+    assert tokens.read(0, 11).tolist() == IDS.tolist()
+
+
+def test_more_shards_than_a_process_may_open_by_default(tmp_path: Path) -> None:
+    ids = np.arange(300)
+    write_folder(tmp_path, shard_tokens=1, ids=ids)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 50, limits[1]))
+    try:
+        assert open_split(tmp_path, "val").read(0, 300).tolist() == ids.tolist()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_closed_shards_leave_no_open_files(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    before = os.listdir("/dev/fd")
+    tokens = open_split(tmp_path, "val")
+    assert len(os.listdir("/dev/fd")) == len(before) + 3
+    del tokens
+    assert os.listdir("/dev/fd") == before
 
 
 def test_a_shard_without_an_entry_does_not_exist(tmp_path: Path) -> None:
