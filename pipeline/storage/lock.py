@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.config.errors import UserError
+
 
 @contextmanager
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock file `path`, and remove it at the end.
 
-    If another process holds it, call `busy` with that process's id, then wait.
+    If another process holds it, call `busy` with that process's id, then wait. Raises UserError if the file
+    cannot be created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        with _open(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -47,6 +49,16 @@ def writing(folder: Path) -> Iterator[None]:
 
     with locked(real.with_name(f".{real.name}.lock"), busy):
         yield
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); use another folder"
+        ) from None
 
 
 def _holder(file: TextIO) -> str:

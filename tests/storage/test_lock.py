@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.errors import UserError
 from pipeline.storage.files import replacing_folder
 from pipeline.storage.lock import locked, writing
 from tests import tiny
@@ -83,6 +84,14 @@ def test_a_link_to_a_folder_has_the_lock_of_the_folder(
     assert (
         capsys.readouterr().err == f"process {os.getpid()} is writing {tmp_path / 'link'}; waiting for it\n"
     )
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    refused = pytest.raises(UserError, match="file: cannot be written .*; use another folder")
+    with refused, writing(tmp_path / "file" / "folder"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
