@@ -31,15 +31,15 @@ def main(overrides: Overrides = None) -> None:
         from pipeline.runtime.device import use_device  # it imports PyTorch, which takes a second
 
         use_device(params.runtime)
-    _check_models(params)
     hashes = HashCache(HASHES)
+    _check_models(params, hashes)
     with replacing_folder(CHECKED) as folder:
         for name, values in _inputs(params, hashes).items():
             write_json(folder / f"{name}.json", values)
     hashes.save()
 
 
-def _check_models(params: Params) -> None:
+def _check_models(params: Params, hashes: HashCache) -> None:
     """Raise UserError for a missing model, or one that training cannot start from."""
     for name in params.baselines.models:
         if name not in BASELINES:
@@ -48,7 +48,7 @@ def _check_models(params: Params) -> None:
                 if Path(name).is_dir():
                     from pipeline.weights.open import open_model
 
-                    open_model(name)
+                    open_model(name, hashes.sha256)
     tokenizer, start = params.tokenizer, params.train.init_from
     if tokenizer.model is not None and tokenizer.name == "pretrained":
         with naming("tokenizer.model"):
@@ -60,7 +60,7 @@ def _check_models(params: Params) -> None:
 
         with naming("train.init_from"):
             check_kept(start)
-            check_start(params.model, open_model(start).config, start)
+            check_start(params.model, open_model(start, hashes.sha256).config, start)
 
 
 def _inputs(params: Params, hashes: HashCache) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import typer
 from pipeline.config.errors import UserError
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.load import build_with, parameter_shapes
-from pipeline.storage.files import check_room_beside, replacing_folder
+from pipeline.storage.checksums import save_folder
+from pipeline.storage.files import check_room_beside
+from pipeline.storage.lock import writing
 from pipeline.tokens.nanogpt_ids import read_meta
 from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
 from pipeline.weights.model_folder import save_config, save_weights
@@ -31,20 +33,30 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")] = IMPORTED,
 ) -> None:
     """Convert a ckpt.pt to a model folder with its tokenizer. Nothing in ckpt.pt or meta.pkl is executed."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: exists already; name a new folder, or remove it")
-    check_room_beside(out)
+    _check_new(out)
     found = read_checkpoint(ckpt)
     model = build_with(found.config, found.weights(parameter_shapes(found.config)))
     tokenizer = _tokenizer(ckpt, found.config.vocab_size, meta)
-    with replacing_folder(out) as folder:
+
+    def write(folder: Path) -> None:
         save_weights(model.state_dict(), folder)
         save_config(found.config, folder)
         tokenizer.save(folder)
+
+    with writing(out):
+        _check_new(out)  # another process may have written it meanwhile
+        save_folder(out, write)
     print(f"{out}: {model.num_params() / 1e6:.2f}M parameters, {tokenizer.vocab_size:,} in the vocabulary")
     if found.config.recurrent_noise_mode != "none":
         print("note: here noise is added only in training; the fork also adds it in evaluation and sampling")
     print(f"next: make sample MODEL={out}, or make start-from MODEL={out} to finetune it")
+
+
+def _check_new(out: Path) -> None:
+    """Raise UserError unless `out` can be written without replacing anything."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: exists already; name a new folder, or remove it")
+    check_room_beside(out)
 
 
 def _tokenizer(checkpoint: Path, rows: int, meta: Path | None) -> Tokenizer:

@@ -52,21 +52,30 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Replace `folder` by the files that `write` puts into it and a manifest of their checksums."""
     with replacing_folder(folder) as temporary:
         write(temporary)
-        checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST_FILE, checksums)
+        write_manifest(temporary)
 
 
-def damage(folder: Path, *names: str) -> str | None:
-    """What is wrong with a folder that `save_folder` wrote, as `<file>: <problem>`; None if nothing is.
+def write_manifest(folder: Path) -> None:
+    """Record the checksums of the files in `folder`, which has no other folders in it."""
+    write_json(folder / MANIFEST_FILE, {path.name: sha256_file(path) for path in sorted(folder.iterdir())})
 
-    With `names`, only these files are looked at.
+
+def read_manifest(folder: Path) -> Any:
+    """The recorded checksums by file name, as they stand there. Raises OSError or ValueError."""
+    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+
+
+def damage(folder: Path, *names: str, sha256: Callable[[Path], str] = sha256_file) -> str | None:
+    """What is wrong with a folder that has a manifest, as `<file>: <problem>`; None if nothing is.
+
+    With `names`, only these files are looked at. `sha256` computes a file's checksum, or remembers it.
     """
     try:
-        checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        checksums = read_manifest(folder)
         if not isinstance(checksums, dict) or not checksums:
             return f"{MANIFEST_FILE}: lists no files"
         for name in names or checksums:
-            if sha256_file(folder / name) != checksums.get(name):
+            if sha256(folder / name) != checksums.get(name):
                 return f"{name}: not what was saved"
     except ValueError:
         return f"{MANIFEST_FILE}: not JSON"

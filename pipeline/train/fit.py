@@ -17,8 +17,8 @@ from pipeline.config.params import Params
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
 from pipeline.runtime.device import use_device
-from pipeline.storage.checksums import damage, write_record
-from pipeline.storage.files import replacing_folder, write_json, write_text
+from pipeline.storage.checksums import damage, save_folder, write_record
+from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import writing
 from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import Manifest, load_manifest, open_split, open_tokenizer
@@ -120,12 +120,16 @@ class FittedRun:
 
     def publish_model(self, folder: Path) -> None:
         """Write the best or last weights, as the parameters say, with config and tokenizer to `folder`."""
-        # Locked, because another process that waited for this run publishes it too.
-        with self.run.locked(announce=lambda _: None), replacing_folder(folder) as temporary:
+
+        def write(temporary: Path) -> None:
             source = self.run.kept(self.metrics)
             shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
             shutil.copyfile(self.tokens_folder / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
             save_config(self.config, temporary)
+
+        # Locked, because another process that waited for this run publishes it too.
+        with self.run.locked(announce=lambda _: None):
+            save_folder(folder, write)
 
 
 def _choose(

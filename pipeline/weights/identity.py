@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.checksums import HashCache
+from pipeline.storage.checksums import MANIFEST_FILE, HashCache
 from pipeline.weights.names import COMMIT, place_on_hub
 
 FILES = ("*.json", "*.safetensors", "merges.txt")  # config, weights and tokenizer, in every format we read
@@ -19,7 +19,8 @@ def identity(name: str, hashes: HashCache) -> dict[str, Any]:
     """
     folder = Path(name)
     if folder.is_dir():
-        paths = sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
+        found = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
+        paths = sorted(path for path in found if path.name != MANIFEST_FILE)
         return {"model": name, "sha256": {path.name: hashes.sha256(path) for path in paths}}
     if (place := place_on_hub(name)) is None:
         return {"model": name}

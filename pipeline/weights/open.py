@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.validation import validate
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
 from pipeline.weights.hub_models import download_model
@@ -39,6 +40,7 @@ class StoredModel:
     config: GPTConfig
     weights: Weights
     tokenizer_folder: Path
+    checksums: Mapping[str, str]  # the sha256 of its files by name, verified; empty without a manifest
 
     def weights_for(self, block_size: int) -> Weights:
         """The weights for a shorter context, with only the first `block_size` learned positions."""
@@ -74,15 +76,17 @@ class StoredModel:
     @cached_property
     def sha256(self) -> str:
         """The sha256 of the weights, independent of the folder's name."""
-        hashes = [sha256_file(path) for path in self.weights.files]
+        hashes = [self.checksums.get(path.name) or sha256_file(path) for path in self.weights.files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def open_model(name: str | Path) -> StoredModel:
+def open_model(name: str | Path, sha256: Callable[[Path], str] = sha256_file) -> StoredModel:
     """Open the model in a folder, a published GPT-2, or the model `user/name[@revision]` on the hub.
 
-    A folder may also be a checkpoint in runs/<key>/. A model that is not on this machine is downloaded.
-    Raises UserError if there is no such model, or if transformers saved it and it is not a GPT-2.
+    A folder may also be a checkpoint in runs/<key>/. A model that is not on this machine is downloaded. If
+    the folder has a manifest, the files are verified against it; `sha256` computes their checksums.
+    Raises UserError if there is no such model, if its files are not what was saved, or if transformers saved
+    it and it is not a GPT-2.
     """
     folder = find_model(str(name))
     run = folder.parent / RUN_FILE
@@ -94,11 +98,12 @@ def open_model(name: str | Path) -> StoredModel:
             raise UserError(
                 f"{folder}: {tokenizer} is not the tokenizer it was trained with; tokenize its dataset again"
             )
-        return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), data)
-    if is_transformers(folder):
-        config = config_from_gpt2(folder)
-        return StoredModel(str(name), folder, config, GPT2Weights(folder, config), folder)
-    return StoredModel(str(name), folder, load_config(folder), Weights(folder / WEIGHTS_FILE), folder)
+        checksums = _verified(folder, (WEIGHTS_FILE,), sha256)
+        return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), data, checksums)
+    checksums = _verified(folder, (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE), sha256)
+    config = config_from_gpt2(folder) if is_transformers(folder) else load_config(folder)
+    weights = GPT2Weights(folder, config) if is_transformers(folder) else Weights(folder / WEIGHTS_FILE)
+    return StoredModel(str(name), folder, config, weights, folder, checksums)
 
 
 def find_model(name: str) -> Path:
@@ -113,6 +118,22 @@ def find_model(name: str) -> Path:
         if name in PUBLISHED:
             raise
         raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
+
+
+def _verified(folder: Path, names: tuple[str, ...], sha256: Callable[[Path], str]) -> Mapping[str, str]:
+    """The recorded checksums of these files, which they have; nothing if the folder has no manifest.
+
+    Raises UserError if one of them has another checksum.
+    """
+    if not (folder / MANIFEST_FILE).exists():
+        return {}
+    if problem := damage(folder, *names, sha256=sha256):
+        raise UserError(
+            f"{folder}/{problem}; make or copy the model again (if you changed it yourself, remove "
+            f"{folder / MANIFEST_FILE})"
+        )
+    recorded = read_manifest(folder)
+    return {name: recorded[name] for name in names}
 
 
 class _TruncatedPositions(Weights):

@@ -15,10 +15,12 @@ from ruamel.yaml import YAML
 from pipeline.config.errors import UserError
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.load import load_model
+from pipeline.storage.checksums import write_manifest
 from pipeline.tokens.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 from tests import zeroshot
 from tests.conftest import Ended
 from tests.model.test_gpt import hugging_face_twin
+from tests.train.runs import flip_a_bit
 
 lm_eval = pytest.importorskip("lm_eval")
 Stage = Callable[..., Ended]
@@ -213,6 +215,11 @@ def test_the_stage(tiny_project: Path, local_tasks: Path, stage: Stage) -> None:
     ours = evaluate_task(task, zeroshot.model(zeroshot.bpe()), zeroshot.bpe(), torch.device("cpu"), 2)
     assert figures["perplexity,none"] == pytest.approx(ours["perplexity"], rel=1e-5)
     assert folder.exists()
+    write_manifest(folder)
+    flip_a_bit(folder / "model.safetensors")
+    ended = stage("lm_eval", "small_lambada", *arguments)
+    assert ended.status == 2
+    assert ended.err.splitlines()[-1].startswith("error: results/model/model.safetensors: not what was saved")
     ended = stage("lm_eval", "nosuchtask", *arguments)
     assert ended.status == 2
     assert ended.err.splitlines()[-1].startswith("error: task nosuchtask: no such task; look in ")

@@ -19,10 +19,11 @@ import torch
 
 from pipeline.corpus.sources import spec_for_text, write_spec
 from pipeline.storage.checksums import sha256_file
-from pipeline.storage.files import write_text
+from pipeline.storage.files import write_json, write_text
 from stages.train import main as train
 from tests import tiny
 from tests.conftest import Ended
+from tests.train.runs import flip_a_bit
 
 Stage = Callable[..., Ended]
 
@@ -81,7 +82,8 @@ def test_training_leaves_a_model_its_figures_and_its_log(tiny_project: Path, sta
     expected = "val_loss best_val_loss train_loss val_bpb perplexity tokens seconds tokens_per_second params"
     assert metrics.keys() >= set(expected.split())
     assert Path("results/log.csv").read_text().startswith("step,tokens,train_loss,val_loss,lr,grad_norm,")
-    assert sorted(os.listdir("results/model")) == ["config.json", "model.safetensors", "tokenizer.json"]
+    saved = ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(os.listdir("results/model")) == saved
     assert "already finished" not in ended.err
     model = sha256_file(Path("results/model/model.safetensors"))
 
@@ -225,6 +227,56 @@ def test_bad_input_gets_one_line_and_costs_nothing(
     before = content(trained)
     assert expected in error_line(stage(name, *arguments.split()))
     assert content(trained) == before
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check -S train.init_from={}",
+        "check -S baselines.models=[{}]",
+        "depth_curve",
+        "eval_baselines {}",
+        "eval_zeroshot lambada --model {}",
+        "export --model {}",
+        "export --format nanogpt --model {}",
+        "finetune_on mine.txt --model {} --no-run",
+        "sample --model {}",
+        "start_from {}",
+        "tokenize -S tokenizer.name=pretrained -S tokenizer.model={}",
+        "train -S train.init_from={}",
+    ],
+)
+def test_no_command_uses_a_model_with_a_flipped_bit(
+    trained: Path, stage: Stage, command: str, damaged: str
+) -> None:
+    Path("mine.txt").write_text("text")
+    write_spec(spec_for_text("mine.txt"), Path("data/tiny/dataset.yaml"))
+    write_text(Path("data/tiny/raw/mine.txt"), "text")
+    shutil.copytree("results/model", "saved/mine")
+    folder = "saved/mine" if "{}" in command else "results/model"
+    flip_a_bit(Path(folder, damaged))
+    before = content(trained)
+    line = error_line(stage(*command.format(folder).split()))
+    assert f"{folder}/{damaged}: not what was saved; make or copy the model again" in line
+    assert content(trained) == before
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_no_model(trained: Path, stage: Stage) -> None:
+    (checkpoint,) = Path("runs").glob("*/step-*")
+    assert stage("sample", "--model", str(checkpoint)).status == 0
+    flip_a_bit(checkpoint / "model.safetensors")
+    assert f"{checkpoint}/model.safetensors: not what" in error_line(
+        stage("sample", "--model", str(checkpoint))
+    )
+
+
+def test_a_model_changed_on_purpose_is_used_without_its_manifest(trained: Path, stage: Stage) -> None:
+    path = Path("results/model/config.json")
+    write_json(path, json.loads(path.read_text()) | {"dropout": 0.0})
+    assert "(if you changed it yourself, remove results/model/manifest.json)" in error_line(stage("sample"))
+    Path("results/model/manifest.json").unlink()
+    assert stage("sample").status == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")

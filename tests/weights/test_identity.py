@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.gpt2_models import PUBLISHED
-from pipeline.storage.checksums import HashCache, sha256_file
+from pipeline.storage.checksums import HashCache, sha256_file, write_manifest
 from pipeline.weights.hub_models import download_model
 from pipeline.weights.identity import identity
 from tests import zeroshot
@@ -23,6 +23,7 @@ def hashes(tmp_path: Path) -> HashCache:
 def test_a_folder_is_known_by_its_config_weights_and_tokenizer(tmp_path: Path, hashes: HashCache) -> None:
     folder = zeroshot.save_model(tmp_path / "mine", zeroshot.bpe())
     (folder / "README.md").write_text("anything")
+    write_manifest(folder)
     first = identity(str(folder), hashes)
     assert first["sha256"] == {
         name: sha256_file(folder / name) for name in ("config.json", "model.safetensors", "tokenizer.json")
