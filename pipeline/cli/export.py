@@ -18,7 +18,9 @@ from pipeline.config.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, NANOGPT
 from pipeline.corpus.sources import META_FILE
 from pipeline.evaluate.comparison import baseline_files
 from pipeline.report.model_card import TAG, model_card, read_training
+from pipeline.storage.checksums import MANIFEST_FILE, write_manifest
 from pipeline.storage.files import check_room_beside, replacing_folder, write_json, write_text
+from pipeline.storage.lock import writing
 from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
@@ -53,13 +55,21 @@ def main(
     """Write a model for transformers, with its tokenizer and a model card, or for nanoGPT."""
     write, is_export, default = FORMATS[format]
     folder = out or default
+    _check_replaceable(folder, is_export)
+    stored = open_model(model)
+    with writing(folder):
+        _check_replaceable(folder, is_export)  # another process may have written it meanwhile
+        with replacing_folder(folder) as temporary:
+            message = write(stored, stored.tokenizer(), recurrent_depth, temporary, folder)
+            write_manifest(temporary)
+    print(message)
+
+
+def _check_replaceable(folder: Path, is_export: Callable[[Path], bool]) -> None:
+    """Raise UserError unless nothing is at `folder`, or an earlier export."""
     if folder.exists() and not (folder.is_dir() and is_export(folder)):
         raise UserError(f"--out {folder}: exists and is not an export; name a new folder")
     check_room_beside(folder)
-    stored = open_model(model)
-    with replacing_folder(folder) as temporary:
-        message = write(stored, stored.tokenizer(), recurrent_depth, temporary, folder)
-    print(message)
 
 
 def _write_transformers(
@@ -122,7 +132,9 @@ def _is_nanogpt_export(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     if not names:
         return True
-    return CHECKPOINT_FILE in names <= {CHECKPOINT_FILE, META_FILE} and is_written(folder / CHECKPOINT_FILE)
+    return CHECKPOINT_FILE in names <= {CHECKPOINT_FILE, META_FILE, MANIFEST_FILE} and is_written(
+        folder / CHECKPOINT_FILE
+    )
 
 
 def _check_decodable(tokenizer: Tokenizer, model: str) -> None:

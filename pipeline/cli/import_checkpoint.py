@@ -15,7 +15,7 @@ from pipeline.storage.files import check_room_beside
 from pipeline.storage.lock import writing
 from pipeline.tokens.nanogpt_ids import read_meta
 from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
-from pipeline.weights.model_folder import save_config, save_weights
+from pipeline.weights.model_folder import save_config, save_weights, verified
 from pipeline.weights.nanogpt_checkpoint import read_checkpoint
 from pipeline.weights.open import GPT2_VOCABULARIES
 
@@ -34,6 +34,8 @@ def main(
 ) -> None:
     """Convert a ckpt.pt to a model folder with its tokenizer. Nothing in ckpt.pt or meta.pkl is executed."""
     _check_new(out)
+    for file in (ckpt, meta) if meta else (ckpt,):
+        verified(file.parent, (file.name,))  # `make export` may have written it
     found = read_checkpoint(ckpt)
     model = build_with(found.config, found.weights(parameter_shapes(found.config)))
     tokenizer = _tokenizer(ckpt, found.config.vocab_size, meta)

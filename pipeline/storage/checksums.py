@@ -60,9 +60,12 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST_FILE, {path.name: sha256_file(path) for path in sorted(folder.iterdir())})
 
 
-def read_manifest(folder: Path) -> Any:
-    """The recorded checksums by file name, as they stand there. Raises OSError or ValueError."""
-    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The recorded checksums by file name. Raises OSError, or ValueError if the manifest lists no files."""
+    checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if not isinstance(checksums, dict) or not checksums:
+        raise ValueError
+    return checksums
 
 
 def damage(folder: Path, *names: str, sha256: Callable[[Path], str] = sha256_file) -> str | None:
@@ -72,13 +75,11 @@ def damage(folder: Path, *names: str, sha256: Callable[[Path], str] = sha256_fil
     """
     try:
         checksums = read_manifest(folder)
-        if not isinstance(checksums, dict) or not checksums:
-            return f"{MANIFEST_FILE}: lists no files"
         for name in names or checksums:
             if sha256(folder / name) != checksums.get(name):
                 return f"{name}: not what was saved"
     except ValueError:
-        return f"{MANIFEST_FILE}: not JSON"
+        return f"{MANIFEST_FILE}: lists no files"
     except OSError as error:
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     return None

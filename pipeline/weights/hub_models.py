@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.hub_datasets import first_line, is_network_error
+from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
 from pipeline.weights.gpt2 import (
     INDEX_FILE,
@@ -39,7 +40,7 @@ WANTED = (
     *VOCABULARY_FILES,
     "special_tokens_map.json",
 )
-# The files that an export may have; no other file is uploaded.
+# The files that an export may have.
 EXPORTED = (
     CARD_FILE,
     CONFIG_FILE,
@@ -48,6 +49,7 @@ EXPORTED = (
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
     PICTURE_FILE,
+    MANIFEST_FILE,
 )
 TIMEOUT_SECONDS = 10.0  # how long to wait for the hub's first answer
 
@@ -105,8 +107,9 @@ def commit_of(repository: str, revision: str) -> str:
 def upload(folder: Path, repository: str, private: bool, say: Callable[[str], None]) -> str:
     """Upload an export to the hub as the model `repository` (user/name), and return its address there.
 
-    `say` gets the list of files before the upload begins. A missing repository is created. Raises UserError
-    if the folder is not an export, if there is no token, and if the hub refuses.
+    `say` gets the list of files before the upload begins. A missing repository is created. The card is the
+    user's to edit. Raises UserError, before anything is sent, if the folder is not an export, if any other
+    file is not what was exported, and if there is no token; and if the hub refuses.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -119,11 +122,13 @@ def upload(folder: Path, repository: str, private: bool, say: Callable[[str], No
     token = get_token()
     if token is None:
         raise UserError("no token for the hub; log in with `hf auth login`, or set HF_TOKEN")
+    _check_export(folder)
     api = HfApi(token=token)
     names = [name for name in EXPORTED if (folder / name).is_file()]
     say(f"from {folder} to {api.endpoint}/{repository}:")
     for name in names:
-        say(f"  {name:<24} {(folder / name).stat().st_size:>15,} bytes")
+        note = ", edited" if name == CARD_FILE and damage(folder, name) else ""
+        say(f"  {name:<24} {(folder / name).stat().st_size:>15,} bytes{note}")
     _show_progress_on_terminals_only()
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
@@ -141,6 +146,18 @@ def upload(folder: Path, repository: str, private: bool, say: Callable[[str], No
             "token may write there"
         ) from None
     return str(address)
+
+
+def _check_export(folder: Path) -> None:
+    """Raise UserError unless the files in `folder` are what was exported; the card may be edited or gone."""
+    try:
+        recorded = read_manifest(folder).keys()
+    except (OSError, ValueError):
+        raise UserError(f"{folder}: no valid {MANIFEST_FILE} there; run `make export` again") from None
+    if unknown := sorted({path.name for path in folder.iterdir()} - recorded - {MANIFEST_FILE}):
+        raise UserError(f"{folder / unknown[0]}: not a file of the export; move it elsewhere")
+    if problem := damage(folder, *sorted(recorded - {CARD_FILE})):
+        raise UserError(f"{folder}/{problem}; run `make export` again")
 
 
 def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:

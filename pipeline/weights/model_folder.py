@@ -1,10 +1,10 @@
-"""Our model format: a folder with `model.safetensors`, `config.json` and the tokenizer. No pickles."""
+"""Our model format: `model.safetensors`, `config.json`, the tokenizer and their checksums. No pickles."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,29 @@ from safetensors.torch import save_file
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.validation import validate
+from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file
 from pipeline.storage.files import write_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+
+
+def verified(
+    folder: Path, names: tuple[str, ...], sha256: Callable[[Path], str] = sha256_file
+) -> Mapping[str, str]:
+    """The recorded checksums of these files, which they have; nothing if the folder has no manifest.
+
+    Raises UserError if one of them has another checksum.
+    """
+    if not (folder / MANIFEST_FILE).exists():
+        return {}
+    if problem := damage(folder, *names, sha256=sha256):
+        raise UserError(
+            f"{folder}/{problem}; make or copy the model again (if you changed it yourself, remove "
+            f"{folder / MANIFEST_FILE})"
+        )
+    recorded = read_manifest(folder)
+    return {name: recorded[name] for name in names}
 
 
 class Weights:

@@ -15,7 +15,7 @@ from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.validation import validate
-from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file
+from pipeline.storage.checksums import sha256_file
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
 from pipeline.weights.hub_models import download_model
@@ -25,6 +25,7 @@ from pipeline.weights.model_folder import (
     Weights,
     load_config,
     read_config,
+    verified,
 )
 from pipeline.weights.names import check_name, place_on_hub
 
@@ -98,9 +99,9 @@ def open_model(name: str | Path, sha256: Callable[[Path], str] = sha256_file) ->
             raise UserError(
                 f"{folder}: {tokenizer} is not the tokenizer it was trained with; tokenize its dataset again"
             )
-        checksums = _verified(folder, (WEIGHTS_FILE,), sha256)
+        checksums = verified(folder, (WEIGHTS_FILE,), sha256)
         return StoredModel(str(name), folder, config, Weights(folder / WEIGHTS_FILE), data, checksums)
-    checksums = _verified(folder, (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE), sha256)
+    checksums = verified(folder, (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE), sha256)
     config = config_from_gpt2(folder) if is_transformers(folder) else load_config(folder)
     weights = GPT2Weights(folder, config) if is_transformers(folder) else Weights(folder / WEIGHTS_FILE)
     return StoredModel(str(name), folder, config, weights, folder, checksums)
@@ -118,22 +119,6 @@ def find_model(name: str) -> Path:
         if name in PUBLISHED:
             raise
         raise UserError(f"model {name}: no such folder, and on the hub: {error}") from None
-
-
-def _verified(folder: Path, names: tuple[str, ...], sha256: Callable[[Path], str]) -> Mapping[str, str]:
-    """The recorded checksums of these files, which they have; nothing if the folder has no manifest.
-
-    Raises UserError if one of them has another checksum.
-    """
-    if not (folder / MANIFEST_FILE).exists():
-        return {}
-    if problem := damage(folder, *names, sha256=sha256):
-        raise UserError(
-            f"{folder}/{problem}; make or copy the model again (if you changed it yourself, remove "
-            f"{folder / MANIFEST_FILE})"
-        )
-    recorded = read_manifest(folder)
-    return {name: recorded[name] for name in names}
 
 
 class _TruncatedPositions(Weights):

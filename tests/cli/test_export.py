@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
+from pipeline.cli.export import Format, main
 from pipeline.corpus.sources import DatasetSpec, write_spec
 from pipeline.model.load import load_model
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import damage, sha256_file
 from pipeline.storage.files import write_json, write_text
+from pipeline.storage.lock import writing
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer
 from pipeline.weights.hub_models import EXPORTED
 from pipeline.weights.model_folder import save_config, save_weights
@@ -70,6 +73,23 @@ def test_the_command_writes_a_folder_and_replaces_it(folder: Callable[..., Path]
     assert names("elsewhere/mine") == FILES
 
 
+@pytest.mark.parametrize(("format", "out"), [("transformers", "export"), ("nanogpt", "nanogpt")])
+def test_of_two_exports_at_once_the_second_waits(
+    folder: Callable[..., Path], stage: Stage, format: str, out: str
+) -> None:
+    folder(CharTokenizer("abcdefgh", end_of_text=False))
+    with ThreadPoolExecutor() as threads, writing(Path("results", out)):
+        second = threads.submit(main, format=Format(format))
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        Path("results", f"{out}.tmp").mkdir()  # as the first one is writing it
+        Path("results", f"{out}.tmp").rmdir()
+    second.result(timeout=30)
+    assert damage(Path("results", out)) is None
+    assert names("results") == sorted([out, "model"])
+    assert stage("export", "--format", format).status == 0  # which replaces it
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("switches", [{}, {"tie_word_embeddings": False, "bias": False}, RECURRENT])
 def test_transformers_reads_the_same_text_as_the_same_model(
@@ -116,7 +136,7 @@ def test_an_export_is_a_model_again_and_is_exported_to_the_same_bytes(
     assert (load_model(stored)(ids) - expected).abs().max() <= 1e-5
     assert stored.tokenizer().to_json() == CHARACTERS.to_json()
     assert stage("export", "--model", "results/export", "--out", "again").status == 0
-    for name in set(FILES) - {"README.md"}:
+    for name in set(FILES) - {"README.md", "manifest.json"}:
         assert Path("again", name).read_bytes() == Path("results/export", name).read_bytes()
 
 
@@ -312,7 +332,7 @@ def test_an_export_serves_wherever_a_model_does(tiny_project: Path, stage: Stage
         (
             {},
             "--out results/model/config.json/x",
-            "results/model/config.json/x: cannot be written (Not a directory); name another folder",
+            "results/model/config.json: cannot be written (File exists); use another folder",
         ),
         ({}, "--out results/model/config.json", "--out results/model/config.json: exists and is not"),
         (
@@ -329,5 +349,6 @@ def test_what_cannot_be_exported_gets_one_line_and_costs_nothing(
     before = content(Path())
     ended = stage("export", *arguments.split())
     assert ended.status == 2
-    assert ended.err.startswith(f"error: {expected}") and ended.err.count("\n") == 1
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
+    assert expected in ended.err
     assert content(Path()) == before

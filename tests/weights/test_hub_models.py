@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from huggingface_hub import constants
 
 from pipeline.config.errors import UserError
 from pipeline.model.load import load_model
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import sha256_file, write_manifest
 from pipeline.storage.files import write_json, write_text
 from pipeline.tokens.tokenizers import CharTokenizer
 from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
@@ -24,10 +25,12 @@ from pipeline.weights.open import open_model
 from tests import tiny
 from tests.conftest import Ended
 from tests.hub_server import COMMIT, TOKEN, serving_hub, use_hub
+from tests.train.runs import flip_a_bit
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port for discarding
 MODEL_FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
 MODEL_FILES += ["tokenizer_config.json"]
+GPT2 = {"model_type": "gpt2"}
 
 
 @pytest.fixture
@@ -190,6 +193,19 @@ def test_the_settings_of_the_hubs_client_hold(export: Path, tmp_path: Path) -> N
     assert (offline.stdout, offline.stderr) == (online.stdout, "")
 
 
+def flip_a_bit_in(name: str, folder: Path) -> None:
+    flip_a_bit(folder / name)
+
+
+@pytest.fixture
+def exported(export: Path) -> Path:
+    """A folder as `make export` writes it, and nothing else in it."""
+    for name in ("pytorch_model.bin", "notes.txt"):
+        (export / name).unlink()
+    write_manifest(export)
+    return export
+
+
 @pytest.fixture
 def new_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """A hub where `someone/new` is still to be made, and the folder where it keeps what is uploaded."""
@@ -200,48 +216,96 @@ def new_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
 
 def test_what_is_uploaded_comes_back(
     new_hub: tuple[str, Path],
-    export: Path,
+    exported: Path,
     stage: Callable[..., Ended],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endpoint, uploaded = new_hub
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     for _ in range(2):  # the second time it is there already
-        ended = stage("upload", "someone/new", "--folder", str(export), "--private")
+        ended = stage("upload", "someone/new", "--folder", str(exported), "--private")
         assert (ended.status, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert lines[0] == f"from {export} to {endpoint}/someone/new:"
+    assert lines[0] == f"from {exported} to {endpoint}/someone/new:"
     assert [line.split()[0] for line in lines[1:-1]] == list(EXPORTED)
-    assert f"{(export / 'model.safetensors').stat().st_size:,} bytes" in ended.out
+    assert f"{(exported / 'model.safetensors').stat().st_size:,} bytes" in ended.out
     assert lines[-1] == f"{endpoint}/someone/new"
-    assert content(uploaded) == {name: sha256_file(export / name) for name in EXPORTED}
+    assert content(uploaded) == {name: sha256_file(exported / name) for name in EXPORTED}
 
     folder = download_model("someone/new", "main")
-    assert content(folder) == {name: sha256_file(export / name) for name in MODEL_FILES}
+    assert content(folder) == {name: sha256_file(exported / name) for name in MODEL_FILES}
 
 
 def test_what_goes_up_is_listed_before_anything_is_sent(
-    new_hub: tuple[str, Path], export: Path, monkeypatch: pytest.MonkeyPatch
+    new_hub: tuple[str, Path], exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_somebody_elses")
     said: list[str] = []
     with pytest.raises(
         UserError, match="someone/new: not uploaded .*that the token may write there"
     ) as error:
-        upload(export, "someone/new", private=False, say=said.append)
+        upload(exported, "someone/new", private=False, say=said.append)
     assert "\n" not in str(error.value)
     assert len(said) == 1 + len(EXPORTED)
     assert not new_hub[1].exists()
 
 
+def test_the_card_is_the_users_to_edit(
+    new_hub: tuple[str, Path], exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    write_text(exported / "README.md", "---\nlicense: mit\n---\n")
+    said: list[str] = []
+    upload(exported, "someone/new", private=False, say=said.append)
+    assert [line.split()[0] for line in said if line.endswith(", edited")] == ["README.md"]
+    assert "license: mit" in (new_hub[1] / "README.md").read_text()
+    (exported / "README.md").unlink()
+    upload(exported, "someone/new", private=False, say=said.append)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        *(
+            (partial(flip_a_bit_in, name), f"{name}: not what was saved; run `make export` again")
+            for name in [*MODEL_FILES[1:], "depth.png"]
+        ),
+        (lambda export: write_json(export / "config.json", GPT2), "config.json: not what was saved; run"),
+        (lambda export: (export / "depth.png").unlink(), "depth.png: No such file or directory; run `make"),
+        (
+            lambda export: write_text(export / "notes.txt", "x"),
+            "notes.txt: not a file of the export; move it",
+        ),
+        (lambda export: (export / "manifest.json").unlink(), ": no valid manifest.json there; run `make exp"),
+        (lambda export: write_text(export / "manifest.json", "[]"), ": no valid manifest.json there; run `"),
+        (lambda export: write_text(export / "manifest.json", "{"), ": no valid manifest.json there; run `"),
+    ],
+)
+def test_what_was_not_exported_is_not_sent(
+    new_hub: tuple[str, Path],
+    exported: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    spoil(exported)
+    said: list[str] = []
+    with pytest.raises(UserError) as error:
+        upload(exported, "someone/new", private=False, say=said.append)
+    assert str(error.value).startswith(str(exported)) and message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not said and not new_hub[1].exists()
+
+
 def test_an_upload_without_network_is_one_line(
-    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_hub(NOWHERE, tmp_path / "home", monkeypatch)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     start = time.monotonic()
     with pytest.raises(UserError, match="someone/new: not uploaded .*check the network"):
-        upload(export, "someone/new", private=False, say=lambda line: None)
+        upload(exported, "someone/new", private=False, say=lambda line: None)
     assert time.monotonic() - start < 5
 
 
@@ -256,7 +320,7 @@ def test_an_upload_without_network_is_one_line(
     ],
 )
 def test_what_cannot_be_uploaded_is_one_line_and_nothing_is_listed(
-    export: Path,
+    exported: Path,
     stage: Callable[..., Ended],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

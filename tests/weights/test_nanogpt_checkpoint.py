@@ -25,6 +25,7 @@ from pipeline.weights.nanogpt_checkpoint import is_written, read_checkpoint, wri
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import MOE, RECURRENT, SHARED, VARIANTS
+from tests.train.runs import flip_a_bit
 
 Stage = Callable[..., Ended]
 
@@ -530,6 +531,16 @@ def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> N
     Path("damaged").mkdir()
     Path("damaged/ckpt.pt").write_bytes(trained[:100])
     assert "exists and is not an export" in stage("export", "--format", "nanogpt", "--out", "damaged").err
+
+
+@pytest.mark.parametrize("name", ["ckpt.pt", "meta.pkl"])
+def test_an_export_with_a_flipped_bit_is_not_imported(here: Path, stage: Stage, name: str) -> None:
+    save_model(Path("results/model"))
+    assert stage("export", "--format", "nanogpt").status == 0
+    flip_a_bit(Path("results/nanogpt", name))
+    ended = stage("import_checkpoint", "results/nanogpt/ckpt.pt", "--meta", "results/nanogpt/meta.pkl")
+    assert ended.status == 2 and not Path("saved").exists()
+    assert ended.err.startswith(f"error: results/nanogpt/{name}: not what was saved; make or copy")
 
 
 def test_gelus_difference_is_told(here: Path, stage: Stage) -> None:
