@@ -36,7 +36,7 @@ def test_every_room_has_its_layer() -> None:
 
 
 @pytest.mark.parametrize("section", ["pipeline.config.model", "pipeline.config.params"])
-def test_only_the_builder_and_the_loader_read_the_models_switches(section: str) -> None:
+def test_no_part_of_the_model_reads_its_switches(section: str) -> None:
     readers = imports().find_modules_that_directly_import(section)
     inside = {name for name in readers if name.startswith("pipeline.model.")}
-    assert inside <= {"pipeline.model.build", "pipeline.model.load"}
+    assert inside <= {f"pipeline.model.{name}" for name in ("build", "load", "size")}

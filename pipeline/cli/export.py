@@ -17,6 +17,7 @@ from pipeline.config.params import load_params
 from pipeline.config.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, NANOGPT_EXPORT, runs_folder
 from pipeline.corpus.sources import META_FILE
 from pipeline.evaluate.comparison import baseline_files
+from pipeline.model.load import load_model
 from pipeline.report.model_card import TAG, model_card, read_training
 from pipeline.storage.checksums import MANIFEST_FILE, write_manifest
 from pipeline.storage.files import check_room_beside, replacing_folder, write_json, write_text
@@ -77,7 +78,7 @@ def _write_transformers(
 ) -> str:
     config = stored.config
     values, tensors = to_gpt2(
-        stored.weights.read_all(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
+        load_model(stored).state_dict(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
     )
     training, picture = None, None
     if stored.folder.resolve() == MODEL.resolve():  # the training of other models is unknown
@@ -110,7 +111,7 @@ def _write_nanogpt(
 ) -> str:
     _check_decodable(tokenizer, stored.name)
     dataset, absolute = out.resolve().name, out.resolve()
-    tensors, checkpoint = stored.weights.read_all(), folder / CHECKPOINT_FILE
+    tensors, checkpoint = load_model(stored).state_dict(), folder / CHECKPOINT_FILE
     n_layer = write_checkpoint(
         tensors, stored.config, tokenizer.vocab_size, dataset, checkpoint, recurrent_depth
     )

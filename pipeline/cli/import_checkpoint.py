@@ -10,6 +10,7 @@ import typer
 from pipeline.config.errors import UserError
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.load import build_with, parameter_shapes
+from pipeline.model.size import check_size
 from pipeline.storage.checksums import save_folder
 from pipeline.storage.files import check_room_beside
 from pipeline.storage.lock import writing
@@ -37,6 +38,7 @@ def main(
     for file in (ckpt, meta) if meta else (ckpt,):
         verified(file.parent, (file.name,))  # `make export` may have written it
     found = read_checkpoint(ckpt)
+    check_size(found.config, len(found.tensors), ckpt)
     model = build_with(found.config, found.weights(parameter_shapes(found.config)))
     tokenizer = _tokenizer(ckpt, found.config.vocab_size, meta)
 

@@ -14,6 +14,7 @@ from pipeline.config.model import Model
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.presets import differences, overlay
 from pipeline.config.validation import read_yaml
+from pipeline.model.size import check_size
 from pipeline.storage.files import write_text
 from pipeline.weights.names import check_kept
 from pipeline.weights.open import GPT2_VOCABULARIES, open_model
@@ -52,6 +53,8 @@ def start_values(name: str, block_size: int | None, dropout: float) -> dict[str,
     # The config of a published model is known without a download.
     stored = None if name in PUBLISHED and not Path(name).is_dir() else open_model(name)
     config = PUBLISHED[name].config if stored is None else stored.config
+    if stored is not None:
+        check_size(config, len(stored.weights.shapes), stored.weights.path)
     if block_size is not None and block_size > config.block_size:
         raise UserError(
             f"--block-size {block_size}: {name} has {config.block_size} positions; use that many or fewer"

@@ -32,6 +32,7 @@ RecurrentDepth = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=1 << 16,
         help="Layers to unroll a loop into; by default as many as it was trained for.",
         show_default=False,
     ),

@@ -18,7 +18,11 @@ from pipeline.config.validation import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+# No model comes near these limits. They keep a slip of the finger, such as n_layer = 10**9, from using up the
+# memory for what no weights file tells, and tensors countable in 64 bits.
+Count = Annotated[int, Field(ge=1, le=1 << 24)]
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+Repeats = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ def switch(
 class Model(Section):
     """GPT-2, and a switch for each variant of it"""
 
-    n_layer: Count = Field(
+    n_layer: Repeats = Field(
         description="transformer blocks; with one shared block, how often it is applied (unless recurrent)"
     )
-    n_head: Count = Field(description="attention heads in each block; must divide n_embd")
-    n_embd: Count = Field(description="width of the residual stream")
+    n_head: Repeats = Field(description="attention heads in each block; must divide n_embd")
+    n_embd: Width = Field(description="width of the residual stream")
     block_size: Count = Field(description="context length in tokens")
     bias: bool = Field(description="biases in the blocks' Linear and LayerNorm layers, as in GPT-2")
     dropout: Fraction = Field(
@@ -79,7 +83,7 @@ class Model(Section):
     qk_norm: bool = switch(
         False, "RMSNorm on each head's queries and keys (Henry et al. 2020)", in_gpt2=False
     )
-    n_kv_head: Count | None = switch(
+    n_kv_head: Repeats | None = switch(
         None,
         "heads of keys and values, shared by groups of queries (Ainslie et al. 2023); blank: n_head",
         in_gpt2=False,
@@ -98,7 +102,7 @@ class Model(Section):
     recurrent_shared_weights: bool = switch(
         False, "the same block, a varying number of times; implies sharing"
     )
-    recurrent_depth: Count = switch(
+    recurrent_depth: Repeats = switch(
         4,
         "applications of the block: the mean in training, the number after it",
         needs="recurrent_shared_weights",
@@ -112,7 +116,7 @@ class Model(Section):
         may_stay=True,
         changes_weights=False,
     )
-    recurrent_max_depth: Count | None = switch(
+    recurrent_max_depth: Repeats | None = switch(
         None,
         "most applications in training; blank: twice recurrent_depth",
         needs="recurrent_shared_weights",
@@ -124,7 +128,7 @@ class Model(Section):
         needs="recurrent_shared_weights",
         changes_weights=False,
     )
-    recurrent_backprop_depth: Count | None = switch(
+    recurrent_backprop_depth: Repeats | None = switch(
         None,
         "backpropagate through the last so many applications; blank: all",
         needs="loops",
@@ -133,10 +137,10 @@ class Model(Section):
     fixed_edge_blocks: bool = switch(
         False, "one unshared block before the loop and one after it", needs="loops"
     )
-    n_layers_prelude: Annotated[int, Field(ge=0)] | None = switch(
+    n_layers_prelude: Annotated[int, Field(ge=0, le=1 << 16)] | None = switch(
         None, "unshared blocks before the loop; blank: 1 with fixed_edge_blocks, else 0", needs="loops"
     )
-    n_layers_coda: Annotated[int, Field(ge=0)] | None = switch(
+    n_layers_coda: Annotated[int, Field(ge=0, le=1 << 16)] | None = switch(
         None, "unshared blocks after the loop; blank: 1 with fixed_edge_blocks, else 0", needs="loops"
     )
     recurrent_prelude_injection: bool = switch(
@@ -154,7 +158,7 @@ class Model(Section):
     recurrent_noise_std: NonNegative = switch(
         0.0, "standard deviation of that noise", needs="loops", changes_weights=False
     )
-    recurrent_noise_concat_dim: Count | None = switch(
+    recurrent_noise_concat_dim: Width | None = switch(
         None, "noise channels with concat; blank: n_embd", needs="loops"
     )
     recurrent_extra_layernorm: bool = switch(
@@ -162,10 +166,10 @@ class Model(Section):
     )
 
     moe: bool = switch(False, "experts, and a dummy expert that returns its input", in_gpt2=False)
-    moe_num_experts: Count = switch(
+    moe_num_experts: Repeats = switch(
         4, "experts in each layer, not counting the dummy", needs="moe", may_stay=True
     )
-    moe_top_k: Count = switch(
+    moe_top_k: Repeats = switch(
         2, "experts per token, chosen among the experts and the dummy", needs="moe", may_stay=True
     )
     moe_hard_routing: bool = switch(
@@ -338,7 +342,7 @@ class Model(Section):
 class GPTConfig(Model):
     """The `model` section and the size of the vocabulary; saved as config.json beside the weights."""
 
-    vocab_size: int = Field(ge=1, description="rows of the embedding, padding included")
+    vocab_size: Count = Field(description="rows of the embedding, padding included")
 
 
 # {first field of a group of switches: heading of the group in params.yaml and docs/parameters.md}

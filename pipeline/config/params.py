@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.config.errors import UserError
 from pipeline.config.gpt2_models import PUBLISHED
-from pipeline.config.model import Model
+from pipeline.config.model import Model, Repeats
 from pipeline.config.model_rules import check_start
 from pipeline.config.validation import Section, known_names, read_yaml, suggest, validate
 
@@ -217,7 +217,7 @@ class Sample(Section):
     )
     greedy: bool = Field(description="always the likeliest token")
     seed: int = Field(ge=0, lt=2**63, description="same seed, same text")
-    recurrent_depth: Annotated[int, Field(ge=1)] | None = Field(
+    recurrent_depth: Repeats | None = Field(
         description="applications of a recurrent model's block; blank: as many as it was trained for"
     )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.config.model import GPTConfig
 from pipeline.model.attention import CausalSelfAttention, ValueMix
@@ -47,6 +50,12 @@ def build_gpt(config: GPTConfig) -> GPT:
     model = GPT(embed, trunk, head, c.block_size)
     initialize(model, residual_writes=2 * len(trunk.blocks()))
     return model
+
+
+def build_on_meta(config: GPTConfig) -> GPT:
+    """A model without weights, on the meta device: parameters have a shape and need no memory."""
+    with torch.device("meta"), _NoInitialization():
+        return build_gpt(config)
 
 
 def _norm(c: GPTConfig) -> nn.Module:
@@ -169,3 +178,12 @@ def initialize(model: nn.Module, residual_writes: int) -> None:
         elif parameter.dim() >= 2:
             scale = 1 / math.sqrt(residual_writes) if name.endswith("c_proj.weight") else 1.0
             nn.init.normal_(parameter, std=0.02 * scale)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Turns the functions of torch.nn.init into no-ops, because parameters without memory have no values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
-from pipeline.model.build import build_gpt
+from pipeline.model.build import build_on_meta
 from pipeline.model.gpt import GPT
+from pipeline.model.size import check_size
 from pipeline.weights.model_folder import Weights
 from pipeline.weights.open import StoredModel, open_model
 
@@ -31,8 +30,8 @@ def build_with(config: GPTConfig, weights: Weights) -> GPT:
 
     Raises UserError if the weights do not fit the config.
     """
-    with torch.device("meta"), _NoInitialization():
-        model = build_gpt(config)
+    check_size(config, len(weights.shapes), weights.path)
+    model = build_on_meta(config)
     load_weights(model, weights)
     return model
 
@@ -63,14 +62,4 @@ def load_weights(model: GPT, weights: Weights) -> None:
 
 def parameter_shapes(config: GPTConfig) -> Mapping[str, tuple[int, ...]]:
     """Name and shape of every tensor in a saved model with this config. Allocates no tensor memory."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build_gpt(config).state_dict().items()}
-
-
-class _NoInitialization(TorchFunctionMode):
-    """Turns the functions of torch.nn.init into no-ops, because the parameters are loaded next."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return (kwargs or {}).get("tensor", args[0] if args else None)
-        return func(*args, **(kwargs or {}))
+    return {name: tuple(tensor.shape) for name, tensor in build_on_meta(config).state_dict().items()}

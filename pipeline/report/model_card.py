@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig, Model
 from pipeline.config.params import BASELINES
 from pipeline.config.paths import RUN_FILE
 from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.comparison import OURS, of_kept_model, read_rows
-from pipeline.model.build import build_gpt
+from pipeline.model.size import model_size
 from pipeline.report.comparison import as_markdown
 from pipeline.report.tables import markdown_table
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
@@ -140,8 +138,7 @@ def model_card(
     validation loss by depth, in the same folder as the card.
     """
     data = training.data if training else None
-    with torch.device("meta"):
-        num_params = build_gpt(config).num_params()
+    num_params = model_size(config).parameters
     parts = [
         f"---\n{_metadata(training)}\n---",
         _title(num_params, training),

@@ -65,10 +65,6 @@ class Weights:
         with safe_open(self.path, framework="pt") as file:  # reopened, or what was read stays in memory
             return file.get_tensor(name).clone()
 
-    def read_all(self) -> dict[str, torch.Tensor]:
-        """All tensors by name."""
-        return {name: self.read(name) for name in self.shapes}
-
     @property
     def files(self) -> list[Path]:
         return [self.path]
