@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
-COMMANDS := repro train-on finetune-on presets start-from summary sample baselines eval-zeroshot lm-eval export \
+COMMANDS := repro train-on finetune-on presets start-from sizing summary sample baselines eval-zeroshot lm-eval export \
 	import upload generate doctor
 
 .PHONY: help demo install ready test test-gpu check format bench clean $(COMMANDS)

@@ -27,16 +27,31 @@ def main(overrides: Overrides = None) -> None:
     params.check_sections()
     load_spec(params.data.dataset)
     read_prompt(params.sample.start)
-    if params.runtime.device not in ("auto", "cpu"):
-        from pipeline.runtime.device import use_device  # it imports PyTorch, which takes a second
-
-        use_device(params.runtime)
     hashes = HashCache(HASHES)
     _check_models(params, hashes)
+    if params.runtime.device not in ("auto", "cpu") or _is_large(params):
+        _check_device(params)  # it imports PyTorch, which takes a second
     with replacing_folder(CHECKED) as folder:
         for name, values in _inputs(params, hashes).items():
             write_json(folder / f"{name}.json", values)
     hashes.save()
+
+
+def _check_device(params: Params) -> None:
+    """Raise UserError for a missing device, or a model that cannot fit into the memory."""
+    from pipeline.runtime.device import use_device
+    from pipeline.train.sizing import check_memory, expected_config
+
+    device, config = use_device(params.runtime), expected_config(params)
+    if config is not None:
+        check_memory(params, config, device, note=lambda text: None)  # training will say it
+
+
+def _is_large(params: Params) -> bool:
+    """Whether the model may not fit into a small machine's memory."""
+    model = params.model
+    matrices = model.n_layer * model.n_embd**2 * max(1, model.moe_num_experts)
+    return matrices + model.block_size * model.n_embd > 10**8
 
 
 def _check_models(params: Params, hashes: HashCache) -> None:

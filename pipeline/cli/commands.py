@@ -48,6 +48,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "put a model's shape and tokenizer into params.yaml: make start-from MODEL=gpt2",
             "pipeline.cli.start_from",
         ),
+        Command(
+            "sizing", "parameters, FLOPs, memory and disk: make sizing PRESET=gpt2", "pipeline.cli.sizing"
+        ),
     ),
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),

@@ -37,6 +37,7 @@ from pipeline.train.init_from import Start
 from pipeline.train.loop import Data, Interrupted, Probe, Trainer
 from pipeline.train.metrics import final_metrics
 from pipeline.train.runs import Keep, Run
+from pipeline.train.sizing import check_disk, check_memory
 from pipeline.weights.model_folder import WEIGHTS_FILE, save_config
 
 
@@ -60,6 +61,9 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     identity, origin = _choose(identity, params, runs_folder, say)
     keep = Keep(params.runtime.keep_checkpoints, params.runtime.keep_every)
     run = Run(runs_folder / identity.key, keep)
+    if not run.finished.exists():
+        check_memory(params, start.config, device, note=say)
+        check_disk(params, start.config, run)
     with run.locked(say):
         metrics = run.metrics(say)
         if metrics is not None:

@@ -26,6 +26,7 @@ OPTIONS = {
     "presets": [],
     "preset": ["NAME", "--force"],
     "start-from": ["MODEL", "--block-size"],
+    "sizing": ["--preset", "--set-param"],
     "summary": [],
     "sample": ["--start", "--model", "--out", "--set-param"],
     "baselines": [],

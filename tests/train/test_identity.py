@@ -111,6 +111,7 @@ NO_STEP = {
     "train/metrics.py",
     "train/identity.py",
     "train/runs.py",
+    "train/sizing.py",  # only refuses a start
     "weights/hub_models.py",  # finds weights, which are known by their hash
     "weights/names.py",
 }
