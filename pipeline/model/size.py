@@ -77,7 +77,7 @@ def check_size(config: GPTConfig, tensors: int, path: object) -> None:
     size = model_size(config)
     if size.tensors > max(1000, 2 * tensors):
         raise UserError(
-            f"{path}: {tensors:,} tensors, but its config (n_layer = {config.n_layer}) asks for "
+            f"{path}: has {tensors:,} tensors, but its config (n_layer = {config.n_layer}) asks for "
             f"{size.tensors:,}; it belongs to another model"
         )
     if size.table_bytes > memory().total:

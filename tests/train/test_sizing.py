@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,31 @@ def test_activations_are_about_what_pytorch_keeps(
     needs = training_memory(config, model_size(config), train)
     kept = kept_for_backward(config, 8, dtype)
     assert needs.activations / 1.1 < kept < factor * needs.activations
+
+
+WIDE = {"n_layer": 6, "n_head": 8, "n_embd": 384, "block_size": 256, "vocab_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("switches", "batch_size", "dtype", "factor"),
+    [
+        (WIDE, 6, "float32", 1.4),
+        (WIDE, 12, "bfloat16", 1.4),
+        ({**WIDE, "n_layer": 2, "vocab_size": 30_000}, 3, "float32", 1.4),
+        (WIDE | MODERN, 6, "float32", 2),
+    ],
+    ids=["gpt2", "16-bit", "large-vocabulary", "modern"],
+)
+def test_a_training_step_needs_about_the_memory_predicted(
+    switches: dict[str, Any], batch_size: int, dtype: str, factor: float
+) -> None:
+    config = tiny.config(**switches)
+    train = tiny.params(f"train.batch_size={batch_size}", f"train.dtype={dtype}").train
+    predicted = training_memory(config, model_size(config), train).total
+    arguments = [json.dumps(switches), str(batch_size), dtype]
+    command = [sys.executable, "-m", "tests.train.peak", *arguments]
+    measured = int(subprocess.run(command, capture_output=True, check=True, cwd=tiny.ROOT).stdout)
+    assert predicted / 1.2 < measured < factor * predicted, measured / predicted
 
 
 @pytest.mark.parametrize("name", VARIANTS)
