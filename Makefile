@@ -11,7 +11,7 @@ export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
 COMMANDS := repro train-on finetune-on presets start-from sizing summary sample baselines eval-zeroshot lm-eval export \
-	import upload generate doctor
+	import upload generate doctor verify
 
 .PHONY: help demo install ready test test-gpu check format bench clean $(COMMANDS)
 

@@ -90,6 +90,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
         Command("bench", "measure: make bench WHAT=nanogpt, fork, interop or variants"),
         Command("doctor", "versions, device and changed parameters, for a bug report", "pipeline.cli.doctor"),
+        Command(
+            "verify",
+            "hash every file of data/, runs/ and results/ again; what is damaged",
+            "pipeline.cli.verify",
+        ),
         Command("clean", "remove results/; `make repro` makes it again"),
     ),
     "The stages, one at a time": (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,9 +87,9 @@ def count_characters(raw: Path) -> int:
     return sum(len(piece.text) for piece in read_pieces(raw))
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
+def fingerprint(paths: Iterable[Path], sha256: Callable[[Path], str] = sha256_file) -> str:
     """SHA-256 over the name and SHA-256 of each file."""
-    lines = [f"{path.name} {sha256_file(path)}\n" for path in paths]
+    lines = [f"{path.name} {sha256(path)}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

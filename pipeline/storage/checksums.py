@@ -61,10 +61,16 @@ def write_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The recorded checksums by file name. Raises OSError, or ValueError if the manifest lists no files."""
-    checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    """The sha256 of each file in a folder, as `write_manifest` recorded it.
+
+    Raises OSError if there is no manifest, and ValueError, saying why, if it is damaged.
+    """
+    try:
+        checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError("not JSON") from None
     if not isinstance(checksums, dict) or not checksums:
-        raise ValueError
+        raise ValueError("lists no files")
     return checksums
 
 
@@ -78,8 +84,8 @@ def damage(folder: Path, *names: str, sha256: Callable[[Path], str] = sha256_fil
         for name in names or checksums:
             if sha256(folder / name) != checksums.get(name):
                 return f"{name}: not what was saved"
-    except ValueError:
-        return f"{MANIFEST_FILE}: lists no files"
+    except ValueError as error:
+        return f"{MANIFEST_FILE}: {error}"
     except OSError as error:
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     return None

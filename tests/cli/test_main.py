@@ -37,6 +37,7 @@ OPTIONS = {
     "upload": ["REPO", "--folder", "--private"],
     "generate": [],
     "doctor": [],
+    "verify": [],
     "download": ["--set-param"],
     "tokenize": ["--set-param"],
     "train": ["--set-param"],

@@ -20,6 +20,7 @@ from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
 from tests import tiny
 from tests.stages.test_dvc_yaml import CACHED, STAGES
+from tests.train.runs import flip_a_bit
 
 pytestmark = pytest.mark.xdist_group("dvc")  # one process makes the project that all of them look at
 
@@ -148,6 +149,25 @@ def test_other_weights_in_the_same_folder_are_noticed(project: Path) -> None:
         weights.write_bytes(before)
     again = dvc(project, "repro")  # the figures of these weights are in the run cache
     assert ran(again) == ["check"] and again.returncode == 0
+    assert ran(dvc(project, "repro")) == ["check"]
+
+
+def test_a_flipped_bit_is_mended_by_what_verify_says(project: Path) -> None:
+    """A result is a link into DVC's cache, where the bad content would be found again."""
+    assert command(project, "verify").returncode == 0
+    for path, stage in (
+        ("data/tiny/char/train-00000.bin", "tokenize"),
+        ("results/model/config.json", "train"),
+    ):
+        times = (project / path).stat()
+        flip_a_bit(project / path)
+        os.utime(project / path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        ended = command(project, "verify")
+        assert ended.returncode == 2 and f"the same file as {path}, which is damaged too" in ended.stdout
+        assert f"{path}: not what" in ended.stdout and f"`dvc repro -f -s {stage}`" in ended.stdout
+        assert dvc(project, "repro", "-f", "-s", stage).returncode == 0
+        ended = command(project, "verify")
+        assert ended.returncode == 0, ended.stdout
     assert ran(dvc(project, "repro")) == ["check"]
 
 

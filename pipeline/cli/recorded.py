@@ -1,0 +1,255 @@
+"""What is recorded about files: the hash that each had when it was written, and what to do if it differs."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.errors import UserError
+from pipeline.config.paths import DATA, RESULTS, RUN_FACTS, SAVED, runs_folder
+from pipeline.config.validation import read_yaml
+from pipeline.corpus.documents import corpus_files, fingerprint
+from pipeline.corpus.sources import IDS_FILES, META_FILE, NanoGPTSource, UrlSource, load_spec
+from pipeline.storage.checksums import MANIFEST_FILE, read_manifest
+from pipeline.tokens.shards import load_manifest
+from pipeline.tokens.tokenizers import TOKENIZER_FILE
+
+LOCKS = (Path("dvc.lock"), Path("stages/dvc.lock"))
+CARD = "README.md"  # of an export: its user may edit it
+UNFINISHED = (".tmp", ".old", ".part", ".damaged")  # folders that no reader takes for whole
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A file, or several files together, with the hash that was recorded, and what to do if it differs now.
+
+    `actual` makes the hash of several files from a function that gives the hash of each.
+    """
+
+    path: Path
+    hash: str
+    remedy: str
+    algorithm: str = "sha256"
+    files: tuple[Path, ...] = ()
+    actual: Callable[[Callable[[Path], str]], str] | None = None
+    problem: str = "not what was written"
+    remove: bool = False  # if it is damaged
+
+    @property
+    def read(self) -> tuple[Path, ...]:
+        return self.files or (self.path,)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as it was written."""
+
+    path: Path
+    problem: str
+    remedy: str
+    remove: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+Found = Iterator[Recorded | Damage]
+
+
+def raw_text() -> Found:
+    """The text of each dataset, as its dataset.yaml or the manifest of its shards records it."""
+    for spec_file in sorted(DATA.glob("*/dataset.yaml")):
+        dataset = spec_file.parent.name
+        try:
+            source = load_spec(dataset).source
+        except UserError as error:
+            yield Damage(spec_file, str(error).removeprefix(f"{spec_file}: "), "restore it from a copy")
+            continue
+        files: dict[str, str] = {}
+        if isinstance(source, UrlSource):
+            files = {Path(source.url).name: source.sha256}
+        elif isinstance(source, NanoGPTSource):
+            parts = zip((*IDS_FILES, META_FILE), (source.train, source.val, source.meta), strict=True)
+            files = {name: part.sha256 for name, part in parts if part}
+        raw = spec_file.parent / "raw"
+        for name, sha256 in files.items():
+            if raw.is_dir():
+                yield Recorded(raw / name, sha256, _again("download", dataset))
+        yield from _source_of_shards(raw)
+
+
+def _source_of_shards(raw: Path) -> Found:
+    """The text in `raw` as a whole, as the manifests of the shards beside it record it."""
+    ids = tuple(raw / name for name in IDS_FILES)
+    try:
+        files = ids if all(path.exists() for path in ids) else tuple(corpus_files(raw))
+    except UserError:  # there is no text; its shards may have been copied here alone
+        return
+    for folder in _token_folders(raw.parent):
+        try:
+            source = load_manifest(folder).source_sha256
+        except UserError:  # `shards` reports it
+            continue
+        yield Recorded(
+            raw,
+            source,
+            f"{_again('download', raw.parent.name)}; if the text was meant to change, `dvc repro tokenize`",
+            files=files,
+            actual=partial(fingerprint, files),
+            problem=f"not the text that {folder} was made from",
+        )
+
+
+def shards() -> Found:
+    """Shards and tokenizers, by the manifest beside them."""
+    for folder in (folder for dataset in sorted(DATA.glob("*")) for folder in _token_folders(dataset)):
+        remedy = _again("tokenize", folder.parent.name, folder.name)
+        try:
+            manifest = load_manifest(folder)
+        except UserError:
+            yield Damage(folder / MANIFEST_FILE, "not a manifest", remedy)
+            continue
+        for shard in (*manifest.train.shards, *manifest.val.shards):
+            yield Recorded(folder / shard.name, shard.sha256, remedy)
+        yield Recorded(folder / TOKENIZER_FILE, manifest.tokenizer_sha256, remedy)
+
+
+def checkpoints() -> Found:
+    """Checkpoints and best models of every run, by their manifests, and the metrics of finished ones."""
+    for run in sorted(runs_folder().glob("*/")):
+        start_over = f"restore it from a copy, or move {run} away to train from the start"
+        for folder in sorted(run.glob("step-?????????")):
+            yield from _folder(folder, f"training continues from another whole checkpoint; or {start_over}")
+        if (run / "best").is_dir():
+            yield from _folder(run / "best", start_over)
+        metrics = run / "finished.json"
+        if metrics.exists() and not isinstance(_json(metrics), dict):
+            yield Damage(metrics, "not JSON", start_over)
+
+
+def models() -> Found:
+    """Models and exports in results/ and saved/, by the manifest beside them."""
+    for manifest in sorted((*RESULTS.glob(f"*/{MANIFEST_FILE}"), *SAVED.glob(f"*/{MANIFEST_FILE}"))):
+        folder = manifest.parent
+        if folder.suffix not in UNFINISHED:
+            remedy = "`dvc repro -f -s train`" if folder.name == "model" else "restore or export it again"
+            yield from _folder(folder, remedy, leave_out=(CARD,))
+
+
+def results_of_the_run() -> Found:
+    """What the train stage published, as its run.json records it."""
+    if not RUN_FACTS.exists():
+        return
+    remedy = "`dvc repro -f -s train` publishes it again"
+    facts = _json(RUN_FACTS)
+    files = facts.get("files") if isinstance(facts, dict) else None
+    if not isinstance(files, dict) or not files:
+        yield Damage(RUN_FACTS, "lists no files", remedy)
+        return
+    for name, sha256 in files.items():
+        yield Recorded(Path(name), str(sha256), remedy)
+
+
+def outputs() -> Found:
+    """The outputs of every stage, as dvc.lock records them."""
+    for lock in LOCKS:
+        if not lock.exists():
+            continue
+        try:
+            stages = read_yaml(lock).get("stages", {})
+        except UserError as error:
+            yield Damage(
+                lock, str(error).removeprefix(f"{lock}: "), "restore it, or remove it and `dvc repro`"
+            )
+            continue
+        prefix = "" if lock.parent == Path() else f"{lock.with_suffix('.yaml')}:"
+        for name, stage in stages.items():
+            remedy = f"`dvc repro -f -s {shlex.quote(prefix + name)}`"
+            for out in stage.get("outs", ()):
+                yield from _output(Path(out["path"]), str(out.get("md5", "")), remedy)
+
+
+def _output(path: Path, md5: str, remedy: str) -> Found:
+    """One output of a stage. What is not there at all is not damaged: `dvc repro` makes it."""
+    problem = "not what dvc.lock records, by damage or because a stage was run by hand"
+    if path.is_file() and md5:
+        yield Recorded(path, md5, remedy, "md5", problem=problem)
+    elif path.is_dir() and md5:
+        listed = _json(_object(md5))
+        for entry in listed if isinstance(listed, list) else ():
+            yield Recorded(path / entry["relpath"], entry["md5"], remedy, "md5", problem=problem)
+
+
+def cache() -> Found:
+    """The objects in DVC's cache: the name of each is the md5 of its content."""
+    for path in sorted(_cache_folder().glob("??/*")):
+        name = re.fullmatch(r"([0-9a-f]{30})(\.dir)?", path.name)
+        if name:
+            remedy = "removed, so that DVC never uses it"
+            yield Recorded(path, path.parent.name + name[1], remedy, "md5", remove=True)
+
+
+# What is looked at: each entry finds the files of one kind, with the hashes that were recorded for them. Of
+# two that know a file, the first judges it. For a new file format, add a function like those above.
+KINDS: dict[str, Callable[[], Found]] = {
+    "raw text": raw_text,
+    "shards, tokenizers": shards,
+    "checkpoints": checkpoints,
+    "models, exports": models,
+    "results/run.json": results_of_the_run,
+    "dvc.lock": outputs,
+    "DVC's cache": cache,
+}
+
+
+def _folder(folder: Path, remedy: str, leave_out: Collection[str] = ()) -> Found:
+    """The files of a folder that `save_folder` wrote."""
+    try:
+        checksums = read_manifest(folder)
+    except (OSError, ValueError):
+        if folder.exists():
+            yield Damage(folder / MANIFEST_FILE, "missing or damaged", remedy)
+        return
+    for name, sha256 in checksums.items():
+        if name not in leave_out:
+            yield Recorded(folder / name, sha256, remedy)
+
+
+def _token_folders(dataset: Path) -> list[Path]:
+    """The folders of shards of a dataset."""
+    folders = [path.parent for path in sorted(dataset.glob(f"*/{MANIFEST_FILE}"))]
+    return [folder for folder in folders if folder.suffix not in UNFINISHED]
+
+
+def _again(stage: str, dataset: str, tokenizer: str | None = None) -> str:
+    parameters = f"data.dataset = {dataset}" + (f" and tokenizer.name = {tokenizer}" if tokenizer else "")
+    return f"`dvc repro -f -s {stage}` with {parameters} writes it again"
+
+
+def _cache_folder() -> Path:
+    """Where DVC keeps objects by their md5: in .dvc/cache, unless DVC's configuration says otherwise."""
+    config = configparser.RawConfigParser(strict=False)
+    with suppress(configparser.Error, UnicodeDecodeError):
+        config.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
+    folder = config.get("cache", "dir", fallback="cache").strip("\"'")
+    return Path(".dvc", folder, "files", "md5")
+
+
+def _object(md5: str) -> Path:
+    return _cache_folder() / md5[:2] / md5[2:]
+
+
+def _json(path: Path) -> Any:
+    """The content of a JSON file, or None if there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
