@@ -10,15 +10,13 @@ from pipeline.config.errors import naming
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model_rules import check_start
 from pipeline.config.params import BASELINES, Params, load_params
-from pipeline.config.paths import CHECKED
+from pipeline.config.paths import CHECKED, HASHES
 from pipeline.corpus.sources import load_spec
 from pipeline.storage.checksums import HashCache
 from pipeline.storage.files import replacing_folder, write_json
 from pipeline.tokens.prompt import read_prompt
 from pipeline.weights.identity import identity
 from pipeline.weights.names import check_kept, check_name
-
-HASHES = Path(".dvc/tmp/model-hashes.json")
 
 
 def main(overrides: Overrides = None) -> None:

@@ -36,7 +36,7 @@ def main() -> None:
     for kind, entries in found.items():
         news = [entry for entry in entries if entry.path not in judged]
         bad = [damage for entry in news if (damage := _check(entry, hashes))]
-        _print(kind, _read(entries), f"{len(bad):,} DAMAGED" if bad else "whole")
+        _print(kind, _read(entries), f"{len(bad):,} DAMAGED" if bad else "whole" if entries else "")
         damaged += bad
         judged |= {entry.path for entry in news}
     rest = _without_record({path.absolute() for path in files})

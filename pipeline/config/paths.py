@@ -31,6 +31,7 @@ SAVED = Path("saved")  # models that the user keeps, and imports
 RUN_FILE = "run.json"  # in runs/<key>/: the settings behind the key
 EXPORT = RESULTS / "export"
 NANOGPT_EXPORT = RESULTS / "nanogpt"
+HASHES = Path(".dvc/tmp/hashes.json")  # of large files, so that they are not read again and again
 
 
 def raw_folder(params: Params) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ class HashCache:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
-            self._known: dict[str, list[object]] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # start empty: the cache only saves time
-            self._known = {}
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # start empty: the cache only saves time
+            known = {}
+        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
+        self._changed = False
 
     def sha256(self, path: Path) -> str:
         """The sha256 of a file, which is read again only if something about it has changed.
@@ -39,13 +42,17 @@ class HashCache:
         """
         key, status = str(path.absolute()), path.stat()
         about = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        known = self._known.get(key, [])
-        if known[:-1] != about:
+        known = self._known.get(key)
+        if not isinstance(known, list) or known[:-1] != about:
             self._known[key] = known = [*about, sha256_file(path)]
+            self._changed = True
         return str(known[-1])
 
     def save(self) -> None:
-        write_json(self._file, self._known)
+        """Write what was learned, of files that still exist, unless the folder cannot be written to."""
+        if self._changed:
+            with suppress(OSError, UserError):
+                write_json(self._file, {key: self._known[key] for key in self._known if Path(key).exists()})
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:

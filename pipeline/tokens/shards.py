@@ -19,12 +19,14 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from pipeline.config.errors import UserError
+from pipeline.config.paths import HASHES
 from pipeline.config.validation import Section, Sha256
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import HashCache, sha256_file
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 MANIFEST_FILE = "manifest.json"
+LARGE = 1 << 20  # bytes from which on a shard's hash is remembered
 REMEDY = "run `dvc repro -f tokenize` to write it again"
 
 SplitName = Literal["train", "val"]
@@ -231,10 +233,11 @@ class Tokens:
 def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) -> Tokens:
     """Open a split, and verify its shards against the manifest.
 
-    With `first_tokens`, only the shards that hold that many tokens are opened. Raises UserError naming the
-    shard that is missing, truncated or edited.
+    A large shard is hashed once, and again when its size, times or inode have changed; `make verify` hashes
+    it in any case. With `first_tokens`, only the shards that hold that many tokens are opened. Raises
+    UserError naming the shard that is missing, truncated or edited.
     """
-    manifest = load_manifest(folder)
+    manifest, hashes = load_manifest(folder), HashCache(HASHES)
     arrays: list[OpenShard] = []
     _allow_open_files(len(manifest.split(split).shards))
     for shard in manifest.split(split).shards:
@@ -246,9 +249,10 @@ def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) 
         size = path.stat().st_size
         if size != shard.bytes:
             raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {REMEDY}")
-        if sha256_file(path) != shard.sha256:
+        if (hashes.sha256(path) if size >= LARGE else sha256_file(path)) != shard.sha256:
             raise UserError(f"{path}: edited shard, its sha256 is not the one in the manifest; {REMEDY}")
         arrays.append(OpenShard(path, np.dtype(manifest.dtype).newbyteorder("<"), shard.tokens))
+    hashes.save()
     return Tokens(arrays)
 
 

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.errors import UserError
+from pipeline.storage import checksums
+from pipeline.storage.checksums import sha256_file
+from pipeline.tokens import shards
 from pipeline.tokens.shards import (
     MANIFEST_FILE,
     Manifest,
@@ -232,3 +235,28 @@ def test_only_the_tokenizer_that_made_the_shards_is_opened(tmp_path: Path, tiny_
     CharTokenizer(swapped, end_of_text=True).save(tmp_path / "char")
     with pytest.raises(UserError, match=r"tokenizer.json: not the tokenizer that made the shards; run `dvc"):
         open_tokenizer(tmp_path / "char")
+
+
+def test_large_shards_are_hashed_once_and_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path)
+    monkeypatch.setattr(shards, "LARGE", 8)  # bytes; the last shard has 6
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(shards, "sha256_file", counted)
+    monkeypatch.setattr(checksums, "sha256_file", counted)
+    open_split(tmp_path, "val")
+    assert read == [f"val-0000{number}.bin" for number in range(3)]
+    open_split(tmp_path, "val")
+    assert read[3:] == ["val-00002.bin"]
+    edited = bytes(8)
+    (tmp_path / "val-00001.bin").write_bytes(edited)
+    for _ in range(2):
+        with pytest.raises(UserError, match="val-00001.bin: edited shard"):
+            open_split(tmp_path, "val")
