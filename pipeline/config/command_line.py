@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.main import get_command
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, machine_refusal, one_line
 
 # The Makefile sets this variable. Options and arguments are then read from make's variables too, so that
 # `make train-on TEXT=notes` means `gpt-pipeline train-on notes`. They are meant for this command alone: the
@@ -80,9 +81,11 @@ def new_app(**settings: Any) -> typer.Typer:
 def run_app(app: typer.Typer, name: str | None = None) -> None:
     """Run the command line, with `name` as the program's name in its help, and exit.
 
-    After a user's mistake, stderr has one line and the exit status is that of the error, usually 2. After
-    Ctrl-C the status is 130.
+    After a user's mistake, or if the system refuses something (disk, memory, permissions), stderr has one
+    line and the exit status is 2, or that of the error. After Ctrl-C it is 130. A mistake of the program
+    gives a traceback.
     """
+    _open_streams()
     command: Any = get_command(app)
     from_make = bool(os.environ.pop(FROM_MAKE, ""))
     if from_make:
@@ -92,17 +95,45 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
         arguments = ["--help"]
     try:
         status = command.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        _refuse(str(error), error.status)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer ends the program without a word
+            _refuse(f"standard output: {machine_refusal(ended.__context__)}")
+        raise
     except Exception as error:
-        if not hasattr(error, "format_message"):  # only errors in the arguments have it
+        refusal = _explained(error, from_make) or machine_refusal(error)
+        if refusal is None:
             raise
-        print(f"error: {_explained(error, from_make)}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(refusal)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(message: str, status: int = 2) -> NoReturn:
+    """Print one line on stderr, whatever is in the message, and exit."""
+    with suppress(OSError):  # the terminal may be gone
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(status)
+
+
+def _open_streams() -> None:
+    """Lead standard streams that were closed, as by `2>&-`, to nowhere.
+
+    Else the next file that is opened, such as a checkpoint, would get what is printed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _read_variables(command: Any) -> None:
@@ -113,7 +144,10 @@ def _read_variables(command: Any) -> None:
                 parameter.envvar = parameter.name.upper()
 
 
-def _explained(error: Any, from_make: bool) -> str:
+def _explained(error: Any, from_make: bool) -> str | None:
+    """What is wrong with the arguments; None for another error."""
+    if not hasattr(error, "format_message"):
+        return None
     message = error.format_message().strip().rstrip(".")
     message = f"{message[:1].lower()}{message[1:]}"
     context = getattr(error, "ctx", None)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.config.errors import UserError
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import Model, Repeats
 from pipeline.config.model_rules import check_start
+from pipeline.config.reading import parse_yaml
 from pipeline.config.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")
@@ -270,13 +269,18 @@ class Params(Section):
                 raise UserError(f"-S {override}: expected section.key=value, such as train.max_iters=100")
             if name not in names:
                 raise UserError(f"-S {override}: unknown parameter {name}{suggest(name, names)}")
-            try:
-                value = YAML(typ="safe").load(text) if text else None
-            except YAMLError:
-                value = text
+            value = _override(text)
             is_text = Params.model_fields[section].annotation.model_fields[key].annotation is str  # type: ignore[union-attr]
             values[section][key] = text if is_text and not isinstance(value, str) else value
         return validate(Params, values, f"-S {' '.join(overrides)}" if overrides else PARAMS_FILE)
+
+
+def _override(text: str) -> Any:
+    """The value of an override: YAML, or the text itself if it is none."""
+    try:
+        return parse_yaml(text) if text else None
+    except UserError:
+        return text
 
 
 def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:

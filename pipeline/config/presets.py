@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, Params
 from pipeline.config.params_yaml import params_yaml
+from pipeline.config.reading import read_text
 from pipeline.config.validation import read_yaml, suggest, validate
 
 FOLDER = Path("presets")
@@ -36,7 +37,7 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 def description(name: str, folder: Path = FOLDER) -> str:
     """The first comment line of a preset's file, which says what it trains on which text."""
-    for line in _path(name, folder).read_text(encoding="utf-8").splitlines():
+    for line in read_text(_path(name, folder)).splitlines():
         if line.startswith("# "):
             return line.removeprefix("# ")
     return ""

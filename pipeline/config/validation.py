@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import parse_yaml, read_text
 
 
 class Section(BaseModel):
@@ -19,23 +19,38 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _fits_into_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{_SHORT.repr(value)} needs more than 64 bits; write a smaller number")
+        return value
+
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Short(reprlib.Repr):
+    """A value in an error message, cut to what fits on a line."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python writes no number of more than 4,300 digits.
+        return repr(x) if x.bit_length() < 128 else f"about {'-' * (x < 0)}2**{x.bit_length() - 1}"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 120, 120
 
 SectionType = TypeVar("SectionType", bound=Section)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML 1.2 file. Raises UserError if the file is missing or holds no mapping."""
+    text = read_text(path, missing="run from the project's folder")
     try:
-        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML: {where}") from None
+        values = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return values
@@ -80,4 +95,4 @@ def _explain(error: Any, section: type[Section]) -> str:
     if error["type"] == "value_error":  # from one of our validators, whose message is complete
         return ": ".join(part for part in (name, str(error["ctx"]["error"])) if part)
     message = error["msg"].removeprefix("Input ")
-    return f"{name} = {value!r}: {message}"
+    return f"{name} = {_SHORT.repr(value)}: {message}"

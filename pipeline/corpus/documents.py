@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import check_file, parse_json
 from pipeline.storage.checksums import sha256_file
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetFile
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
@@ -61,6 +63,7 @@ def read_file(
     Raises UserError for an empty .txt file, for bytes that are not UTF-8 (with their offset or row), for
     invalid JSON (with its line), and for a line or row without text.
     """
+    check_file(path)
     extension = path.suffix.lower()
     if extension == ".txt":
         yield from _cut(_read_txt(path, piece_chars), piece_chars)
@@ -148,9 +151,9 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
             if not content.strip():
                 continue
             try:
-                record = json.loads(content)
-            except ValueError as error:
-                raise UserError(f"{where}: not valid JSON ({error}); put one object on each line") from None
+                record = parse_json(content)
+            except UserError as error:
+                raise UserError(f"{where}: {error}; put one object on each line") from None
             text = record.get(text_column) if isinstance(record, dict) else None
             yield _checked(text, where, text_column)
 
@@ -161,7 +164,7 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
             columns = ", ".join(table.schema_arrow.names)
             raise UserError(f"{path}: no column {text_column!r}, only {columns}; {COLUMN_REMEDY}")
         row = 0
-        for batch in table.iter_batches(batch_size=1024, columns=[text_column]):
+        for batch in _batches(table, path, text_column):
             for value in batch.column(0):
                 row += 1
                 try:
@@ -197,11 +200,20 @@ def _open_parquet(path: Path) -> ParquetFile:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
+    check_file(path)
     try:
         return ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a Parquet file ({reason}); replace it") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file ({error}); replace it") from None
+
+
+def _batches(table: ParquetFile, path: Path, text_column: str) -> Iterator[RecordBatch]:
+    import pyarrow
+
+    try:
+        yield from table.iter_batches(batch_size=1024, columns=[text_column])
+    except (pyarrow.ArrowException, OSError) as error:  # pages are read and unpacked one after another
+        raise UserError(f"{path}: damaged ({error}); replace it") from None
 
 
 def _skip_bom(start: bytes) -> int:

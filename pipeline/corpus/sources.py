@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import check_file
 from pipeline.config.validation import Section, Sha256, read_yaml, suggest, validate
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
@@ -106,11 +107,8 @@ class UserFile(Section):
     def unchanged(self) -> Path:
         """The file's path. Raises UserError if the file is missing or has changed."""
         path = Path(self.path)
-        try:
-            found = sha256_file(path)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; put it back or run `make train-on` again") from None
-        if found != self.sha256:
+        check_file(path, missing="put it back or run `make train-on` again")
+        if sha256_file(path) != self.sha256:
             raise UserError(f"{path}: changed since dataset.yaml was made; run `make train-on` again")
         return path
 
@@ -300,7 +298,10 @@ def _amount(number: int, what: str, paths: Sequence[Path]) -> str:
 
 def _matches(pattern: str) -> list[Path]:
     expanded = os.path.expanduser(pattern)
-    found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    try:
+        found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    except ValueError:  # a NUL character
+        found = []
     paths = [Path(path).absolute() for path in found if not os.path.isdir(path)]
     if not paths:
         if found:

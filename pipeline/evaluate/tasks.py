@@ -6,7 +6,6 @@ The data is downloaded once per machine and verified by its checksum; a local fi
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tempfile
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import check_file, parse_json
 from pipeline.corpus.fetch import fetch
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.scoring import Group, Score, encode_pair, sliding_windows
@@ -227,9 +227,9 @@ def _rows(path: Path, limit: int | None) -> Iterator[tuple[dict[str, Any], str]]
     for number, line in enumerate(_lines(path, limit), start=1):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}; repair the file") from None
+            row = parse_json(line)
+        except UserError as error:
+            raise UserError(f"{where}: {error}; repair the file") from None
         if not isinstance(row, dict):
             raise UserError(f"{where}: not a JSON object; repair the file")
         yield row, where
@@ -243,6 +243,7 @@ def _field(row: dict[str, Any], name: str, where: str) -> Any:
 
 def _lines(path: Path, limit: int | None) -> list[str]:
     """The first `limit` lines of a file, with their line ends. Raises UserError if there are none."""
+    check_file(path, missing="name a file of this task")
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
             lines = list(islice(file, limit))

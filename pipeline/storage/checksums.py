@@ -31,7 +31,8 @@ class HashCache:
             known = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):  # start empty: the cache only saves time
             known = {}
-        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
+        whole = isinstance(known, dict) and all(isinstance(about, list) for about in known.values())
+        self._known: dict[str, list[object]] = known if whole else {}
         self._changed = False
 
     def sha256(self, path: Path) -> str:

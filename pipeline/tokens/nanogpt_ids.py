@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import check_file
 from pipeline.corpus.sources import IDS_FILES, META_FILE
 from pipeline.tokens.tokenizers import END_OF_TEXT, CharTokenizer
 
@@ -31,10 +32,7 @@ def check_folder(folder: Path) -> None:
 
 def count_ids(path: Path) -> int:
     """The number of ids in a .bin file. Raises UserError if it is missing, truncated or holds only one."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run `dvc repro download` first") from None
+    size = check_file(path, missing="run `dvc repro download` first")
     if size % DTYPE.itemsize:
         raise UserError(f"{path}: {size} bytes are not a whole number of 16-bit ids; copy it again")
     if size < 2 * DTYPE.itemsize:
@@ -109,6 +107,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _unpickle(path: Path) -> dict[int | str, Any]:
     """Read a pickled dict of strings, integers and dicts of these. Raises UserError for anything else."""
     plain = "only dicts, strings and integers are read"
+    check_file(path, missing=f"name a {META_FILE} written by nanoGPT")
     try:
         with path.open("rb") as file:
             meta = _PlainUnpickler(file).load()

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.errors import UserError, naming
+from pipeline.config.reading import read_text
 from pipeline.tokens.tokenizers import Tokenizer
 
+LARGEST = 1 << 20  # bytes of a prompt in a file
 EMPTY = 'sample.start is empty; give at least one character, such as "\\n"'
 
 
@@ -29,15 +31,10 @@ def read_prompt(start: str) -> str:
     """The prompt's text; `FILE:path` reads it from a file. Raises UserError if that fails or it is empty."""
     text = start
     if start.startswith("FILE:"):
-        path = Path(start.removeprefix("FILE:"))
         try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"sample.start = FILE:{path}: {error.strerror}; name another file") from None
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"sample.start = FILE:{path}: not UTF-8 at byte {error.start}; convert the file"
-            ) from None
+            text = read_text(Path(start.removeprefix("FILE:")), largest=LARGEST)
+        except UserError as error:
+            raise UserError(f"sample.start = FILE:{error}") from None
     if not text:
         raise UserError(EMPTY)
     return text

@@ -20,6 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import HASHES
+from pipeline.config.reading import read_text
 from pipeline.config.validation import Section, Sha256
 from pipeline.storage.checksums import HashCache, sha256_file
 from pipeline.storage.files import write_text
@@ -87,11 +88,10 @@ class Manifest(Section):
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards. Raises UserError if there is none or it is damaged."""
     path = folder / MANIFEST_FILE
+    text = read_text(path, missing="run `dvc repro tokenize` first", remedy=REMEDY)
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro tokenize` first") from None
-    except (ValidationError, UnicodeDecodeError):
+        return Manifest.model_validate_json(text)
+    except ValidationError:
         raise UserError(f"{path}: damaged; {REMEDY}") from None
 
 

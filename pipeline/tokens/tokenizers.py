@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import read_text
 from pipeline.corpus.fetch import fetch
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizer_json import (
@@ -38,6 +39,7 @@ GPT2_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+REMEDY = "if a stage made it, remove its folder and run `dvc repro`, else copy it again"
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
@@ -186,15 +188,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if not path.exists() and all((folder / name).exists() for name in VOCABULARY_FILES):
             path = folder / VOCABULARY_FILES[0]
             return _from_text(_from_vocabulary_files(folder))
-        return _from_text(path.read_text(encoding="utf-8"))
+        return _from_text(read_text(path, "run `dvc repro`, or name a saved model's folder", REMEDY))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro`, or name a saved model's folder") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{path}: damaged; if a stage made it, remove its folder and run `dvc repro`, else copy it again"
-        ) from None
+        message = str(error)
+        raise UserError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise UserError(f"{path}: damaged; {REMEDY}") from None
 
 
 def _from_text(tokenizer_json: str) -> Tokenizer:
@@ -209,7 +208,7 @@ def _from_text(tokenizer_json: str) -> Tokenizer:
 
 def _from_vocabulary_files(folder: Path) -> str:
     """Convert vocab.json and merges.txt in `folder` to the text of a tokenizer.json."""
-    vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in VOCABULARY_FILES)
+    vocabulary, merges = (read_text(folder / name) for name in VOCABULARY_FILES)
     try:
         tokenizer = _byte_level_bpe(json.loads(vocabulary), _merges(merges))
     except Exception as error:  # `tokenizers` raises nothing more specific

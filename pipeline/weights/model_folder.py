@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +13,14 @@ from safetensors.torch import save_file
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
+from pipeline.config.reading import check_file, read_json
 from pipeline.config.validation import validate
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file
 from pipeline.storage.files import write_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+NO_MODEL = "train a model first, or name another folder"
 
 
 def verified(
@@ -46,14 +47,13 @@ class Weights:
     def __init__(self, path: Path) -> None:
         """Read the tensors' names and shapes. Raises UserError if the file is missing or damaged."""
         self.path = path
+        check_file(path, missing=NO_MODEL)
         try:
             with safe_open(path, framework="pt") as file:
                 self.shapes: Mapping[str, tuple[int, ...]] = {
                     name: tuple(file.get_slice(name).get_shape())
                     for name in file.keys()  # noqa: SIM118
                 }
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
         except SafetensorError as error:
             raise UserError(f"{path}: damaged: {error}") from None
         except OSError as error:
@@ -103,14 +103,4 @@ def load_config(folder: Path) -> GPTConfig:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a config.json. Raises UserError if it is missing or not a JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; train a model first, or name another folder") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name another folder") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a model's config; name another folder")
-    return values
+    return read_json(path, missing=NO_MODEL)

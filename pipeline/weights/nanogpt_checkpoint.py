@@ -17,6 +17,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig, Model
+from pipeline.config.reading import check_file
 from pipeline.config.validation import validate
 from pipeline.weights.gpt2 import PARTS, unrolled_layers
 from pipeline.weights.model_folder import Weights
@@ -156,6 +157,7 @@ def write_checkpoint(
 
 
 def _load(path: Path) -> dict[str, Any]:
+    check_file(path, missing=f"name a {CHECKPOINT_FILE} written by nanoGPT")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unreadable file raises an error anyway
@@ -163,8 +165,7 @@ def _load(path: Path) -> dict[str, Any]:
             mapped = not _is_old(path)
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        reason = error.strerror or "no such file"  # PyTorch's error for a missing file has no text
-        raise UserError(f"{path}: {reason}; name a {CHECKPOINT_FILE} written by nanoGPT") from None
+        raise UserError(f"{path}: {error.strerror}; name a {CHECKPOINT_FILE} written by nanoGPT") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused, it asks for {_asked_for(path)}; only tensors and plain values are read, and "

@@ -82,7 +82,7 @@ def test_what_is_not_utf8_is_found_to_the_byte(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "b"', "line 2: not valid JSON"),
+        (b'{"text": "b"', "line 2: not JSON"),
         (b'{"body": "b"}', "line 2: no text in 'text'"),
         (b'{"text": 5}', "line 2: no text in 'text'"),
         (b'["b"]', "line 2: no text in 'text'"),

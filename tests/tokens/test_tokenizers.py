@@ -153,7 +153,7 @@ def test_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     for content in (b"", b'{"type": "char", "charac', b'{"type": "char"}', b'{"model": {}}', b"[]", b"\xff"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="tokenizer.json: damaged"):
+        with pytest.raises(UserError, match="tokenizer.json: (damaged|not UTF-8)"):
             load_tokenizer(tmp_path)
 
 

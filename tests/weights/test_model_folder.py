@@ -117,7 +117,7 @@ def test_a_folder_in_the_place_of_a_file_gets_one_line(folder: Path) -> None:
         (folder / name).mkdir()
         with pytest.raises(UserError) as error:
             load_model(folder)
-        assert message(error).startswith(f"{folder / name}: cannot be read (")
+        assert message(error).startswith(f"{folder / name}: is a folder; name a file")
 
 
 def test_weights_that_do_not_fit_change_nothing(folder: Path) -> None:
@@ -136,8 +136,8 @@ def test_weights_that_do_not_fit_change_nothing(folder: Path) -> None:
     [
         (None, "no such file; train a model first, or name another folder"),
         (b"{", "not JSON: "),
-        (b"\xff\xfe", "not JSON: "),
-        (b"[1]", "not a model's config; name another folder"),
+        (b"\xff\xfe", "not UTF-8 at byte 0; copy it again"),
+        (b"[1]", "not a JSON object; copy it again"),
         (b"{}", "n_layer is missing (and 6 more)"),
         (
             json.dumps(tiny.config().model_dump() | {"vocab_sise": 11}).encode(),

@@ -200,11 +200,11 @@ def rename_to_pickle(folder: Path) -> None:
         (edit(n_positions=0), "config.json: n_positions = 0: should be greater than or equal to 1"),
         (edit(activation_function=["gelu"]), "config.json: activation_function = ['gelu']: should be a"),
         (edit(tie_word_embeddings=None), "config.json: tie_word_embeddings = None: should be a valid bool"),
-        (lambda folder: write_json(folder / "config.json", [1]), "config.json: not a model's config; name"),
+        (lambda folder: write_json(folder / "config.json", [1]), "config.json: not a JSON object; copy"),
         (write_index({}), "model.safetensors.index.json: no weight_map from tensors to files"),
         (write_index({"weight_map": {"a": 1}}), "model.safetensors.index.json: no weight_map"),
-        (write_index([]), "model.safetensors.index.json: not a model's config"),
-        (replace_by_folder, "model.safetensors: cannot be read ("),
+        (write_index([]), "model.safetensors.index.json: not a JSON object"),
+        (replace_by_folder, "model.safetensors: is a folder; name a file"),
         *(
             (
                 reshape_positions(shape),
