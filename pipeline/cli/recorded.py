@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.config.paths import DATA, RESULTS, RUN_FACTS, SAVED, runs_folder
+from pipeline.config.paths import DATA, MODEL, RECORD, RESULTS, SAVED, runs_folder
 from pipeline.config.validation import read_yaml
 from pipeline.corpus.documents import corpus_files, fingerprint
 from pipeline.corpus.sources import IDS_FILES, META_FILE, NanoGPTSource, UrlSource, load_spec
@@ -23,6 +23,7 @@ from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import TOKENIZER_FILE
 
 LOCKS = (Path("dvc.lock"), Path("stages/dvc.lock"))
+PUBLISH = "`dvc repro -f -s train` publishes it again"
 CARD = "README.md"  # of an export: its user may edit it
 UNFINISHED = (".tmp", ".old", ".part", ".damaged")  # folders that no reader takes for whole
 
@@ -123,16 +124,15 @@ def shards() -> Found:
 
 
 def checkpoints() -> Found:
-    """Checkpoints and best models of every run, by their manifests, and the metrics of finished ones."""
+    """Checkpoints, best models and final metrics of every run, by their manifests."""
     for run in sorted(runs_folder().glob("*/")):
         start_over = f"restore it from a copy, or move {run} away to train from the start"
         for folder in sorted(run.glob("step-?????????")):
             yield from _folder(folder, f"training continues from another whole checkpoint; or {start_over}")
         if (run / "best").is_dir():
             yield from _folder(run / "best", start_over)
-        metrics = run / "finished.json"
-        if metrics.exists() and not isinstance(_json(metrics), dict):
-            yield Damage(metrics, "not JSON", start_over)
+        if (run / "finished").is_dir():
+            yield from _folder(run / "finished", "the next training makes it again from the last checkpoint")
 
 
 def models() -> Found:
@@ -140,22 +140,21 @@ def models() -> Found:
     for manifest in sorted((*RESULTS.glob(f"*/{MANIFEST_FILE}"), *SAVED.glob(f"*/{MANIFEST_FILE}"))):
         folder = manifest.parent
         if folder.suffix not in UNFINISHED:
-            remedy = "`dvc repro -f -s train`" if folder.name == "model" else "restore or export it again"
+            remedy = PUBLISH if folder == MODEL else "restore it from a copy, or import or export it again"
             yield from _folder(folder, remedy, leave_out=(CARD,))
 
 
 def results_of_the_run() -> Found:
     """What the train stage published, as its run.json records it."""
-    if not RUN_FACTS.exists():
+    if not RECORD.exists():
         return
-    remedy = "`dvc repro -f -s train` publishes it again"
-    facts = _json(RUN_FACTS)
+    facts = _json(RECORD)
     files = facts.get("files") if isinstance(facts, dict) else None
     if not isinstance(files, dict) or not files:
-        yield Damage(RUN_FACTS, "lists no files", remedy)
+        yield Damage(RECORD, "lists no files", PUBLISH)
         return
     for name, sha256 in files.items():
-        yield Recorded(Path(name), str(sha256), remedy)
+        yield Recorded(Path(name), str(sha256), PUBLISH)
 
 
 def outputs() -> Found:

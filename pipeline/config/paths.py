@@ -26,7 +26,6 @@ STOPPING = RESULTS / "stopping.csv"
 ZEROSHOT = RESULTS / "zeroshot"
 SAMPLES = RESULTS / "samples.txt"
 
-RUN_FACTS = RESULTS / "run.json"  # the run that made the model, and the hashes of what it published
 SAVED = Path("saved")  # models that the user keeps, and imports
 RUN_FILE = "run.json"  # in runs/<key>/: the settings behind the key
 EXPORT = RESULTS / "export"

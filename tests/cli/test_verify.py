@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.recorded import KINDS, Damage
-from pipeline.config.paths import RUN_FACTS
+from pipeline.config.paths import RECORD
 from pipeline.corpus.sources import spec_for_text, write_spec
 from pipeline.storage.checksums import save_folder, sha256_file
 from pipeline.storage.files import write_json, write_text
@@ -53,8 +53,6 @@ def project(tiny_project: Path, stage: Callable[..., Ended], without_fsync: None
         ended = stage(name, *(["-S", "train.max_iters=2"] if name == "train" else []))
         assert ended.status == 0, ended.err
     save_folder(Path("results/export"), lambda folder: write_text(folder / "model.safetensors", "weights"))
-    published = ("results/model/model.safetensors", "results/log.csv", "results/metrics.json")
-    write_json(RUN_FACTS, {"run": "0", "files": {name: sha256_file(Path(name)) for name in published}})
     outs = [lock(Path(out)) for out in LOCKED]
     write_json(Path("dvc.lock"), {"schema": "2.0", "stages": {"some@a b": {"outs": outs}}})
     return tiny_project
@@ -80,7 +78,7 @@ def test_what_was_just_written_is_whole(project: Path, stage: Callable[..., Ende
         path.name for path in Path("data").rglob("*") if path.stat().st_ino not in inodes(recorded_files())
     }
     assert unknown - {"tiny", "raw", "char"} == {"dataset.yaml"}
-    assert "dataset.yaml, finished.json, " in lines[-1]
+    assert "dataset.yaml, " in lines[-1] and "log.csv, " in lines[-1]
 
 
 def test_a_flipped_bit_in_any_file_is_found_and_nothing_but_the_cache_is_changed(
@@ -122,14 +120,14 @@ def test_missing_and_unreadable_files_are_named(project: Path, stage: Callable[.
     Path("data/tiny/char/val-00000.bin").unlink()
     (run,) = Path("runs").iterdir()
     write_text(run / "best/manifest.json", "{}")
-    write_text(run / "finished.json", "{")
+    write_text(run / "finished/metrics.json", "{")
     write_text(Path("results/export/manifest.json"), json.dumps({"model.safetensors": 3, "config.json": "0"}))
     ended = stage("verify")
     assert ended.status == 2
     for expected in (
         "data/tiny/char/val-00000.bin: missing; `dvc repro -f -s tokenize` with data.dataset = tiny and ",
         f"{run}/best/manifest.json: missing or damaged; restore it from a copy, or move {run} away",
-        f"{run}/finished.json: not JSON; ",
+        f"{run}/finished/metrics.json: not what was written; the next training makes it again",
         "results/export/model.safetensors: not what was written; ",
         "results/export/config.json: missing; ",
     ):
@@ -139,14 +137,14 @@ def test_missing_and_unreadable_files_are_named(project: Path, stage: Callable[.
 def test_a_stage_that_was_run_by_hand_is_not_called_damage_alone(
     project: Path, stage: Callable[..., Ended]
 ) -> None:
-    metrics, facts = Path("results/metrics.json"), json.loads(RUN_FACTS.read_text())
+    metrics, facts = Path("results/metrics.json"), json.loads(RECORD.read_text())
     write_text(metrics, "{}")
     ended = stage("verify")
     assert "results/metrics.json: not what was written; " in ended.out
-    write_json(RUN_FACTS, facts | {"files": {"results/metrics.json": sha256_file(metrics)}})
+    write_json(RECORD, facts | {"files": {"results/metrics.json": sha256_file(metrics)}})
     ended = stage("verify")
     assert (ended.status, ended.err) == (0, ""), "the run that wrote it knows it; dvc.lock is older"
-    RUN_FACTS.unlink()
+    RECORD.unlink()
     ended = stage("verify")
     assert "not what dvc.lock records, by damage or because a stage was run by hand; `dvc repro" in ended.out
     assert "-s 'some@a b'`" in ended.out
