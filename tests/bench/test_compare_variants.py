@@ -24,7 +24,7 @@ OUTPUTS = [f"results/bench-variants.{suffix}" for suffix in ("csv", "md", "png")
 
 
 def metrics_of_runs() -> list[dict[str, float]]:
-    return [json.loads(path.read_text()) for path in Path("runs").glob("*/finished.json")]
+    return [json.loads(path.read_text()) for path in Path("runs").glob("*/finished/metrics.json")]
 
 
 def test_variants_are_trained_once_and_compared(

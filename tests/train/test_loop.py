@@ -22,7 +22,7 @@ from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
 from pipeline.model.load import load_model
 from pipeline.optim.build import build_schedule
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import sha256_file, write_manifest
 from pipeline.tokens.tokenizers import CharTokenizer, load_tokenizer
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted, Trainer
@@ -336,7 +336,7 @@ def test_clipping_shortens_the_update_and_logs_the_length_before(runs: Runs) -> 
     assert moved(clipped) < rate / 2  # unless the gradient is as small as its epsilon
 
 
-NOISY = ["train.learning_rate=0.1", "train.decay_lr=false", "train.eval_interval=2", "train.eval_iters=null"]
+NOISY = ["train.learning_rate=0.2", "train.decay_lr=false", "train.eval_interval=2", "train.eval_iters=null"]
 
 
 @pytest.mark.parametrize("keep_last", [True, False])
@@ -358,7 +358,7 @@ def test_what_is_kept_is_the_best_or_the_last(runs: Runs, tmp_path: Path, keep_l
     assert metrics["saved"] == ("last" if keep_last else "best")
     published = tmp_path / "results" / "model"
     names = sorted(path.name for path in published.iterdir())
-    assert names == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert names == ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
     assert sha256_file(published / "model.safetensors") == sha256_file(source / "model.safetensors")
     assert (published / "tokenizer.json").read_bytes() == (runs.tokens / "tokenizer.json").read_bytes()
     assert load_model(published).num_params() == metrics["params"]
@@ -520,7 +520,7 @@ def test_what_cannot_work_gets_one_line(
 def test_half_a_model_folder_is_no_start(runs: Runs, tmp_path: Path, missing: str) -> None:
     runs("train.max_iters=1").publish_model(tmp_path / "model")
     (tmp_path / "model" / missing).unlink()
-    with pytest.raises(UserError, match=f"{missing}: no such file"):
+    with pytest.raises(UserError, match=f"{missing}: No such file"):
         runs(f"train.init_from={tmp_path / 'model'}")
 
 
@@ -528,6 +528,7 @@ def test_a_start_with_another_tokenizer_is_refused(runs: Runs, tmp_path: Path) -
     runs("train.max_iters=1").publish_model(tmp_path / "model")
     tokenizer = tmp_path / "model" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"v"', '"w"'))
+    write_manifest(tokenizer.parent)
     with pytest.raises(UserError, match="its tokenizer differs from that of"):
         runs(f"train.init_from={tmp_path / 'model'}")
 
