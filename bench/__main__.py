@@ -9,6 +9,7 @@ BENCHMARKS = {
     "nanogpt": ("training and sampling against nanoGPT: make bench WHAT=nanogpt CLONE=...", "bench.nanogpt"),
     "fork": ("the model family against nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
     "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
+    "checkpoint": ("what saving, resuming and opening a large corpus cost", "bench.checkpoint"),
     "variants": ("train every variant of the model and compare their depth curves", "bench.compare_variants"),
 }
 
