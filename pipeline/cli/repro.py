@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,13 +40,25 @@ def run_pipeline() -> None:
 
 
 def dvc(*arguments: str) -> int:
-    """Run DVC with this Python and return its exit status."""
+    """Run DVC with this Python and return its exit status.
+
+    SIGTERM and SIGHUP are passed on to DVC, whose end makes a training save and stop.
+    """
     process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=_environment())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            pass  # DVC and the stage got Ctrl-C too: let them save what they have
+    passed_on = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in passed_on}
+    try:
+        while True:
+            try:
+                status = process.wait()
+                return status if status >= 0 else 128 - status  # as a shell reports a signal
+            except KeyboardInterrupt:
+                pass  # DVC and the stage got Ctrl-C too: let them save what they have
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def out_of_date(*stages: str) -> set[str]:

@@ -87,9 +87,8 @@ def checkpoint_writer(
     return write
 
 
-def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Restore the model and the optimizer, and return the progress."""
-    load_weights(model, Weights(folder / WEIGHTS_FILE))
+def load_progress(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Restore the optimizer of a model that has the checkpoint's weights, and return the progress."""
     load_named_state(optimizer, load_file(folder / OPTIMIZER_FILE))
     return read_state(folder)
 

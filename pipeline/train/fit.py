@@ -38,7 +38,7 @@ from pipeline.train.loop import Data, Interrupted, Probe, Trainer
 from pipeline.train.metrics import final_metrics
 from pipeline.train.runs import Keep, Run
 from pipeline.train.sizing import check_disk, check_memory
-from pipeline.weights.model_folder import WEIGHTS_FILE, save_config
+from pipeline.weights.model_folder import WEIGHTS_FILE, Weights, save_config
 
 
 def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:
@@ -77,7 +77,8 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
             if origin is not None:
                 continue_from(origin, run)
                 checkpoint = run.resume_from(say)
-        trainer = Trainer(start.build().to(device), params, data, run, device, probe)
+        model = start.build(Weights(checkpoint / WEIGHTS_FILE) if checkpoint else None)
+        trainer = Trainer(model.to(device), params, data, run, device, probe)
         if checkpoint:
             trainer.load(checkpoint)
             say(

@@ -14,6 +14,7 @@ from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.gpt import GPT
 from pipeline.model.load import build_with
 from pipeline.tokens.tokenizers import Tokenizer
+from pipeline.weights.model_folder import Weights
 from pipeline.weights.names import place_on_hub
 from pipeline.weights.open import StoredModel, open_model
 
@@ -45,8 +46,13 @@ class Start:
         place = place_on_hub(self.name)
         return place and place[0]
 
-    def build(self) -> GPT:
-        """The model at step 0, on the CPU. Random weights are drawn from torch's generator, seeded here."""
+    def build(self, weights: Weights | None = None) -> GPT:
+        """The model at step 0, on the CPU; or with other weights, such as a checkpoint's.
+
+        Random weights are drawn from torch's generator, seeded here.
+        """
+        if weights is not None:
+            return build_with(self.config, weights)
         torch.manual_seed(self._seed)
         if self._stored is None:
             return build_gpt(self.config)

@@ -32,7 +32,7 @@ from pipeline.train.checkpoint import (
     TrainState,
     best_writer,
     checkpoint_writer,
-    load_checkpoint,
+    load_progress,
 )
 from pipeline.train.finite import Finite, NotFinite
 from pipeline.train.meter import Meter
@@ -129,8 +129,8 @@ class Trainer:
             self._end(tracker)
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint."""
-        self.state = load_checkpoint(checkpoint, self.model, self.optimizer)
+        """Continue from a checkpoint, whose weights the model has."""
+        self.state = load_progress(checkpoint, self.optimizer)
         self.scaler.load_state_dict(self.state.scaler)
         self.meter = Meter(self.state.interval, self.device)
         self._resumed_at = self.state.step
