@@ -51,6 +51,22 @@ def writing(folder: Path) -> Iterator[None]:
         yield
 
 
+def holder(path: Path) -> str | None:
+    """The id of the process that holds a lock file now; None if no process does.
+
+    To find out, a free lock is held for an instant.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(file)
+    except OSError:
+        pass  # there is no lock, or it cannot be read
+    return None
+
+
 def _open(path: Path) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
