@@ -18,9 +18,14 @@ class UserError(ValueError):
     status = 2
 
 
+def without_passwords(text: str) -> str:
+    """`text` without the `user:password@` of URLs in it, which may come from the environment."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
 def one_line(message: str) -> str:
-    """`message` without line ends, and without characters that a terminal would act on."""
-    words = " ".join(message.split())
+    """`message` without line ends, passwords in URLs, and characters that a terminal would act on."""
+    words = without_passwords(" ".join(message.split()))
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)
 
 

@@ -14,7 +14,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, without_passwords
 from pipeline.corpus.progress import progress
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json
@@ -48,13 +48,13 @@ class _Partial:
         """The ETag or date of the version of `url` that can be continued; empty if there is none."""
         try:
             about = json.loads(self._about.read_text(encoding="utf-8"))
-            return str(about["version"]) if about["url"] == url and self.size() else ""
+            return str(about["version"]) if about["url"] == without_passwords(url) and self.size() else ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
     def begin(self, url: str, version: str) -> None:
         self.remove()
-        write_json(self._about, {"url": url, "version": version})
+        write_json(self._about, {"url": without_passwords(url), "version": version})
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def _from_network(url: str, partial: _Partial) -> str:
 
 
 def _path_in_mirror(url: str) -> str:
-    parts = urlsplit(url)
+    parts = urlsplit(without_passwords(url))
     return parts.netloc + parts.path
 
 
@@ -164,7 +164,8 @@ def _download(url: str, partial: _Partial) -> None:
             asked = _asked_pause(error)
             pause = min(max(asked, 2.0 ** (failures - 1)), LONGEST_PAUSE)
             request = f" (the server asks for {asked:.0f} s)" if asked else ""
-            print(f"{url}: {_reason(error)}; trying again in {pause:.0f} s{request}", file=sys.stderr)
+            where = without_passwords(url)
+            print(f"{where}: {_reason(error)}; trying again in {pause:.0f} s{request}", file=sys.stderr)
         sleep(pause)
 
 

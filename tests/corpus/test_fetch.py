@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, one_line
 from pipeline.corpus import fetch as fetch_module
 from pipeline.corpus.fetch import fetch
 
@@ -365,3 +365,27 @@ def test_a_mirror_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PIPELINE_MIRROR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere: no such folder"):
         fetch("https://example.com/text.txt", SHA256, tmp_path)
+
+
+def test_a_password_in_an_address_is_neither_shown_nor_kept(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, mirror = (f"http://reader:CANARY@{site.host}/{path}" for path in ("a/text.txt", "mirror"))
+    monkeypatch.setenv("PIPELINE_MIRROR", mirror)
+    with pytest.raises(UserError) as error:
+        fetch(url, "0" * 64, tmp_path)
+    assert "CANARY" not in one_line(str(error.value)) and site.host in one_line(str(error.value))
+    assert site.requests == [f"/mirror/{site.host}/a/text.txt"]
+    monkeypatch.delenv("PIPELINE_MIRROR")
+    site.failures += [500, "cut"]
+    kept = b""
+
+    def look(pause: float) -> None:
+        nonlocal kept
+        kept += b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(fetch_module, "sleep", look)
+    fetch(url, SHA256, tmp_path)
+    printed = capsys.readouterr()
+    assert "trying again" in printed.err and b'"url"' in kept
+    assert "CANARY" not in printed.out + printed.err and b"CANARY" not in kept
