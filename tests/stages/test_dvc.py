@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -57,29 +58,34 @@ def stale(folder: Path) -> set[str]:
     return {name for name in status if name != "check" and not name.startswith(NEEDS_DOWNLOADS)}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of this project whose pipeline ran on the tiny corpus, outside of git."""
-    folder = tmp_path_factory.mktemp("project")
+def new_project(folder: Path) -> dict[str, dict[str, Any]]:
+    """Copy this project to `folder`, outside of git, with the tiny corpus. Returns its parameters."""
     for name in ("pipeline", "stages", "presets"):
         shutil.copytree(tiny.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".dvc/config"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(tiny.ROOT / name, folder / name)
     write_text(folder / ".dvc/config.local", "[core]\n    no_scm = true\n")
-    default = tiny.params_yaml()
     values = tiny.params("train.max_iters=2", "depth.eval_iters=2").model_dump()
     values["baselines"] |= {"models": ["unigram"], "pretrained": ["gpt2"]}
-    write_text(folder / "params.yaml", overlay(default, values))
+    write_text(folder / "params.yaml", overlay(tiny.params_yaml(), values))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         write_text(Path("text/tiny.txt"), tiny.text())
         write_spec(spec_for_text("text/tiny.txt"), Path("data/tiny/dataset.yaml"))
+    return values
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of this project whose pipeline ran on the tiny corpus."""
+    folder = tmp_path_factory.mktemp("project")
+    values = new_project(folder)
     # A model to compare with: what the pipeline itself makes first.
     assert dvc(folder, "repro", "train").returncode == 0
     shutil.copytree(folder / "results/model", folder / "saved/other", copy_function=shutil.copyfile)
     values["baselines"]["models"] = BASELINES
-    write_text(folder / "params.yaml", overlay(default, values))
+    write_text(folder / "params.yaml", overlay(tiny.params_yaml(), values))
     first = dvc(folder, "repro")
     assert first.returncode == 0, first.stdout + first.stderr
     yield folder
