@@ -23,6 +23,7 @@ time.sleep(30)
 def test_a_signal_reaches_dvc_and_the_status_tells_so(tmp_path: Path, number: signal.Signals) -> None:
     """DVC's end makes a training save and stop, see tests/runtime/test_stop.py."""
     (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc/__init__.py").touch()
     (tmp_path / "dvc/__main__.py").write_text(DVC)
     process = subprocess.Popen(
         [sys.executable, "-c", "import sys; from pipeline.cli.repro import dvc; sys.exit(dvc('repro'))"],
