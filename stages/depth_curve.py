@@ -12,23 +12,29 @@ from pipeline.evaluate.depth import Baseline, measure
 from pipeline.model.load import load_model
 from pipeline.report.depth_curve import draw, write_stopping, write_table
 from pipeline.runtime.device import use_device
+from pipeline.tokens.shards import load_manifest
+from pipeline.weights.open import open_model
 
 
 def main(overrides: Overrides = None) -> None:
     """Measure the trained model's validation loss after 1, 2, … steps."""
     params = load_params(overrides or [])
     device = use_device(params.runtime)
-    model = load_model(MODEL, device)
+    stored = open_model(MODEL)
+    model = load_model(stored, device)
+    data = load_manifest(tokens_folder(params)).fingerprint
     curve = measure("model", model, params, tokens_folder(params), device)
     baselines = []
     for name in params.baselines.models:
         path = BASELINES / file_name(name)
         if path.exists():
-            baselines.append(Baseline(label(name), json.loads(path.read_text(encoding="utf-8"))["val_bpb"]))
+            figures = json.loads(path.read_text(encoding="utf-8"))
+            if figures.get("data") == data:  # else measured on another text
+                baselines.append(Baseline(label(name), figures["val_bpb"]))
     write_table(DEPTH_CURVE, curve)
     write_stopping(STOPPING, curve)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {model.num_params():,} parameters"
-    draw(DEPTH_PICTURE, [curve], baselines, title)
+    draw(DEPTH_PICTURE, [curve], baselines, title, stored.sha256)
     print(f"{DEPTH_CURVE}: the curve\n{DEPTH_PICTURE}: the picture")
     if curve.stopping:
         print(f"{STOPPING}: mean depth and loss for each threshold of learned stopping")

@@ -19,6 +19,7 @@ from pipeline.corpus.sources import META_FILE
 from pipeline.evaluate.comparison import baseline_files
 from pipeline.model.load import load_model
 from pipeline.report.model_card import TAG, model_card, read_training
+from pipeline.report.png import drawn_from
 from pipeline.storage.checksums import MANIFEST_FILE, write_manifest
 from pipeline.storage.files import check_room_beside, replacing_folder, write_json, write_text
 from pipeline.storage.lock import writing
@@ -84,7 +85,7 @@ def _write_transformers(
     if stored.folder.resolve() == MODEL.resolve():  # the training of other models is unknown
         known = baseline_files(load_params()).values() if METRICS.exists() else ()
         training = read_training(METRICS, runs_folder(), known)
-        picture = DEPTH_PICTURE if DEPTH_PICTURE.exists() else None
+        picture = DEPTH_PICTURE if drawn_from(DEPTH_PICTURE) == stored.sha256 else None
     num_params = sum(tensor.numel() for tensor in tensors.values())
     card = model_card(
         config, tokenizer, num_params, values["n_layer"], training, PICTURE_FILE if picture else None

@@ -45,12 +45,18 @@ def _figures(point: Evaluation) -> list[str]:
     return [f"{point.loss:.6f}", f"{point.perplexity:.4f}", f"{point.bits_per_byte:.6f}"]
 
 
-def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline], title: str) -> None:
+def draw(
+    path: Path,
+    curves: Sequence[DepthCurve],
+    baselines: Sequence[Baseline],
+    title: str,
+    model: str | None = None,
+) -> None:
     """Draw a PNG of validation loss over depth, with the baselines as horizontal lines.
 
     If a curve goes beyond the depth that its model was trained for, a ring marks that depth. Diamonds are the
     results of learned stopping at their mean depth, labeled with their thresholds; the filled one is at the
-    model's own threshold.
+    model's own threshold. `model` is the sha256 of the weights that the picture is of.
     """
     import matplotlib
 
@@ -83,7 +89,7 @@ def draw(path: Path, curves: Sequence[DepthCurve], baselines: Sequence[Baseline]
     axes.margins(x=0.08, y=0.08)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    save_picture(figure, path)
+    save_picture(figure, path, model=model)
 
 
 def _draw_curve(axes: Any, curve: DepthCurve, color: Any, numbers: bool) -> None:

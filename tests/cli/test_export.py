@@ -162,11 +162,12 @@ def test_the_card_tells_of_the_run(tiny_project: Path, stage: Stage) -> None:
     write_spec(DatasetSpec.model_validate(values), Path("data/tiny/dataset.yaml"))
     assert stage("train", "-S", "train.max_iters=3", "-S", "train.learning_rate=0.03").status == 0
     assert stage("eval_baselines", "bigram").status == 0
-    Path("results/depth.png").write_bytes(b"a picture")
+    assert stage("depth_curve").status == 0
+    picture = Path("results/depth.png").read_bytes()
     Path("results/depth.png").chmod(0o444)  # as a link into DVC's cache
     assert stage("export").status == 0
     assert names("results/export") == sorted(EXPORTED)
-    assert Path("results/export/depth.png").read_bytes() == b"a picture"
+    assert Path("results/export/depth.png").read_bytes() == picture
 
     card = Path("results/export/README.md").read_text()
     metrics = json.loads(Path("results/metrics.json").read_text())
@@ -200,6 +201,15 @@ def test_the_card_tells_of_the_run(tiny_project: Path, stage: Stage) -> None:
     assert stage("export").status == 0
     card = Path("results/export/README.md").read_text()
     assert f"{metrics['val_loss']:.4f}" in card and "Ships" not in card
+
+
+def test_the_card_has_no_picture_of_other_weights(tiny_project: Path, stage: Stage) -> None:
+    assert stage("train", "-S", "train.max_iters=1").status == 0
+    assert stage("depth_curve").status == 0
+    assert stage("train", "-S", "train.max_iters=2").status == 0
+    assert stage("export").status == 0
+    assert names("results/export") == FILES
+    assert "depth.png" not in Path("results/export/README.md").read_text()
 
 
 def test_the_card_counts_the_models_own_parameters(tiny_project: Path, stage: Stage) -> None:

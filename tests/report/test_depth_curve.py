@@ -22,6 +22,7 @@ from pipeline.report.depth_curve import (
     write_table,
     write_tables,
 )
+from pipeline.report.png import drawn_from
 from tests.family import THRESHOLD
 from tests.figures import BASELINES, CURVE, STOPS, curve_of, evaluation
 
@@ -171,3 +172,15 @@ def test_picture_of_a_model_that_fails_beyond_its_depth(tmp_path: Path) -> None:
     assert drawn(tmp_path / "a.png", curve).ndim == 3
     stopping = [StoppingPoint(0.5, 0.5, evaluation(math.nan)), StoppingPoint(0.9, 0.9, evaluation(math.inf))]
     assert drawn(tmp_path / "a.png", replace(curve, stopping=stopping, threshold=0.5)).ndim == 3
+
+
+def test_the_picture_says_from_which_weights_it_was_drawn(tmp_path: Path) -> None:
+    path, again = tmp_path / "depth.png", tmp_path / "again.png"
+    assert drawn_from(path) is None
+    for picture in (path, again):
+        draw(picture, [CURVE], BASELINES, "tiny", 64 * "a")
+    assert drawn_from(path) == 64 * "a" and path.read_bytes() == again.read_bytes()
+    draw(path, [CURVE], BASELINES, "tiny")
+    assert drawn_from(path) is None
+    path.write_bytes(b"no picture")
+    assert drawn_from(path) is None
