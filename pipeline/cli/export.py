@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -14,11 +15,11 @@ import typer
 from pipeline.config.command_line import ModelName, RecurrentDepth
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
-from pipeline.config.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, NANOGPT_EXPORT, runs_folder
+from pipeline.config.paths import DEPTH_PICTURE, EXPORT, METRICS, MODEL, NANOGPT_EXPORT, RECORD
 from pipeline.corpus.sources import META_FILE
 from pipeline.evaluate.comparison import baseline_files
 from pipeline.model.load import load_model
-from pipeline.report.model_card import TAG, model_card, read_training
+from pipeline.report.model_card import TAG, Training, model_card, read_training
 from pipeline.report.png import drawn_from
 from pipeline.storage.checksums import MANIFEST_FILE, write_manifest
 from pipeline.storage.files import check_room_beside, replacing_folder, write_json, write_text
@@ -83,8 +84,7 @@ def _write_transformers(
     )
     training, picture = None, None
     if stored.folder.resolve() == MODEL.resolve():  # the training of other models is unknown
-        known = baseline_files(load_params()).values() if METRICS.exists() else ()
-        training = read_training(METRICS, runs_folder(), known)
+        training = _training()
         picture = DEPTH_PICTURE if drawn_from(DEPTH_PICTURE) == stored.sha256 else None
     num_params = sum(tensor.numel() for tensor in tensors.values())
     card = model_card(
@@ -98,6 +98,16 @@ def _write_transformers(
     if picture:
         shutil.copyfile(picture, folder / PICTURE_FILE)
     return f"{out}: GPT2LMHeadModel with {values['n_layer']} layers; from_pretrained({str(out)!r}) loads it"
+
+
+def _training() -> Training | None:
+    """What is known of the training of the model in results/; None, said on stderr, if nothing is certain."""
+    evaluated = baseline_files(load_params()).values() if METRICS.exists() else ()
+    try:
+        return read_training(RECORD, METRICS, sorted(MODEL.iterdir()), evaluated)
+    except UserError as error:
+        print(f"The card tells nothing of the training. {error}", file=sys.stderr)
+        return None
 
 
 def _is_transformers_export(folder: Path) -> bool:

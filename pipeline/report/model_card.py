@@ -14,12 +14,12 @@ from typing import Any
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig, Model
 from pipeline.config.params import BASELINES
-from pipeline.config.paths import RUN_FILE
 from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.comparison import OURS, of_kept_model, read_rows
 from pipeline.model.size import model_size
 from pipeline.report.comparison import as_markdown
 from pipeline.report.tables import markdown_table
+from pipeline.storage.checksums import check_recorded
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.tokens.tokenizers import Tokenizer
 
@@ -60,24 +60,22 @@ class Training:
     """What is known of the run that trained a model."""
 
     metrics: Mapping[str, Any]  # `val_loss`, `val_bpb` and `perplexity` are those of the saved weights
-    settings: Mapping[str, Any]  # the run's `train` section; empty if run.json is gone
+    settings: Mapping[str, Any]  # the run's `train` section
     base_model: str | None  # the repository on the hub that training started from
     data: TrainedOn | None
 
 
-def read_training(metrics_file: Path, runs: Path, evaluated: Iterable[Path]) -> Training | None:
-    """Read what is known of the training run that wrote `metrics_file`; None if that file is missing.
+def read_training(
+    record: Path, metrics_file: Path, model: Iterable[Path], evaluated: Iterable[Path]
+) -> Training:
+    """Read what is known of the training run that wrote `metrics_file` and the files of a `model`.
 
     The parameters are those that the run recorded, because params.yaml may have changed since. `evaluated`
-    are the result files of the baselines.
+    are the result files of the baselines. Raises UserError unless `record` says that metrics and model
+    belong together.
     """
-    if not metrics_file.exists():
-        return None
+    run = check_recorded(record, metrics_file, *model)
     metrics = of_kept_model(_read(metrics_file))
-    run_file = runs / metrics["run"] / RUN_FILE
-    if not run_file.exists():
-        return Training(metrics, {}, None, None)
-    run = _read(run_file)
     settings = run["train"]
     start = run.get("start", {"name": "unknown", "repository": None})
     name = start["name"] if start["repository"] or start["name"] in NO_FOLDERS else "a local model"

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from pipeline.cli.export import Format, main
+from pipeline.config.paths import METRICS, MODEL, RECORD
 from pipeline.corpus.sources import DatasetSpec, write_spec
 from pipeline.model.load import load_model
-from pipeline.storage.checksums import damage, sha256_file
+from pipeline.storage.checksums import damage, sha256_file, write_record
 from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import writing
 from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer
@@ -212,6 +213,28 @@ def test_the_card_has_no_picture_of_other_weights(tiny_project: Path, stage: Sta
     assert "depth.png" not in Path("results/export/README.md").read_text()
 
 
+def test_the_card_has_no_figures_of_other_weights(tiny_project: Path, stage: Stage) -> None:
+    assert stage("train", "-S", "train.max_iters=1").status == 0
+    older = METRICS.read_text()
+    assert stage("train", "-S", "train.max_iters=2").status == 0
+    shutil.rmtree("runs")
+    exported = stage("export")
+    assert exported.status == 0 and "tells nothing" not in exported.err
+    assert "| learning_rate |" in Path("results/export/README.md").read_text()  # kept beside the model
+
+    newer = METRICS.read_text()
+    for break_it, reason in (
+        (lambda: write_text(METRICS, older), "results/metrics.json: not of the run"),
+        (RECORD.unlink, "results/run.json: missing"),
+    ):
+        write_text(METRICS, newer)
+        break_it()
+        exported = stage("export")
+        assert exported.status == 0 and reason in exported.err
+        card = Path("results/export/README.md").read_text()
+        assert "## Results" not in card and "## Training" not in card and "trained on" not in card
+
+
 def test_the_card_counts_the_models_own_parameters(tiny_project: Path, stage: Stage) -> None:
     switches = ("-S", "model.bias=false", "-S", "train.decay_lr=false")
     assert stage("train", "-S", "train.max_iters=1", *switches).status == 0
@@ -266,9 +289,8 @@ def test_the_card_names_the_model_on_the_hub_that_was_finetuned(
     assert f"| init_from | {name} |" in card
     assert ModelCard.load("results/export/README.md").data.base_model == "somebody/model"
 
-    run = json.loads(Path("results/metrics.json").read_text())["run"]
-    about = json.loads(Path("runs", run, "run.json").read_text())
-    write_json(Path("runs", run, "run.json"), {key: value for key, value in about.items() if key != "start"})
+    about = json.loads(RECORD.read_text())
+    write_json(RECORD, {key: value for key, value in about.items() if key != "start"})
     assert stage("export").status == 0  # of a run that did not record it
     assert ModelCard.load("results/export/README.md").data.base_model is None
 
@@ -277,7 +299,9 @@ def test_the_card_has_the_figures_of_the_weights_that_were_kept(tiny_project: Pa
     keep_best = "train.always_save_checkpoint=false"
     assert stage("train", "-S", "train.max_iters=3", "-S", keep_best).status == 0
     metrics = json.loads(Path("results/metrics.json").read_text()) | {"best_val_loss": 1.23456}
+    record = json.loads(RECORD.read_text())
     write_json(Path("results/metrics.json"), metrics)
+    write_record(RECORD, record, [METRICS, *MODEL.iterdir()])
     assert stage("export").status == 0
     card = Path("results/export/README.md").read_text()
     assert "| loss, nats per token | 1.2346 |" in card
