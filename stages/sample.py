@@ -68,7 +68,8 @@ def main(
     for text in texts[1:]:
         _show(f"{text}\n{RULE}\n")
     if out is not None and str(out) != "-":  # - means the screen only
-        write_text(out, "".join(f"{text}\n{RULE}\n" for text in texts))
+        # The last line tells from which weights they are, whatever is trained later.
+        write_text(out, "".join(f"{text}\n{RULE}\n" for text in texts) + f"model {stored.sha256}\n")
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
-from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, SAMPLES
+from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, RECORD, SAMPLES
 from pipeline.evaluate.baselines import file_name, label
+from pipeline.report.png import drawn_from
 from pipeline.report.tables import plain_table
+from pipeline.storage.checksums import check_recorded
+from pipeline.weights.model_folder import WEIGHTS_FILE
 
 SHOWN_CHARACTERS = 600  # of a sample
 
@@ -28,16 +31,19 @@ Try next
 def summary(params: Params) -> str:
     """Losses beside the baselines, a sample, where the files are, and what to try next.
 
-    Raises UserError if there are no results.
+    Raises UserError if there are no results, or if they are not all of the run that results/run.json records.
     """
     if not METRICS.exists():
         raise UserError(f"{METRICS}: no results yet; run `dvc repro` first")
+    weights = MODEL / WEIGHTS_FILE
+    record = check_recorded(RECORD, METRICS, LOG, weights, *sorted(MODEL.glob("*")))
+    model = record["files"][str(weights)]
     metrics = json.loads(METRICS.read_text(encoding="utf-8"))
     change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
     parts = [
         "\n".join([_losses(params, metrics), *_remarks(metrics)]),
-        *_sample(),
-        "\n".join(["Where things are", *_files(metrics)]),
+        *_sample(model),
+        "\n".join(["Where things are", *_files(metrics, model)]),
         NEXT.format(change=change),
     ]
     return "\n\n".join(parts)
@@ -48,7 +54,9 @@ def _losses(params: Params, metrics: Mapping[str, Any]) -> str:
     for name in params.baselines.models:
         path = BASELINES / file_name(name)
         if path.exists():
-            rows.append((label(name), json.loads(path.read_text(encoding="utf-8"))))
+            figures = json.loads(path.read_text(encoding="utf-8"))
+            if figures.get("data") == metrics["data"]:  # else measured on another text
+                rows.append((label(name), figures))
     rows.sort(key=lambda row: row[1]["val_bpb"])
     header = (f"Validation loss of {params.data.dataset}", "nats per token", "bits per byte")
     cells = [(name, f"{figures['val_loss']:.4f}", f"{figures['val_bpb']:.4f}") for name, figures in rows]
@@ -56,7 +64,7 @@ def _losses(params: Params, metrics: Mapping[str, Any]) -> str:
 
 
 def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
-    if metrics["init_from"] != "scratch" and LOG.exists():
+    if metrics["init_from"] != "scratch":
         with LOG.open(encoding="utf-8", newline="") as file:
             before = float(next(csv.DictReader(file))["val_loss"])
         yield f"It started from {metrics['init_from']}, at {before:.4f} (on train.eval_iters batches)."
@@ -64,14 +72,22 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}."
 
 
-def _sample() -> Iterator[str]:
-    if SAMPLES.exists():
+def _sampled_from(model: str) -> bool:
+    """Whether the last line of the samples names the weights with this sha256."""
+    return SAMPLES.exists() and SAMPLES.read_text(encoding="utf-8").endswith(f"\nmodel {model}\n")
+
+
+def _sample(model: str) -> Iterator[str]:
+    if _sampled_from(model):
         first = SAMPLES.read_text(encoding="utf-8").split("\n---------------\n")[0].strip()
         lines = first[:SHOWN_CHARACTERS].splitlines()
         yield "\n".join(["A sample", *(f"  {line}" for line in lines)])
 
 
-def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _files(metrics: Mapping[str, Any], model: str) -> Iterator[str]:
+    others = set() if drawn_from(DEPTH_PICTURE) == model else {DEPTH_PICTURE, DEPTH_CURVE}
+    if not _sampled_from(model):
+        others.add(SAMPLES)
     for path, text in (
         (METRICS, f"all metrics ({metrics['seconds']:.0f} s of training, {metrics['device']})"),
         (LOG, "the loss at every step"),
@@ -80,5 +96,5 @@ def _files(metrics: Mapping[str, Any]) -> Iterator[str]:
         (SAMPLES, "all samples"),
         (MODEL, "the model: weights, config, tokenizer"),
     ):
-        if path.exists():
+        if path.exists() and path not in others:
             yield f"  {path!s:<22} {text}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.config.errors import UserError
+from pipeline.config.paths import LOG, MODEL, RECORD
 from pipeline.report.summary import summary
+from pipeline.storage.checksums import sha256_file, write_record
 from pipeline.storage.files import write_json, write_text
 from tests import tiny
 
@@ -21,15 +24,25 @@ METRICS = {
     "seconds": 61.4,
     "device": "cpu",
     "init_from": "scratch",
+    "data": "of tiny",
 }
+
+
+def publish(metrics: dict[str, Any]) -> None:
+    write_json(Path("results/metrics.json"), metrics)
+    write_record(RECORD, {}, [Path("results/metrics.json"), LOG, *MODEL.iterdir()])
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write_json(Path("results/metrics.json"), METRICS)
+    write_text(LOG, "step,val_loss\n0,5.25\n10,3.9\n")
+    write_text(MODEL / "model.safetensors", "the weights")
+    publish(METRICS)
     for name, bpb in (("trigram", 1.6), ("xz", 1.4)):
-        write_json(Path(f"results/baselines/{name}.json"), {"val_loss": 3 * bpb, "val_bpb": bpb})
+        write_json(
+            Path(f"results/baselines/{name}.json"), {"val_loss": 3 * bpb, "val_bpb": bpb, "data": "of tiny"}
+        )
     return tmp_path / "results"
 
 
@@ -45,15 +58,19 @@ def test_only_what_is_there_is_named(results: Path) -> None:
     text = summary(tiny.params())
     assert "results/metrics.json   all metrics (61 s of training, cpu)" in text
     assert "results/samples.txt" not in text and "A sample" not in text
-    write_text(results / "samples.txt", "the old\nship\n---------------\nanother\n---------------\n")
+    texts = "the old\nship\n---------------\nanother\n---------------\n"
+    write_text(results / "samples.txt", f"{texts}model {64 * '0'}\n")  # of other weights
+    write_text(results / "depth.png", "of other weights")
+    text = summary(tiny.params())
+    assert "samples.txt" not in text and "A sample" not in text and "depth.png" not in text
+    write_text(results / "samples.txt", f"{texts}model {sha256_file(MODEL / 'model.safetensors')}\n")
     text = summary(tiny.params())
     assert "A sample\n  the old\n  ship\n\n" in text and "another\n" not in text
     assert "results/samples.txt    all samples" in text
 
 
 def test_a_start_and_a_better_step_are_told(results: Path) -> None:
-    write_json(results / "metrics.json", METRICS | {"init_from": "gpt2", "best_step": 10})
-    write_text(results / "log.csv", "step,val_loss\n0,5.25\n10,3.9\n")
+    publish(METRICS | {"init_from": "gpt2", "best_step": 10})
     text = summary(tiny.params())
     assert "It started from gpt2, at 5.2500 (on train.eval_iters batches)." in text
     assert "The best model, at step 10, has 3.9000." in text
@@ -62,4 +79,25 @@ def test_a_start_and_a_better_step_are_told(results: Path) -> None:
 def test_without_results_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no results yet; run `dvc repro` first"):
+        summary(tiny.params())
+
+
+def test_baselines_of_another_text_are_not_compared(results: Path) -> None:
+    write_json(results / "baselines/xz.json", {"val_loss": 1.0, "val_bpb": 0.3, "data": "of another"})
+    assert "xz" not in summary(tiny.params()).split("\n\n")[0]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "log.csv", "model/model.safetensors"])
+def test_results_of_two_runs_are_refused(results: Path, name: str) -> None:
+    write_text(results / name, "of another run")
+    with pytest.raises(UserError, match=f"{name}: not of the run .*; run `dvc repro -f train`"):
+        summary(tiny.params())
+    (results / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: .*; run `dvc repro"):
+        summary(tiny.params())
+
+
+def test_results_without_a_record_are_refused(results: Path) -> None:
+    RECORD.unlink()
+    with pytest.raises(UserError, match="results/run.json: missing, .*; run `dvc repro -f train`"):
         summary(tiny.params())

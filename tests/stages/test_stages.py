@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.paths import MODEL
 from pipeline.corpus.sources import spec_for_text, write_spec
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json, write_text
+from pipeline.weights.open import open_model
 from stages.train import main as train
 from tests import tiny
 from tests.conftest import Ended
@@ -124,7 +126,8 @@ def test_runs_stay_with_the_main_project(
 def test_sampling_shows_and_saves_the_same_text(trained: Path, stage: Stage) -> None:
     ended = stage("sample", "--start", "the sea", "--out", "results/samples.txt")
     assert ended.status == 0
-    assert ended.out == Path("results/samples.txt").read_text()
+    texts, model = Path("results/samples.txt").read_text()[:-1].rsplit("\n", 1)
+    assert ended.out == texts + "\n" and model == f"model {open_model(MODEL).sha256}"
     samples = ended.out.split("\n---------------\n")
     assert samples.pop() == ""
     assert [len(sample) for sample in samples] == [len("the sea") + 20] * 2
