@@ -13,7 +13,7 @@ export GPT_PIPELINE_FROM_MAKE := 1
 COMMANDS := repro train-on finetune-on presets start-from sizing summary sample baselines eval-zeroshot lm-eval export \
 	import upload generate doctor verify
 
-.PHONY: help demo install ready test test-gpu check format bench clean $(COMMANDS)
+.PHONY: help demo install ready test test-gpu faults check format bench clean $(COMMANDS)
 
 help:
 	@$(PYTHON3) -m pipeline.cli.commands
@@ -39,6 +39,9 @@ test: ready
 
 test-gpu: ready
 	@$(PYTHON) -m pytest -q -m gpu -rs
+
+faults: ready
+	@$(PYTHON) -m tests.faults
 
 check: ready
 	@$(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check .

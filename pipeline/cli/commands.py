@@ -85,6 +85,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Work on the code": (
         Command("test", "run the tests"),
         Command("test-gpu", "run those that need a GPU"),
+        Command("faults", "hurt a small run in every way, write docs/reliability.md; ONLY=kill-in-save"),
         Command("check", "format, lint, types and imports"),
         Command("format", "format the code and fix what lint can fix"),
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
