@@ -321,7 +321,7 @@ def _kill_trainer(dvc: subprocess.Popen[bytes], trainer: int) -> None:
 
 def _signal_parent(number: signal.Signals, dvc: subprocess.Popen[bytes], trainer: int) -> None:
     os.kill(dvc.pid, number)
-    time.sleep(0.5)
+    dvc.wait(60)
     os.kill(trainer, signal.SIGCONT)
 
 
