@@ -156,8 +156,10 @@ def _fork(run: Callable[[World], None], world: World, folder: Path) -> int:
         verdict = f"failed {failure}"
     except BaseException:
         verdict = f"failed the trial itself: {traceback.format_exc()}"
-    (folder / "verdict").write_text(verdict)
-    os._exit(0)
+    finally:
+        with suppress(OSError):
+            (folder / "verdict").write_text(verdict)
+        os._exit(0)  # nothing may be raised in a copy of the whole
 
 
 def _kill(group: int) -> None:
@@ -167,8 +169,8 @@ def _kill(group: int) -> None:
 
 
 def _progress(done: int, total: int, begin: float, fault: Fault, label: str, ended: str) -> None:
-    left = (time.monotonic() - begin) / done * (total - done)
-    line = f"{done}/{total}, {left // 60:.0f}:{left % 60:02.0f} left: {fault.name}/{label}"
+    minutes, seconds = divmod(int((time.monotonic() - begin) / done * (total - done)), 60)
+    line = f"{done}/{total}, {minutes}:{seconds:02} left: {fault.name}/{label}"
     if ended.startswith("failed"):
         print(f"{line}: {ended}", flush=True)
     elif sys.stdout.isatty():

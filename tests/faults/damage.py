@@ -26,7 +26,6 @@ from tests.faults.table import Trial, fault
 REFUSED_OR_REPAIRED = (
     "one line refuses the file and the status is 2, or the result is that of an undisturbed run"
 )
-CHECKPOINT = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 PUBLISHED = COMMANDS["train"][2]
 
 
@@ -60,7 +59,8 @@ def not_used(project: Project, command: str, ended: Ended, world: World) -> None
     quick=2,
 )
 def checkpoint_cut(world: World) -> Iterator[Trial]:
-    for name in CHECKPOINT:
+    newest = world.state("interrupted").checkpoints()[-1]
+    for name in sorted(path.name for path in newest.iterdir()):
         for where in ("0", "1", "half", "last"):
             yield f"{name}-{where}", partial(_cut, name, where)
 
@@ -71,7 +71,8 @@ def _cut(name: str, where: str, world: World) -> None:
     size = (newest / name).stat().st_size
     os.truncate(newest / name, {"half": size // 2, "last": size - 1}.get(where) or int(where))
     ended = again(project, "train", world.reference)
-    assert f"{newest.name}/" in ended.err, "the damaged checkpoint is not mentioned"
+    if (name, where) != ("manifest.json", "last"):  # a line's end, which changes no checksum in it
+        assert f"{newest.name}/" in ended.err, "the damaged checkpoint is not mentioned"
 
 
 @fault(
@@ -191,6 +192,29 @@ def _flip_for_summary(name: str, world: World) -> None:
 
 
 @fault(
+    "bit-in-export",
+    "a bit flipped in each file of `results/export/`, then uploading it to a hub that does not answer",
+    "one line names the file before anything is sent",
+)
+def bit_in_export(world: World) -> Iterator[Trial]:
+    for name in world.state("trained").files("results/export"):
+        yield Path(name).name, partial(_flip_exported, name)
+
+
+def _flip_exported(name: str, world: World) -> None:
+    def inject(_: Path) -> None:
+        os.environ.update({"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "of_the_tests"})
+
+    project = world.project("trained")
+    whole = project("upload", inject=inject)
+    flip(project.folder / name)
+    ended = project("upload", inject=inject)
+    refused(ended)
+    assert last_line(ended) != last_line(whole), f"it would be sent: {last_line(ended)}"
+    assert Path(name).name in last_line(ended), f"the file is not named: {last_line(ended)}"
+
+
+@fault(
     "bit-under-dvc",
     "a bit flipped in each file of `data/` and `results/`, which are links into DVC's cache; `dvc repro`",
     "one line refuses the file, or everything is again as in an undisturbed run",
@@ -212,8 +236,32 @@ def _flip_under_dvc(name: str, world: World) -> None:
 
 
 @fault(
+    "bit-then-verify",
+    "a bit flipped in each file of `data/`, `runs/` and `results/`, one at a time; `gpt-pipeline verify`",
+    "it names the file and the status is 2; `dvc repro` then mends data and results",
+    dvc=True,
+)
+def bit_then_verify(world: World) -> Iterator[Trial]:
+    project = world.state("dvc-trained")
+    for name in project.files("data/tiny/raw", "data/tiny/char", "results", "runs"):
+        yield name, partial(_flip_then_verify, name)
+
+
+def _flip_then_verify(name: str, world: World) -> None:
+    project = world.project("dvc-trained")
+    flip(project.folder / name)
+    ended = project.process("python -m pipeline.cli.main verify")
+    refused(ended)
+    assert name in ended.out + ended.err, f"the file is not named: {last_line(ended)}"
+    if not name.startswith("runs/"):
+        ended = project.process("dvc repro")
+        assert ended.status == 0, f"`dvc repro`: {last_line(ended)}"
+        same(project, world.dvc_reference)
+
+
+@fault(
     "log-damaged",
-    "`log.csv` of an interrupted run halved, emptied, removed; a figure in it or in `finished.json` edited",
+    "`log.csv` of an interrupted run halved, emptied, removed; a figure in it or in the final metrics edited",
     REFUSED_OR_REPAIRED,
 )
 def log_damaged(world: World) -> Iterator[Trial]:
@@ -238,7 +286,7 @@ def _damage_log(how: str, world: World) -> None:
 
 def _edit_finished(world: World) -> None:
     project = world.project("trained")
-    finished = project.runs()[0] / "finished.json"
+    finished = project.runs()[0] / "finished/metrics.json"
     finished.write_text(json.dumps(json.loads(finished.read_text()) | {"val_loss": 0.1}))
     unpublish(project)
     not_used(project, "train", project("train"), world)

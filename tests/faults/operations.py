@@ -55,6 +55,7 @@ class Operations:
         self._root = str(root)
         self._act = act
         self._number = 0
+        self._counting = threading.Lock()  # checkpoints are written by a thread
         self._local = threading.local()
         self._unsynced: set[tuple[int, int]] = set()
 
@@ -91,10 +92,12 @@ class Operations:
         absolute = os.path.abspath(os.fsdecode(path))
         if not absolute.startswith(self._root + os.sep):
             return
-        self._number += 1
+        with self._counting:
+            self._number += 1
+            number = self._number
         self._local.acting = True
         try:
-            self._act(Operation(self._number, kind, os.path.relpath(absolute, self._root), half))
+            self._act(Operation(number, kind, os.path.relpath(absolute, self._root), half))
         finally:
             self._local.acting = False
 

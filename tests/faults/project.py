@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "sample": ("stages.sample", ["--out", "results/samples.txt"], ["results/samples.txt"]),
     "export": ("pipeline.cli.export", [], ["results/export"]),
     "summary": ("pipeline.cli.summary", [], []),
+    "upload": ("pipeline.cli.upload", ["user/name"], []),
 }
 IMPORTED = [importlib.import_module(module) for module, _, _ in COMMANDS.values()]  # once, before any fork
 
@@ -112,7 +113,11 @@ class Project:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            os._exit(self._in_child(command, arguments, output, inject))
+            status = 1
+            try:
+                status = self._in_child(command, arguments, output, inject)
+            finally:
+                os._exit(status)  # whatever is raised must not go on in a copy of the trial
         return Child(pid, output)
 
     def __call__(self, command: str, *arguments: str, inject: Inject | None = None) -> Ended:
@@ -328,7 +333,11 @@ BEFORE = {
 
 
 def killed_after_step(number: int) -> Inject:
-    return at_step(number, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    def kill(_: object) -> None:
+        time.sleep(0.5)  # what is being saved meanwhile is saved
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return at_step(number, kill)
 
 
 def at_step(number: int, act: Callable[[Any], object]) -> Inject:
