@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if options.list else 2
     chosen = [one for one in rows.ALL if (not name or one.name == name) and (one.quick or not options.quick)]
     torch.set_num_threads(1)
+    assert threading.active_count() == 1, "a process with threads cannot fork safely"
     base = Path(tempfile.mkdtemp(prefix="faults-"))
     base.chmod(0o755)  # a trial without rights reads it too
     try:

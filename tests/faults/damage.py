@@ -152,19 +152,26 @@ def bit_in_tokens(world: World) -> Iterator[Trial]:
 
 @fault(
     "bit-in-raw",
-    "a bit flipped in each file of `data/<dataset>/raw/`, then tokenizing it",
+    "a bit flipped in each file of `data/<dataset>/raw/`, or one letter changed, then tokenizing it",
     REFUSED_OR_REPAIRED,
 )
 def bit_in_raw(world: World) -> Iterator[Trial]:
     for name in world.state("downloaded").files("data/tiny/raw"):
         yield Path(name).name, partial(_flip_for, name, "tokenize", "downloaded")
+        yield f"letter-{Path(name).name}", partial(_change_letter, name)
+
+
+def _change_letter(name: str, world: World) -> None:
+    project = world.project("downloaded")
+    path = project.folder / name
+    path.write_bytes(path.read_bytes().replace(b"ship", b"shiq", 1))
+    not_used(project, "tokenize", project("tokenize"), world)
 
 
 @fault(
     "bit-in-results",
     "a bit flipped in each file of `results/`, then sampling, exporting, the depth curve, the summary",
     REFUSED_OR_REPAIRED,
-    quick=1,
 )
 def bit_in_results(world: World) -> Iterator[Trial]:
     for name in world.state("trained").files("results"):
@@ -194,7 +201,7 @@ def _flip_for_summary(name: str, world: World) -> None:
 @fault(
     "bit-in-export",
     "a bit flipped in each file of `results/export/`, then uploading it to a hub that does not answer",
-    "one line names the file before anything is sent",
+    "one line refuses the export before anything is sent",
 )
 def bit_in_export(world: World) -> Iterator[Trial]:
     for name in world.state("trained").files("results/export"):
@@ -211,51 +218,62 @@ def _flip_exported(name: str, world: World) -> None:
     ended = project("upload", inject=inject)
     refused(ended)
     assert last_line(ended) != last_line(whole), f"it would be sent: {last_line(ended)}"
-    assert Path(name).name in last_line(ended), f"the file is not named: {last_line(ended)}"
-
-
-@fault(
-    "bit-under-dvc",
-    "a bit flipped in each file of `data/` and `results/`, which are links into DVC's cache; `dvc repro`",
-    "one line refuses the file, or everything is again as in an undisturbed run",
-    dvc=True,
-)
-def bit_under_dvc(world: World) -> Iterator[Trial]:
-    for name in world.state("dvc-trained").files("data/tiny/raw", "data/tiny/char", "results"):
-        yield name, partial(_flip_under_dvc, name)
-
-
-def _flip_under_dvc(name: str, world: World) -> None:
-    project = world.project("dvc-trained")
-    flip(project.folder / name)
-    ended = project.process("dvc repro")
-    if ended.status:
-        assert "error: " in ended.err or "ERROR: " in ended.err, f"no reason: {last_line(ended)}"
-    else:
-        same(project, world.dvc_reference)
+    named = Path(name).name
+    assert named in last_line(ended) or named == "manifest.json", f"the file is not named: {last_line(ended)}"
 
 
 @fault(
     "bit-then-verify",
-    "a bit flipped in each file of `data/`, `runs/` and `results/`, one at a time; `gpt-pipeline verify`",
-    "it names the file and the status is 2; `dvc repro` then mends data and results",
+    "a bit flipped in each file of `data/`, `runs/` and `results/`, then `gpt-pipeline verify`",
+    "it names the file, or the folder of a manifest, and the status is 2",
     dvc=True,
 )
 def bit_then_verify(world: World) -> Iterator[Trial]:
-    project = world.state("dvc-trained")
-    for name in project.files("data/tiny/raw", "data/tiny/char", "results", "runs"):
+    for name in world.state("dvc-trained").files("data/tiny/raw", "data/tiny/char", "results", "runs"):
         yield name, partial(_flip_then_verify, name)
 
 
+@fault(
+    "bit-under-dvc",
+    "a bit flipped in 12 files, drawn with a seed, of `data/` and `results/`, which are links into DVC's "
+    "cache; then `dvc repro`, or first `gpt-pipeline verify`",
+    "one line refuses the file, or everything is again as in an undisturbed run",
+    dvc=True,
+)
+def bit_under_dvc(world: World) -> Iterator[Trial]:
+    names = world.state("dvc-trained").files("data/tiny/raw", "data/tiny/char", "results")
+    for name in sorted(random.Random(0).sample(names, 12)):
+        yield name, partial(_flip_under_dvc, name, False)
+        yield f"verified-{name}", partial(_flip_under_dvc, name, True)
+
+
 def _flip_then_verify(name: str, world: World) -> None:
+    _verified(name, world)
+
+
+def _verified(name: str, world: World) -> Project:
+    """A project with a flipped bit, which `verify` has seen."""
     project = world.project("dvc-trained")
     flip(project.folder / name)
-    ended = project.process("python -m pipeline.cli.main verify")
+    ended = project("verify")
     refused(ended)
-    assert name in ended.out + ended.err, f"the file is not named: {last_line(ended)}"
-    if not name.startswith("runs/"):
-        ended = project.process("dvc repro")
-        assert ended.status == 0, f"`dvc repro`: {last_line(ended)}"
+    path = Path(name)
+    named = str(path.parent if path.name == "manifest.json" else path)
+    assert named in ended.out + ended.err, f"the file is not named: {last_line(ended)}"
+    return project
+
+
+def _flip_under_dvc(name: str, verify: bool, world: World) -> None:
+    if verify:
+        project = _verified(name, world)
+    else:
+        project = world.project("dvc-trained")
+        flip(project.folder / name)
+    ended = project.process("dvc repro")
+    if ended.status:
+        assert not verify, f"`dvc repro` after verify: {last_line(ended)}"
+        assert "error: " in ended.err or "ERROR: " in ended.err, f"no reason: {last_line(ended)}"
+    else:
         same(project, world.dvc_reference)
 
 

@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "sample": ("stages.sample", ["--out", "results/samples.txt"], ["results/samples.txt"]),
     "export": ("pipeline.cli.export", [], ["results/export"]),
     "summary": ("pipeline.cli.summary", [], []),
+    "verify": ("pipeline.cli.verify", [], []),
     "upload": ("pipeline.cli.upload", ["user/name"], []),
 }
 IMPORTED = [importlib.import_module(module) for module, _, _ in COMMANDS.values()]  # once, before any fork

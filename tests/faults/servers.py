@@ -171,7 +171,6 @@ def _always(behaviour: str, world: World) -> None:
     "kill-in-url-download",
     "`kill -9` in the middle of every write, sync, rename and removal of a download over HTTP",
     "the same command again gets the whole text, from servers that know parts of files and that do not",
-    quick=1,
 )
 def kill_in_download(world: World) -> Iterator[Trial]:
     for behaviour in ("ok", "whole"):
