@@ -9,6 +9,7 @@ from pipeline.config.params import load_params
 from pipeline.config.paths import LOG, METRICS, MODEL, RECORD, runs_folder, tokens_folder
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import open_tokenizer
+from pipeline.track.console import say
 from pipeline.train.fit import fit
 from pipeline.train.loop import Interrupted
 
@@ -19,15 +20,16 @@ def main(overrides: Overrides = None) -> None:
     # Refuse a prompt that the sample stage cannot encode now, not after a long training.
     encode_prompt(params.sample.start, open_tokenizer(tokens_folder(params)))
     try:
-        fitted = fit(
-            params, tokens_folder(params), runs_folder(), say=lambda text: print(text, file=sys.stderr)
-        )
+        fitted = fit(params, tokens_folder(params), runs_folder(), say)
     except Interrupted as error:
         sys.exit(error.status)
     fitted.publish(MODEL, LOG, METRICS, RECORD)
     loss, bpb, steps = fitted.metrics["val_loss"], fitted.metrics["val_bpb"], fitted.metrics["steps"]
-    print(f"{METRICS}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte, after {steps:,} steps")
-    print(f"{LOG}: the curve\n{MODEL}: the {fitted.metrics['saved']} model")
+    say(
+        f"{METRICS}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte, after {steps:,} steps",
+        sys.stdout,
+    )
+    say(f"{LOG}: the curve\n{MODEL}: the {fitted.metrics['saved']} model", sys.stdout)
 
 
 if __name__ == "__main__":

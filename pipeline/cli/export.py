@@ -72,7 +72,7 @@ def _check_replaceable(folder: Path, is_export: Callable[[Path], bool]) -> None:
     """Raise UserError unless nothing is at `folder`, or an earlier export."""
     if folder.exists() and not (folder.is_dir() and is_export(folder)):
         raise UserError(f"--out {folder}: exists and is not an export; name a new folder")
-    check_room_beside(folder)
+    check_room_beside(folder, {*EXPORTED, CHECKPOINT_FILE, META_FILE})
 
 
 def _write_transformers(
@@ -101,8 +101,10 @@ def _write_transformers(
 
 
 def _training() -> Training | None:
-    """What is known of the training of the model in results/; None, said on stderr, if nothing is certain."""
-    evaluated = baseline_files(load_params()).values() if METRICS.exists() else ()
+    """What is known of the training of the model in results/; None, said on stderr, if that is in doubt."""
+    if not METRICS.exists():
+        return None
+    evaluated = baseline_files(load_params()).values()
     try:
         return read_training(RECORD, METRICS, sorted(MODEL.iterdir()), evaluated)
     except UserError as error:

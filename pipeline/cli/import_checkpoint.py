@@ -11,12 +11,12 @@ from pipeline.config.errors import UserError
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.load import build_with, parameter_shapes
 from pipeline.model.size import check_size
-from pipeline.storage.checksums import save_folder
+from pipeline.storage.checksums import MANIFEST_FILE, save_folder
 from pipeline.storage.files import check_room_beside
 from pipeline.storage.lock import writing
 from pipeline.tokens.nanogpt_ids import read_meta
-from pipeline.tokens.tokenizers import Tokenizer, gpt2_tokenizer
-from pipeline.weights.model_folder import save_config, save_weights, verified
+from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer
+from pipeline.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, save_config, save_weights, verified
 from pipeline.weights.nanogpt_checkpoint import read_checkpoint
 from pipeline.weights.open import GPT2_VOCABULARIES
 
@@ -60,7 +60,7 @@ def _check_new(out: Path) -> None:
     """Raise UserError unless `out` can be written without replacing anything."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; name a new folder, or remove it")
-    check_room_beside(out)
+    check_room_beside(out, {WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE, MANIFEST_FILE})
 
 
 def _tokenizer(checkpoint: Path, rows: int, meta: Path | None) -> Tokenizer:

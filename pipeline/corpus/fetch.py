@@ -74,12 +74,13 @@ def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
     Raises UserError if the checksum differs (nothing is kept) or the download fails.
     """
     target = folder / (name or Path(unquote(urlsplit(url).path)).name)
+    partial = _Partial(target)
     if target.is_file():
         if sha256_file(target) == sha256:
+            partial.remove()  # a process may have been killed before it could
             return target
         target.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    partial = _Partial(target)
     origin = _from_mirror(url, partial) or _from_network(url, partial)
     actual = sha256_file(partial.path)
     if actual != sha256:

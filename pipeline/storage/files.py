@@ -6,20 +6,25 @@ existing ones.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
 
+LEFTOVER = re.compile(r"\..+\.([0-9]+)\.tmp")  # of `write_text`, with the id of its process
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace the content of `path` by `text`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -36,10 +41,15 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def check_room_beside(folder: Path) -> None:
-    """Raise UserError if `<folder>.tmp` or `<folder>.old` exists; `replacing_folder` would delete it."""
+def check_room_beside(folder: Path, names: Collection[str]) -> None:
+    """Raise UserError if `<folder>.tmp` or `<folder>.old` exists, which `replacing_folder` would delete.
+
+    A killed process may have left them: they may hold files called `names`, and nothing else.
+    """
     for path in (folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")):
-        if path.exists():
+        found = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+        unknown = {name for name in found if name not in names and not LEFTOVER.fullmatch(name)}
+        if unknown and path.exists():
             raise UserError(f"{path} is in the way of writing {folder}; move it, or remove it")
 
 
@@ -51,7 +61,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     the folder cannot be created.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        os.rename(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -67,14 +80,30 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             fsync(path)
     fsync(temporary)
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
         os.rename(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(temporary, folder)
     fsync(folder.parent)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed in `write_text` left beside `path`."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        found = LEFTOVER.fullmatch(file.name)
+        if found and not _is_alive(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def fsync(path: Path) -> None:

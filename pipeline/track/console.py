@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 from tqdm import tqdm
 
 from pipeline.track.tracker import Row
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, on stderr unless said otherwise; if nobody reads it any more, the work goes on."""
+    stream = stream or sys.stderr
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Console:

@@ -102,13 +102,13 @@ def register_kills(name: str, command: str, below: str, what: str, quick: int = 
 
 
 register_kills("download", "download", "", "text is downloaded")
-register_kills("tokenize", "tokenize", "", "text is cut into tokens", quick=0)
+register_kills("tokenize", "tokenize", "", "text is cut into tokens", quick=2)
 register_kills("save", "train", "runs", "checkpoints and the best model are saved", quick=4)
 register_kills("publish", "train", "results", "a finished run is published", quick=4)
-register_kills("eval", "eval", "", "a baseline is evaluated", quick=0)
+register_kills("eval", "eval", "", "a baseline is evaluated", quick=1)
 register_kills("depth", "depth", "", "the depth curve is written", quick=0)
 register_kills("sample", "sample", "", "samples are written", quick=1)
-register_kills("export", "export", "", "a model is exported", quick=0)
+register_kills("export", "export", "", "a model is exported", quick=2)
 
 
 def register_signal(number: signal.Signals) -> None:
