@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config.errors import UserError
 from pipeline.config.paths import DATA, RESULTS, SAVED, runs_folder
 from pipeline.config.reading import read_json
-from pipeline.storage.lock import holder
+from pipeline.storage.lock import holder, is_alive
 from pipeline.storage.machine import binary, disk
 from pipeline.train.runs import DAMAGED, LOCK_FILE, Run
 
@@ -101,7 +101,7 @@ def dvc_state() -> Iterator[str]:
     lock = DVC / "rwlock"
     if lock.exists():
         try:
-            dead = sorted({pid for pid in _pids(json.loads(lock.read_text())) if not _alive(pid)})
+            dead = sorted({pid for pid in _pids(json.loads(lock.read_text())) if not is_alive(pid)})
         except (ValueError, OSError, RecursionError):
             yield f"{lock} is damaged; `rm {lock}`"
         else:
@@ -158,19 +158,9 @@ def _pids(value: object) -> Iterator[int]:
 def _in_use(copy: Path) -> bool:
     """Whether the process that runs an experiment in a copy of the project is alive."""
     try:
-        return any(map(_alive, _pids(json.loads((copy / DVC / "rwlock").read_text()))))
+        return any(map(is_alive, _pids(json.loads((copy / DVC / "rwlock").read_text()))))
     except (ValueError, OSError, RecursionError):
         return False
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _name(folder: Path) -> str:

@@ -69,13 +69,17 @@ def parse_json(text: str) -> Any:
 
 def read_json(path: Path, missing: str = OTHER_FILE, remedy: str = "copy it again") -> dict[str, Any]:
     """The object in a JSON file. Raises UserError for anything else; `remedy` is that of a damaged file."""
-    text = read_text(path, missing, remedy)
+    return parse_object(read_text(path, missing, remedy), path, remedy)
+
+
+def parse_object(text: str, where: str | Path, remedy: str) -> dict[str, Any]:
+    """The object that JSON stands for. Raises UserError, which begins with `where`, for anything else."""
     try:
         values = parse_json(text)
     except UserError as error:
-        raise UserError(f"{path}: {error}; {remedy}") from None
+        raise UserError(f"{where}: {error}; {remedy}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: not a JSON object; {remedy}")
+        raise UserError(f"{where}: not a JSON object; {remedy}")
     return values
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.config.errors import UserError
-from pipeline.config.reading import check_file, parse_json
+from pipeline.config.reading import check_file, parse_object
 from pipeline.corpus.fetch import fetch
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.scoring import Group, Score, encode_pair, sliding_windows
@@ -226,13 +226,7 @@ def _rows(path: Path, limit: int | None) -> Iterator[tuple[dict[str, Any], str]]
     """Yield the first `limit` objects of a JSON lines file, each with its place for error messages."""
     for number, line in enumerate(_lines(path, limit), start=1):
         where = f"{path}, line {number}"
-        try:
-            row = parse_json(line)
-        except UserError as error:
-            raise UserError(f"{where}: {error}; repair the file") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: not a JSON object; repair the file")
-        yield row, where
+        yield parse_object(line, where, "repair the file"), where
 
 
 def _field(row: dict[str, Any], name: str, where: str) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
+from pipeline.storage.lock import is_alive
 
 LEFTOVER = re.compile(r"\..+\.([0-9]+)\.tmp")  # of `write_text`, with the id of its process
 
@@ -92,18 +93,8 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed in `write_text` left beside `path`."""
     for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         found = LEFTOVER.fullmatch(file.name)
-        if found and not _is_alive(int(found[1])):
+        if found and not is_alive(int(found[1])):
             file.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
 
 
 def fsync(path: Path) -> None:

@@ -67,6 +67,17 @@ def holder(path: Path) -> str | None:
     return None
 
 
+def is_alive(process: int) -> bool:
+    """Whether a process of this id runs, whoever owns it."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def _open(path: Path) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from pipeline.train.checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
     TrainState,
-    best_step,
     read_state,
 )
 from pipeline.train.identity import Identity
@@ -92,6 +91,14 @@ def find_continued(identity: Identity, runs_folder: Path) -> Identity | None:
     return next(mixed, None)
 
 
+def with_best(run: Run, checkpoint: Path, state: TrainState) -> Origin | None:
+    """A checkpoint with the best model of its evaluations; None if the run does not have that any more."""
+    step = state.best[0]
+    if step == state.step:
+        return Origin(run, checkpoint, state, None)
+    return Origin(run, checkpoint, state, run.best) if run.has_best(step) else None
+
+
 def continue_from(origin: Origin, run: Run) -> None:
     """Give `run` the origin's checkpoint and best model, with the log as it would be now."""
 
@@ -136,12 +143,9 @@ def _origin(
     if missing:
         return f"it was not evaluated after step {missing[0]:,}, as train.eval_interval asks"
     kept = replace(state, evaluations=[(step, losses[step]) for step in due])
-    step = kept.best[0]
-    if step == state.step:
-        return Origin(run, checkpoint, kept, None)
-    if damage(run.best) is None and best_step(run.best) == step:
-        return Origin(run, checkpoint, kept, run.best)
-    return f"its best model is not the one of step {step:,}, which it would be now"
+    return with_best(run, checkpoint, kept) or (
+        f"its best model is not the one of step {kept.best[0]:,}, which it would be now"
+    )
 
 
 def _batches(number: int | None) -> str:

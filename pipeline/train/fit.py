@@ -17,20 +17,21 @@ from pipeline.config.params import Params
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
 from pipeline.runtime.device import use_device
-from pipeline.storage.checksums import damage, save_folder, write_record
+from pipeline.storage.checksums import save_folder, write_record
 from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import writing
 from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import Manifest, load_manifest, open_split, open_tokenizer
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer
 from pipeline.track.open import open_trackers
-from pipeline.train.checkpoint import LOG_FILE, best_step, read_state
+from pipeline.train.checkpoint import LOG_FILE, read_state
 from pipeline.train.earlier import (
     Origin,
     continue_from,
     find_continued,
     find_origin,
     find_run_of_other_code,
+    with_best,
 )
 from pipeline.train.identity import Identity, code_of_steps
 from pipeline.train.init_from import Start
@@ -147,7 +148,6 @@ def _choose(
     own = Run(runs_folder / identity.key)
     if own.finished.exists() or own.checkpoints():
         return identity, None
-    continued = find_continued(identity, runs_folder)
     earlier = find_run_of_other_code(identity, runs_folder)
     if params.train.init_from != "resume":
         if earlier is not None:
@@ -157,7 +157,7 @@ def _choose(
                 f"{_some(changed)}; to continue it instead: train.init_from = resume"
             )
         return identity, None
-    if continued is not None:
+    if (continued := find_continued(identity, runs_folder)) is not None:
         return continued, None
     if earlier is None:
         if find_origin(identity, runs_folder, lambda _: None) is not None:
@@ -170,11 +170,10 @@ def _choose(
     mixed = replace(identity, after=run.folder.name)
     checkpoint = run.newest()
     assert checkpoint is not None, "it was found by its checkpoint"
-    state = read_state(checkpoint)
-    best = run.best if damage(run.best) is None and best_step(run.best) == state.best[0] else None
-    if best is None and state.best[0] != state.step:
+    origin = with_best(run, checkpoint, read_state(checkpoint))
+    if origin is None:
         raise UserError(f"{run.best}: not the best model at {checkpoint}; set train.init_from = scratch")
-    return mixed, Origin(run, checkpoint, state, best)
+    return mixed, origin
 
 
 def _some(names: list[str]) -> str:

@@ -152,17 +152,11 @@ class Trainer:
 
     def _evaluate_log_and_save(self, tracker: Tracker) -> None:
         """What is due after this step, whichever step is the last."""
-        step, figures = self.state.step, Figures()
-        if step % self.train.eval_interval == 0:
-            figures["val_loss"] = self._evaluate()
-        if self.probe_interval is not None and step % self.probe_interval == 0:
-            figures |= self._probe()
-        if step % self.log_interval == 0:
-            figures |= self._interval_figures()
+        step = self.state.step
+        figures = self._measure(tracker, lambda interval: step % interval == 0)
+        if "train_loss" in figures:
             self.state.interval = Interval()
             self.meter.begin_interval(self.state.interval)
-        if figures:
-            self._log(tracker, figures)
         self._save(
             best="val_loss" in figures and self.state.best[0] == step,
             checkpoint=step == self.steps or (step > 0 and self._is_saved(step)),
@@ -170,15 +164,21 @@ class Trainer:
 
     def _end(self, tracker: Tracker) -> None:
         """What the last step has besides, so that its model is evaluated and its row is complete."""
-        step, figures = self.state.step, Figures()
-        if step % self.train.eval_interval:
+        step = self.state.step
+        self._measure(tracker, lambda interval: step % interval != 0)
+
+    def _measure(self, tracker: Tracker, due: Callable[[int], bool]) -> Figures:
+        """Measure and log what is due; `due` says it of a number of steps between two times."""
+        figures = Figures()
+        if due(self.train.eval_interval):
             figures["val_loss"] = self._evaluate()
-        if self.probe_interval is not None and step % self.probe_interval:
+        if self.probe_interval is not None and due(self.probe_interval):
             figures |= self._probe()
-        if step % self.log_interval:
+        if due(self.log_interval):
             figures |= self._interval_figures()
         if figures:
             self._log(tracker, figures)
+        return figures
 
     def _is_saved(self, step: int) -> bool:
         return step % self.checkpoint_interval == 0 or self.run.keep.forever(step)

@@ -143,13 +143,17 @@ class Run:
         last = next(reversed(self.checkpoints()), self.folder / "step-*")
         best_is_last = metrics["best_step"] == metrics["steps"]
         if metrics["saved"] == "last" or best_is_last:
-            folders = [last, self.best] if best_is_last and self._is_best(metrics["steps"]) else [last]
+            folders = [last, self.best] if best_is_last and self.has_best(metrics["steps"]) else [last]
         else:
             folders = [self.best]
         for folder in folders:
             if damage(folder, WEIGHTS_FILE) is None:
                 return folder
         raise self._damaged(folders[0], str(damage(folders[0], WEIGHTS_FILE)))
+
+    def has_best(self, step: int) -> bool:
+        """Whether the best model is whole, and that of this step."""
+        return damage(self.best) is None and best_step(self.best) == step
 
     def note_incident(self, facts: dict[str, Any]) -> Path:
         """Record a step that is not finite, with the checkpoint before it. Returns the file."""
@@ -160,9 +164,6 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """The folders of all checkpoints, whole or not, oldest first."""
         return sorted(self.folder.glob("step-?????????"))
-
-    def _is_best(self, step: int) -> bool:
-        return damage(self.best) is None and best_step(self.best) == step
 
     def _delete(self, checkpoints: list[Path]) -> None:
         for folder in checkpoints:
