@@ -1,7 +1,8 @@
-"""Refuse invalid parameters before DVC removes any output, and record the models and data they name."""
+"""Refuse what cannot work before DVC removes any output, and record the models and data it is about."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.config.params import BASELINES, Params, load_params
 from pipeline.config.paths import CHECKED, HASHES
 from pipeline.corpus.sources import load_spec
 from pipeline.storage.checksums import HashCache
+from pipeline.storage.dvc_cache import remove_damaged
 from pipeline.storage.files import replacing_folder, write_json
 from pipeline.tokens.prompt import read_prompt
 from pipeline.weights.identity import identity
@@ -20,12 +22,13 @@ from pipeline.weights.names import check_kept, check_name
 
 
 def main(overrides: Overrides = None) -> None:
-    """Check params.yaml, and record its dataset and the versions of its models, so that DVC sees changes."""
+    """Check params.yaml and DVC's cache, and record the dataset and the models, so that DVC sees changes."""
     params = load_params(overrides or [])
     params.check_sections()
     load_spec(params.data.dataset)
     read_prompt(params.sample.start)
     hashes = HashCache(HASHES)
+    remove_damaged(hashes.md5, say=lambda text: print(f"note: {text}", file=sys.stderr))
     _check_models(params, hashes)
     if params.runtime.device not in ("auto", "cpu") or _is_large(params):
         _check_device(params)  # it imports PyTorch, which takes a second

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
-from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, MODEL, STOPPING, tokens_folder
-from pipeline.evaluate.baselines import file_name, label
+from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, MODEL, STOPPING, tokens_folder
+from pipeline.evaluate.baselines import evaluated, label
 from pipeline.evaluate.depth import Baseline, measure
 from pipeline.model.load import load_model
 from pipeline.report.depth_curve import draw, write_stopping, write_table
@@ -22,15 +20,9 @@ def main(overrides: Overrides = None) -> None:
     device = use_device(params.runtime)
     stored = open_model(MODEL)
     model = load_model(stored, device)
-    data = load_manifest(tokens_folder(params)).fingerprint
+    others = evaluated(params.baselines.models, load_manifest(tokens_folder(params)).fingerprint)
+    baselines = [Baseline(label(name), figures["val_bpb"]) for name, figures in others]
     curve = measure("model", model, params, tokens_folder(params), device)
-    baselines = []
-    for name in params.baselines.models:
-        path = BASELINES / file_name(name)
-        if path.exists():
-            figures = json.loads(path.read_text(encoding="utf-8"))
-            if figures.get("data") == data:  # else measured on another text
-                baselines.append(Baseline(label(name), figures["val_bpb"]))
     write_table(DEPTH_CURVE, curve)
     write_stopping(STOPPING, curve)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {model.num_params():,} parameters"

@@ -10,8 +10,7 @@ import typer
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import BASELINES, tokens_folder
-from pipeline.evaluate.baselines import evaluate_baseline, file_name
-from pipeline.storage.files import write_json
+from pipeline.evaluate.baselines import evaluate_baseline, file_name, write_figures
 from pipeline.tokens.shards import load_manifest
 
 
@@ -31,7 +30,7 @@ def main(
     folder = tokens_folder(params)
     result = evaluate_baseline(name, params, folder)
     path = out / file_name(name)
-    write_json(path, {"name": name, "data": load_manifest(folder).fingerprint, **result.as_json()})
+    write_figures(path, name, load_manifest(folder).fingerprint, result)
     loss, bpb = result.val.loss, result.val.bits_per_byte
     print(f"{path}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte")
 

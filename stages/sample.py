@@ -15,12 +15,10 @@ from pipeline.config.params import load_params
 from pipeline.config.paths import MODEL
 from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
+from pipeline.serve.samples import RULE, write_samples
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
-from pipeline.storage.files import write_text
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.weights.open import open_model
-
-RULE = "---------------"
 
 
 def main(
@@ -68,8 +66,7 @@ def main(
     for text in texts[1:]:
         _show(f"{text}\n{RULE}\n")
     if out is not None and str(out) != "-":  # - means the screen only
-        # The last line tells from which weights they are, whatever is trained later.
-        write_text(out, "".join(f"{text}\n{RULE}\n" for text in texts) + f"model {stored.sha256}\n")
+        write_samples(out, texts, stored.sha256)
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
 
 

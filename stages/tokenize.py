@@ -6,7 +6,7 @@ from pipeline.config.command_line import Overrides, run
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import raw_folder, tokens_folder
-from pipeline.corpus.sources import load_spec
+from pipeline.corpus.sources import check_raw, load_spec
 from pipeline.storage.lock import writing
 from pipeline.tokens.write_shards import tokenize
 from pipeline.weights.open import open_model
@@ -19,6 +19,7 @@ def main(overrides: Overrides = None) -> None:
     spec = load_spec(params.data.dataset)
     if not raw.is_dir():
         raise UserError(f"{raw}: missing dataset; run `dvc repro download` first")
+    check_raw(raw)
     settings, pretrained = params.tokenizer, None
     if settings.name == "pretrained":
         assert settings.model is not None, "params.yaml was checked"

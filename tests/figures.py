@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
-from pipeline.storage.files import write_json
 
 RESULT = {"val_loss": 3.0, "val_bpb": 1.5, "perplexity": 20.1, "train_loss": 2.9}
 
@@ -36,18 +34,15 @@ STOPS = replace(
 BASELINES = [Baseline("uniform", 4.2), Baseline("bigram", 2.5)]
 
 
-def write_results(folder: Path) -> list[Path]:
-    """The files of a trained model, of other models, and of one that was evaluated on another text."""
-
-    def written(stem: str, **values: Any) -> Path:
-        path = folder / f"{stem}.json"
-        write_json(path, {"data": "here", **RESULT, **values})
-        return path
-
+def results() -> list[dict[str, Any]]:
+    """The figures of a trained model, of other models, and of one that was evaluated on another text."""
     return [
-        written("metrics", val_bpb=1.2, params=1234567, tokens=10**6),  # tokens of training
-        written("gpt2", name="gpt2", val_bpb=1.1, params=124439808, tokens=100),
-        written("bytes", name="bytes", val_bpb=1.3, tokens=400),
-        written("xz", name="xz", train_loss=None, tokens=101),
-        written("elsewhere", name="elsewhere", data="there", tokens=100),
+        {"data": "here", **RESULT, **values}
+        for values in (
+            {"val_bpb": 1.2, "params": 1234567, "tokens": 10**6},  # tokens of training
+            {"name": "gpt2", "val_bpb": 1.1, "params": 124439808, "tokens": 100},
+            {"name": "bytes", "val_bpb": 1.3, "tokens": 400},
+            {"name": "xz", "train_loss": None, "tokens": 101},
+            {"name": "elsewhere", "data": "there", "tokens": 100},
+        )
     ]

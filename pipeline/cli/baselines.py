@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from typing import Any
 
 from pipeline.cli.repro import dvc, out_of_date
 from pipeline.config.params import load_params
@@ -12,11 +13,15 @@ from pipeline.config.paths import (
     COMPARISON_PICTURE,
     COMPARISON_TABLE,
     METRICS,
+    RECORD,
     tokens_folder,
 )
+from pipeline.config.reading import read_json
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.comparison import baseline_files, read_rows
+from pipeline.evaluate.baselines import read_figures
+from pipeline.evaluate.comparison import baseline_files, rows
 from pipeline.report.comparison import write_comparison
+from pipeline.storage.checksums import check_recorded
 from pipeline.tokens.shards import load_manifest
 
 STAGES = ("eval_baselines", "stages/dvc.yaml:eval_baselines")
@@ -41,10 +46,16 @@ def compare(stale: Collection[str] = ()) -> None:
     if left_out:
         print(f"note: out of date and left out: {', '.join(left_out)}; run `dvc repro`", file=sys.stderr)
     current = [path for stage, path in files.items() if stage not in stale and path.exists()]
+    results = [_metrics() if path == METRICS else read_figures(path) for path in current]
     published = load_spec(dataset).published
-    rows = read_rows(current, manifest.fingerprint, manifest.val.tokens - 1, published)
+    table = rows(results, manifest.fingerprint, manifest.val.tokens - 1, published)
     title = f"The validation text of {dataset}"
-    print(write_comparison(rows, COMPARISON, COMPARISON_TABLE, COMPARISON_PICTURE, title))
+    print(write_comparison(table, COMPARISON, COMPARISON_TABLE, COMPARISON_PICTURE, title))
     print(f"{COMPARISON_TABLE}: this table")
     print(f"{COMPARISON}: the same as JSON")
     print(f"{COMPARISON_PICTURE}: the picture")
+
+
+def _metrics() -> dict[str, Any]:
+    check_recorded(RECORD, METRICS)
+    return read_json(METRICS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -101,15 +100,11 @@ def _write_transformers(
 
 
 def _training() -> Training | None:
-    """What is known of the training of the model in results/; None, said on stderr, if that is in doubt."""
-    if not METRICS.exists():
-        return None
+    """What is known of the training of the model in results/. Raises UserError if that is in doubt."""
+    if not METRICS.exists() and not RECORD.exists():
+        return None  # the model was put there by its user
     evaluated = baseline_files(load_params()).values()
-    try:
-        return read_training(RECORD, METRICS, sorted(MODEL.iterdir()), evaluated)
-    except UserError as error:
-        print(f"The card tells nothing of the training. {error}", file=sys.stderr)
-        return None
+    return read_training(RECORD, METRICS, sorted(MODEL.iterdir()), evaluated)
 
 
 def _is_transformers_export(folder: Path) -> bool:

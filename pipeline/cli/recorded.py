@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import configparser
 import json
-import re
 import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -14,13 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.config.paths import DATA, MODEL, RECORD, RESULTS, SAVED, runs_folder
+from pipeline.config.paths import (
+    BASELINES,
+    DATA,
+    MODEL,
+    PRETRAINED,
+    RECORD,
+    RESULTS,
+    RUN_FILE,
+    SAVED,
+    runs_folder,
+)
 from pipeline.config.validation import read_yaml
 from pipeline.corpus.documents import corpus_files, fingerprint
-from pipeline.corpus.sources import IDS_FILES, META_FILE, NanoGPTSource, UrlSource, load_spec
-from pipeline.storage.checksums import MANIFEST_FILE, read_manifest
+from pipeline.corpus.sources import IDS_FILES, load_spec
+from pipeline.storage.checksums import MANIFEST_FILE, checksum, read_checked_json, read_manifest
+from pipeline.storage.dvc_cache import object_path, objects
 from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import TOKENIZER_FILE
+from pipeline.train.checkpoint import LOG_FILE
 
 LOCKS = (Path("dvc.lock"), Path("stages/dvc.lock"))
 PUBLISH = "`dvc repro -f -s train` publishes it again"
@@ -66,24 +76,15 @@ Found = Iterator[Recorded | Damage]
 
 
 def raw_text() -> Found:
-    """The text of each dataset, as its dataset.yaml or the manifest of its shards records it."""
+    """The text of each dataset, as its own manifest and those of its shards record it."""
     for spec_file in sorted(DATA.glob("*/dataset.yaml")):
-        dataset = spec_file.parent.name
+        dataset, raw = spec_file.parent.name, spec_file.parent / "raw"
         try:
-            source = load_spec(dataset).source
+            load_spec(dataset)
         except UserError as error:
             yield Damage(spec_file, str(error).removeprefix(f"{spec_file}: "), "restore it from a copy")
-            continue
-        files: dict[str, str] = {}
-        if isinstance(source, UrlSource):
-            files = {Path(source.url).name: source.sha256}
-        elif isinstance(source, NanoGPTSource):
-            parts = zip((*IDS_FILES, META_FILE), (source.train, source.val, source.meta), strict=True)
-            files = {name: part.sha256 for name, part in parts if part}
-        raw = spec_file.parent / "raw"
-        for name, sha256 in files.items():
-            if raw.is_dir():
-                yield Recorded(raw / name, sha256, _again("download", dataset))
+        if (raw / MANIFEST_FILE).exists():  # else its user put the text there
+            yield from _folder(raw, _again("download", dataset))
         yield from _source_of_shards(raw)
 
 
@@ -124,15 +125,25 @@ def shards() -> Found:
 
 
 def checkpoints() -> Found:
-    """Checkpoints, best models and final metrics of every run, by their manifests."""
+    """Checkpoints, best models, settings and final metrics of every run, by their manifests."""
     for run in sorted(runs_folder().glob("*/")):
         start_over = f"restore it from a copy, or move {run} away to train from the start"
         for folder in sorted(run.glob("step-?????????")):
             yield from _folder(folder, f"training continues from another whole checkpoint; or {start_over}")
         if (run / "best").is_dir():
             yield from _folder(run / "best", start_over)
+        if (run / RUN_FILE).exists():
+            yield _checked_json(run / RUN_FILE, start_over)
         if (run / "finished").is_dir():
             yield from _folder(run / "finished", "the next training makes it again from the last checkpoint")
+            yield from _log(run)
+
+
+def _log(run: Path) -> Found:
+    """The log of a finished run, which is no longer written to."""
+    with suppress(OSError, ValueError):  # `_folder` reports it
+        copy = run / "finished" / LOG_FILE
+        yield Recorded(run / LOG_FILE, read_manifest(copy.parent)[LOG_FILE], f"`cp {copy} {run}`")
 
 
 def models() -> Found:
@@ -148,13 +159,17 @@ def results_of_the_run() -> Found:
     """What the train stage published, as its run.json records it."""
     if not RECORD.exists():
         return
-    facts = _json(RECORD)
-    files = facts.get("files") if isinstance(facts, dict) else None
-    if not isinstance(files, dict) or not files:
-        yield Damage(RECORD, "lists no files", PUBLISH)
-        return
-    for name, sha256 in files.items():
-        yield Recorded(Path(name), str(sha256), PUBLISH)
+    yield _checked_json(RECORD, PUBLISH)
+    with suppress(UserError):  # `_checked_json` reports it
+        for name, sha256 in read_checked_json(RECORD, PUBLISH)["files"].items():
+            yield Recorded(Path(name), str(sha256), PUBLISH)
+
+
+def baselines() -> Found:
+    """The figures of baselines and of other models, which have their own checksums."""
+    for folder in (BASELINES, PRETRAINED):
+        for path in sorted(folder.rglob("*.json")):
+            yield _checked_json(path, f"`rm {shlex.quote(str(path))}`, and evaluate it again")
 
 
 def outputs() -> Found:
@@ -182,18 +197,15 @@ def _output(path: Path, md5: str, remedy: str) -> Found:
     if path.is_file() and md5:
         yield Recorded(path, md5, remedy, "md5", problem=problem)
     elif path.is_dir() and md5:
-        listed = _json(_object(md5))
+        listed = _json(object_path(md5))
         for entry in listed if isinstance(listed, list) else ():
             yield Recorded(path / entry["relpath"], entry["md5"], remedy, "md5", problem=problem)
 
 
 def cache() -> Found:
     """The objects in DVC's cache: the name of each is the md5 of its content."""
-    for path in sorted(_cache_folder().glob("??/*")):
-        name = re.fullmatch(r"([0-9a-f]{30})(\.dir)?", path.name)
-        if name:
-            remedy = "removed, so that DVC never uses it"
-            yield Recorded(path, path.parent.name + name[1], remedy, "md5", remove=True)
+    for path, md5 in objects():
+        yield Recorded(path, md5, "removed, so that DVC never uses it", "md5", remove=True)
 
 
 # What is looked at: each entry finds the files of one kind, with the hashes that were recorded for them. Of
@@ -204,6 +216,7 @@ KINDS: dict[str, Callable[[], Found]] = {
     "checkpoints": checkpoints,
     "models, exports": models,
     "results/run.json": results_of_the_run,
+    "results/baselines": baselines,
     "dvc.lock": outputs,
     "DVC's cache": cache,
 }
@@ -222,28 +235,24 @@ def _folder(folder: Path, remedy: str, leave_out: Collection[str] = ()) -> Found
             yield Recorded(folder / name, sha256, remedy)
 
 
+def _checked_json(path: Path, remedy: str) -> Recorded | Damage:
+    """A JSON file that `write_checked_json` wrote."""
+    try:
+        values = read_checked_json(path, remedy)
+    except UserError as error:
+        return Damage(path, str(error).removeprefix(f"{path}: ").removesuffix(f"; {remedy}"), remedy)
+    return Recorded(path, checksum(values), remedy, actual=lambda _: checksum(values))
+
+
 def _token_folders(dataset: Path) -> list[Path]:
     """The folders of shards of a dataset."""
     folders = [path.parent for path in sorted(dataset.glob(f"*/{MANIFEST_FILE}"))]
-    return [folder for folder in folders if folder.suffix not in UNFINISHED]
+    return [folder for folder in folders if folder.name != "raw" and folder.suffix not in UNFINISHED]
 
 
 def _again(stage: str, dataset: str, tokenizer: str | None = None) -> str:
     parameters = f"data.dataset = {dataset}" + (f" and tokenizer.name = {tokenizer}" if tokenizer else "")
     return f"`dvc repro -f -s {stage}` with {parameters} writes it again"
-
-
-def _cache_folder() -> Path:
-    """Where DVC keeps objects by their md5: in .dvc/cache, unless DVC's configuration says otherwise."""
-    config = configparser.RawConfigParser(strict=False)
-    with suppress(configparser.Error, UnicodeDecodeError):
-        config.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
-    folder = config.get("cache", "dir", fallback="cache").strip("\"'")
-    return Path(".dvc", folder, "files", "md5")
-
-
-def _object(md5: str) -> Path:
-    return _cache_folder() / md5[:2] / md5[2:]
 
 
 def _json(path: Path) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import DATA, RESULTS, SAVED, runs_folder
-from pipeline.config.reading import read_json
 from pipeline.storage.lock import holder, is_alive
 from pipeline.storage.machine import binary, disk
 from pipeline.train.runs import DAMAGED, LOCK_FILE, Run
@@ -39,7 +38,7 @@ def unfinished_runs() -> Iterator[str]:
 
 def _of_steps(run: Run) -> str:
     try:
-        return f" of {read_json(run.about)['train']['max_iters']:,}"
+        return f" of {run.facts()['train']['max_iters']:,}"
     except (UserError, KeyError, TypeError, ValueError):
         return ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import sys
 import threading
 from collections import defaultdict
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from pipeline.cli.recorded import KINDS, Damage, Recorded
 from pipeline.config.errors import UserError
 from pipeline.config.paths import DATA, RESULTS, runs_folder
+from pipeline.storage.dvc_cache import file_identity, links_to
 
 CHUNK = 1 << 20
 NAMES_SHOWN = 6
@@ -76,7 +76,7 @@ class Hashes:
         paths: dict[tuple[int, int], Path] = {}
         for entry in entries:
             for path in entry.read:
-                if identity := _identity(path):
+                if identity := file_identity(path):
                     algorithms[identity].add(entry.algorithm)
                     paths[identity] = path
         total = _size(paths.values())
@@ -92,7 +92,7 @@ class Hashes:
 
     def of(self, path: Path, algorithm: str) -> str:
         """The hash of a file, in hexadecimal. Raises OSError if it is missing or could not be read."""
-        found = self._found.get(_identity(path) or (0, 0))
+        found = self._found.get(file_identity(path) or (0, 0))
         if found is None:
             raise FileNotFoundError(2, "No such file", str(path))
         if isinstance(found, OSError):
@@ -116,10 +116,8 @@ class Hashes:
 
 def _remove(path: Path) -> None:
     """Remove a bad object of DVC's cache, and say which files are links to it."""
-    identity = _identity(path)
-    linked = [str(other) for other in _files(DATA, RESULTS) if _identity(other) == identity]
-    if linked:
-        print(f"  the same file as {', '.join(linked)}, which is damaged too")
+    if linked := links_to(path, DATA, RESULTS):
+        print(f"  the same file as {', '.join(map(str, linked))}, which is damaged too")
     try:
         path.unlink()
     except OSError as error:
@@ -155,12 +153,3 @@ def _names(paths: Iterable[Path]) -> str:
 def _size(paths: Iterable[Path]) -> int:
     """The bytes of all files that are there."""
     return sum(path.stat().st_size for path in paths if path.exists())
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What all hard links to a file share; None if there is no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -22,7 +22,7 @@ from pipeline.config.validation import Section, Sha256, read_yaml, suggest, vali
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
 from pipeline.corpus.fetch import fetch
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file, write_manifest
 from pipeline.storage.files import write_text
 from pipeline.storage.resuming import KEY_FILE, resuming_folder
 
@@ -229,12 +229,29 @@ def write_raw(spec: DatasetSpec, folder: Path) -> None:
 
     The text files are in the formats that pipeline.corpus.documents reads. The old content stays until the
     new is complete. What an interrupted call finished is kept. Raises UserError if the source is missing,
-    unreadable or changed.
+    unreadable or changed. A manifest has the checksums of all files.
     """
     with resuming_folder(folder, {"source": spec.source.model_dump()}) as partial:
         spec.source.write(partial)
         if {path.name for path in partial.iterdir()} == {KEY_FILE}:
             raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")
+        write_manifest(partial, leave_out=[KEY_FILE])
+
+
+def check_raw(raw: Path) -> None:
+    """Raise UserError if the files in `raw` are not those that `write_raw` put there.
+
+    Without a manifest, the user put them there, and anything will do.
+    """
+    if not (raw / MANIFEST_FILE).exists():
+        return
+    problem = damage(raw)
+    more = {path.name for path in raw.iterdir()} - {MANIFEST_FILE, *read_manifest(raw)} if not problem else ()
+    if problem or more:
+        raise UserError(
+            f"{raw}/{problem or f'{min(more)}: not of this dataset'}; `dvc repro -f -s download` writes it "
+            "again, and `make train-on TEXT=...` makes a dataset of your own text"
+        )
 
 
 def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from tqdm import tqdm
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
+from pipeline.config.paths import BASELINES
 from pipeline.evaluate.compression import xz_bits
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.kneser_ney import ORDER, KneserNey
 from pipeline.evaluate.ngram import NGram
+from pipeline.storage.checksums import read_checked_json, write_checked_json
 from pipeline.tokens.shards import open_split, open_tokenizer
 from pipeline.tokens.tokenizers import Tokenizer
 
@@ -65,6 +69,24 @@ def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> Baselin
 def file_name(name: str) -> str:
     """The path of a baseline's result below results/baselines/; dvc.yaml builds the same path."""
     return f"{name.lstrip('/')}.json"
+
+
+def write_figures(path: Path, name: str, data: str, result: BaselineResult) -> None:
+    """Write the figures of a baseline on the dataset with the manifest fingerprint `data`."""
+    write_checked_json(path, {"name": name, "data": data, **result.as_json()})
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """What `write_figures` wrote. Raises UserError if it has changed since."""
+    return read_checked_json(path, f"remove it, `rm {shlex.quote(str(path))}`, and evaluate it again")
+
+
+def evaluated(names: Iterable[str], data: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The baselines, among those called `names`, with figures for the dataset with the fingerprint `data`."""
+    for name in names:
+        path = BASELINES / file_name(name)
+        if path.exists() and (figures := read_figures(path))["data"] == data:
+            yield name, figures
 
 
 def label(name: str) -> str:

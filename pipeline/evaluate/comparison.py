@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,19 +29,20 @@ class Row:
     published: float | None  # the validation loss that others report
 
 
-def read_rows(files: Iterable[Path], data: str, tokens: int, published: Mapping[str, float]) -> list[Row]:
-    """A row for each JSON file whose figures are for the dataset with the manifest fingerprint `data`.
+def rows(
+    results: Iterable[dict[str, Any]], data: str, tokens: int, published: Mapping[str, float]
+) -> list[Row]:
+    """A row for each of a run's metrics or a baseline's figures with the manifest fingerprint `data`.
 
     `tokens` is the number of tokens that a GPT predicts in the validation split; a model with another number
     has another tokenizer. `published` has published losses by model name.
     """
-    rows = {}
-    for path in files:
-        figures = of_kept_model(json.loads(path.read_text(encoding="utf-8")))
-        if figures.get("data") == data:
+    found = {}
+    for figures in map(of_kept_model, results):
+        if figures["data"] == data:
             row = _row(figures, tokens, published)
-            rows[row.name] = row
-    return list(rows.values())
+            found[row.name] = row
+    return list(found.values())
 
 
 def baseline_files(params: Params) -> dict[str, Path]:

@@ -14,8 +14,10 @@ from typing import Any
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig, Model
 from pipeline.config.params import BASELINES
+from pipeline.config.reading import read_json
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.comparison import OURS, of_kept_model, read_rows
+from pipeline.evaluate.baselines import read_figures
+from pipeline.evaluate.comparison import OURS, of_kept_model, rows
 from pipeline.model.size import model_size
 from pipeline.report.comparison import as_markdown
 from pipeline.report.tables import markdown_table
@@ -75,7 +77,8 @@ def read_training(
     belong together.
     """
     run = check_recorded(record, metrics_file, *model)
-    metrics = of_kept_model(_read(metrics_file))
+    last = read_json(metrics_file)
+    metrics = of_kept_model(last)
     settings = run["train"]
     start = run.get("start", {"name": "unknown", "repository": None})
     name = start["name"] if start["repository"] or start["name"] in NO_FOLDERS else "a local model"
@@ -85,27 +88,29 @@ def read_training(
         {key: settings[key] for key in settings if key not in unused} | {"init_from": name},
         start["repository"],
         _trained_on(
-            Path(run["data"]), [*(path for path in evaluated if path.exists()), metrics_file], metrics
+            Path(run["data"]), [*(read_figures(path) for path in evaluated if path.exists()), last], metrics
         ),
     )
 
 
-def _trained_on(tokens_folder: Path, figures: Iterable[Path], metrics: Mapping[str, Any]) -> TrainedOn | None:
+def _trained_on(
+    tokens_folder: Path, results: Iterable[dict[str, Any]], metrics: Mapping[str, Any]
+) -> TrainedOn | None:
     if not (tokens_folder / MANIFEST_FILE).exists():
         return None
     manifest = load_manifest(tokens_folder)
     if manifest.fingerprint != metrics.get("data"):
         return None
     dataset = tokens_folder.parent
-    rows = [
+    table = [
         replace(row, name=_shown(row.name))
-        for row in read_rows(figures, manifest.fingerprint, manifest.val.tokens - 1, {})
+        for row in rows(results, manifest.fingerprint, manifest.val.tokens - 1, {})
     ]
     return TrainedOn(
         dataset.name,
         _description(dataset),
         manifest,
-        as_markdown(sorted(rows, key=lambda row: row.val_bpb)),
+        as_markdown(sorted(table, key=lambda row: row.val_bpb)),
     )
 
 
@@ -251,7 +256,3 @@ def _results(training: Training, config: GPTConfig, n_layer: int) -> str:
 def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
     values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in rows.items()}
     return markdown_table([header, *values.items()], "<>", padded=False)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

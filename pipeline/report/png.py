@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.errors import UserError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MODEL_KEY = "Model"  # of the text chunk that says from which weights a picture was drawn
 
 
@@ -29,13 +33,20 @@ def drawn_from(path: Path) -> str | None:
     """The sha256 of the weights that a saved picture shows; None if there is none, or it does not say.
 
     Walks over the chunks of the file: length, type, content and checksum (PNG specification, section 5.3).
+    Raises UserError if the picture is damaged.
     """
-    content = path.read_bytes() if path.exists() else b""
-    place = 8  # after the signature
-    while place + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, place)
-        key, _, text = content[place + 8 : place + 8 + length].partition(b"\0")
+    if not path.exists():
+        return None
+    content, model, kind = path.read_bytes(), None, b""
+    place = len(SIGNATURE)
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, place) if place + 12 <= len(content) else (0, b"")
+        chunk = content[place + 4 : place + 8 + length]
+        checksum = content[place + 8 + length : place + 12 + length]
+        if not content.startswith(SIGNATURE) or zlib.crc32(chunk).to_bytes(4, "big") != checksum:
+            raise UserError(f"{path}: a damaged picture; remove it, `rm {path}`, and run `dvc repro`")
+        key, _, text = chunk[4:].partition(b"\0")
         if (kind, key) == (b"tEXt", MODEL_KEY.encode()):
-            return text.decode("latin-1")
+            model = text.decode("latin-1")
         place += length + 12
-    return None
+    return model

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
-from pipeline.config.paths import BASELINES, DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, RECORD, SAMPLES
-from pipeline.evaluate.baselines import file_name, label
+from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, RECORD, SAMPLES
+from pipeline.config.reading import read_json
+from pipeline.evaluate.baselines import evaluated, label
 from pipeline.report.png import drawn_from
 from pipeline.report.tables import plain_table
+from pipeline.serve.samples import read_samples
 from pipeline.storage.checksums import check_recorded
 from pipeline.weights.model_folder import WEIGHTS_FILE
 
@@ -38,7 +39,7 @@ def summary(params: Params) -> str:
     weights = MODEL / WEIGHTS_FILE
     record = check_recorded(RECORD, METRICS, LOG, weights, *sorted(MODEL.glob("*")))
     model = record["files"][str(weights)]
-    metrics = json.loads(METRICS.read_text(encoding="utf-8"))
+    metrics = read_json(METRICS)
     change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
     parts = [
         "\n".join([_losses(params, metrics), *_remarks(metrics)]),
@@ -51,12 +52,8 @@ def summary(params: Params) -> str:
 
 def _losses(params: Params, metrics: Mapping[str, Any]) -> str:
     rows = [(f"this model ({metrics['params'] / 1e6:.2f}M parameters)", metrics)]
-    for name in params.baselines.models:
-        path = BASELINES / file_name(name)
-        if path.exists():
-            figures = json.loads(path.read_text(encoding="utf-8"))
-            if figures.get("data") == metrics["data"]:  # else measured on another text
-                rows.append((label(name), figures))
+    others = evaluated(params.baselines.models, metrics["data"])
+    rows += [(label(name), figures) for name, figures in others]
     rows.sort(key=lambda row: row[1]["val_bpb"])
     header = (f"Validation loss of {params.data.dataset}", "nats per token", "bits per byte")
     cells = [(name, f"{figures['val_loss']:.4f}", f"{figures['val_bpb']:.4f}") for name, figures in rows]
@@ -72,21 +69,15 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}."
 
 
-def _sampled_from(model: str) -> bool:
-    """Whether the last line of the samples names the weights with this sha256."""
-    return SAMPLES.exists() and SAMPLES.read_text(encoding="utf-8").endswith(f"\nmodel {model}\n")
-
-
 def _sample(model: str) -> Iterator[str]:
-    if _sampled_from(model):
-        first = SAMPLES.read_text(encoding="utf-8").split("\n---------------\n")[0].strip()
-        lines = first[:SHOWN_CHARACTERS].splitlines()
+    for first in read_samples(SAMPLES, model)[:1]:
+        lines = first.strip()[:SHOWN_CHARACTERS].splitlines()
         yield "\n".join(["A sample", *(f"  {line}" for line in lines)])
 
 
 def _files(metrics: Mapping[str, Any], model: str) -> Iterator[str]:
     others = set() if drawn_from(DEPTH_PICTURE) == model else {DEPTH_PICTURE, DEPTH_CURVE}
-    if not _sampled_from(model):
+    if not read_samples(SAMPLES, model):
         others.add(SAMPLES)
     for path, text in (
         (METRICS, f"all metrics ({metrics['seconds']:.0f} s of training, {metrics['device']})"),

@@ -1,29 +1,37 @@
-"""Checksums of files, and folders with a manifest of their files' checksums."""
+"""Checksums of files, folders with a manifest of their files' checksums, and JSON files with their own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import OTHER_FILE, check_file, read_json
 from pipeline.storage.files import replacing_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
+CHECKSUM = "checksum"  # in a JSON file: of its other values
 REMEDY = "run `dvc repro -f train` to publish them again"
+
+
+def hash_file(path: Path, algorithm: str) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.new, algorithm, usedforsecurity=False)).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path, "sha256")
 
 
 class HashCache:
-    """Remembers the sha256 of each file until its size, times or inode change: large files are read once."""
+    """Remembers the hash of each file until its size, times or inode change: large files are read once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -36,16 +44,24 @@ class HashCache:
         self._changed = False
 
     def sha256(self, path: Path) -> str:
-        """The sha256 of a file, which is read again only if something about it has changed.
+        """The sha256 of a file, which is read again only if something about it has changed."""
+        return self._hash(path, "sha256")
+
+    def md5(self, path: Path) -> str:
+        """The md5 of a file, by which DVC knows it."""
+        return self._hash(path, "md5")
+
+    def _hash(self, path: Path, algorithm: str) -> str:
+        """The hash of a file.
 
         The inode and the time of the last change of status tell apart a file that was put in place with the
         size and the modification time of another, as `cp -p` and `touch -r` do.
         """
-        key, status = str(path.absolute()), path.stat()
+        key, status = f"{algorithm}:{path.absolute()}", path.stat()
         about = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._known.get(key)
         if not isinstance(known, list) or known[:-1] != about:
-            self._known[key] = known = [*about, sha256_file(path)]
+            self._known[key] = known = [*about, hash_file(path, algorithm)]
             self._changed = True
         return str(known[-1])
 
@@ -53,7 +69,11 @@ class HashCache:
         """Write what was learned, of files that still exist, unless the folder cannot be written to."""
         if self._changed:
             with suppress(OSError, UserError):
-                write_json(self._file, {key: self._known[key] for key in self._known if Path(key).exists()})
+                write_json(self._file, {key: known for key, known in self._known.items() if _exists(key)})
+
+
+def _exists(key: str) -> bool:
+    return Path(key.partition(":")[2]).exists()
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -63,9 +83,10 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write_manifest(temporary)
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, leave_out: Collection[str] = ()) -> None:
     """Record the checksums of the files in `folder`, which has no other folders in it."""
-    write_json(folder / MANIFEST_FILE, {path.name: sha256_file(path) for path in sorted(folder.iterdir())})
+    paths = (path for path in sorted(folder.iterdir()) if path.name not in (MANIFEST_FILE, *leave_out))
+    write_json(folder / MANIFEST_FILE, {path.name: sha256_file(path) for path in paths})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -99,23 +120,35 @@ def damage(folder: Path, *names: str, sha256: Callable[[Path], str] = sha256_fil
     return None
 
 
+def write_checked_json(path: Path, values: dict[str, Any]) -> None:
+    """Replace the content of `path` by `values` as JSON, with their checksum among them."""
+    write_json(path, {**values, CHECKSUM: checksum(values)})
+
+
+def read_checked_json(path: Path, remedy: str, missing: str = OTHER_FILE) -> dict[str, Any]:
+    """What `write_checked_json` wrote. Raises UserError if the file is missing or any value has changed."""
+    values = read_json(path, missing, remedy)
+    if values.pop(CHECKSUM, None) != checksum(values):
+        raise UserError(f"{path}: not what was written; {remedy}")
+    return values
+
+
+def checksum(values: dict[str, Any]) -> str:
+    """The sha256 of values that JSON can hold, whatever their order and layout in a file."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def write_record(path: Path, facts: dict[str, Any], files: Iterable[Path]) -> None:
     """Write a JSON file of facts and of the checksums of `files`, which belong together."""
-    write_json(path, {**facts, "files": {str(file): sha256_file(file) for file in files}})
+    write_checked_json(path, {**facts, "files": {str(file): sha256_file(file) for file in files}})
 
 
 def check_recorded(path: Path, *files: Path) -> dict[str, Any]:
     """The facts in a record. Raises UserError unless `files` are those it was written for."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known: dict[str, str] = record["files"]
-        for file in files:
-            if sha256_file(file) != known.get(str(file)):
-                raise UserError(f"{file}: not of the run that {path} records; {REMEDY}")
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: missing, so the results are not whole; {REMEDY}") from None
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a record of results; {REMEDY}") from None
+    record = read_checked_json(path, REMEDY, missing=f"the results are not whole: {REMEDY}")
+    known = record["files"]
+    for file in files:
+        check_file(file, missing=f"the results are not whole: {REMEDY}")
+        if sha256_file(file) != known.get(str(file)):
+            raise UserError(f"{file}: not of the run that {path} records; {REMEDY}")
     return record

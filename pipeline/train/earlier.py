@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.errors import UserError
 from pipeline.storage.checksums import damage
 from pipeline.storage.files import write_json, write_text
 from pipeline.track.csv_log import format_rows, without_val_loss
@@ -40,8 +40,8 @@ class Origin:
 def recorded_identity(run: Run) -> Identity | None:
     """What determined a run, as it recorded it; None for a run of an older version."""
     try:
-        return Identity(**json.loads(run.about.read_text(encoding="utf-8"))["identity"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Identity(**run.facts()["identity"])
+    except (UserError, KeyError, TypeError):
         return None
 
 

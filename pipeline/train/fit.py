@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -115,7 +114,7 @@ class FittedRun:
         The record has what is known of the run, and the checksums of the other files: results without it, or
         that differ from it, are not those of one run.
         """
-        about = json.loads(self.run.about.read_text(encoding="utf-8"))
+        about = self.run.facts()
         with writing(model):
             record.unlink(missing_ok=True)
             self.publish_model(model)

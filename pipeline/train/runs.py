@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import RUN_FILE
-from pipeline.storage.checksums import damage, save_folder
+from pipeline.config.reading import read_json
+from pipeline.storage.checksums import damage, read_checked_json, save_folder, write_checked_json
 from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import locked
 from pipeline.train.checkpoint import LOG_FILE, best_step
@@ -75,7 +75,12 @@ class Run:
         for path in self.folder.iterdir():
             if path.name != LOCK_FILE and path.suffix != DAMAGED:
                 _remove(path)
-        write_json(self.about, values)
+        write_checked_json(self.about, values)
+
+    def facts(self) -> dict[str, Any]:
+        """What `begin` was given. Raises UserError if that file is missing or damaged."""
+        remedy = f"restore it from a copy, or move {self.folder} away to train from the start"
+        return read_checked_json(self.about, remedy, missing=remedy)
 
     def newest(self) -> Path | None:
         """The newest checkpoint with correct checksums, or None."""
@@ -130,9 +135,7 @@ class Run:
         if problem := damage(self.finished):
             self._set_aside(self.finished, problem, say)
             return None
-        path = self.finished / METRICS_FILE
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return metrics
+        return read_json(self.finished / METRICS_FILE)
 
     def kept(self, metrics: dict[str, Any]) -> Path:
         """The folder with the model that a finished run publishes.

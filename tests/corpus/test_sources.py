@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.corpus import hub_datasets, pydocs
-from pipeline.corpus.documents import read_pieces
+from pipeline.corpus.documents import corpus_files, read_pieces
 from pipeline.corpus.sources import (
     DatasetSpec,
     DocumentSplit,
@@ -119,7 +119,7 @@ def test_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_MIRROR", str(tmp_path / "mirror"))
     sha256 = hashlib.sha256(b"To be").hexdigest()
     write_raw(spec(kind="url", url="https://example.com/plays/hamlet.txt", sha256=sha256), tmp_path / "raw")
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["hamlet.txt"]
+    assert {path.name for path in (tmp_path / "raw").iterdir()} == {"hamlet.txt", "manifest.json"}
     assert texts(tmp_path / "raw") == ["To be"]
 
 
@@ -149,7 +149,7 @@ def test_huggingface_from_a_local_folder(
     monkeypatch.setattr(hub_datasets, "BATCH_DOCUMENTS", 300)
     raw = tmp_path / "raw"
     write_raw(huggingface(repository), raw)
-    names = sorted(path.name for path in raw.iterdir())
+    names = sorted(path.name for path in corpus_files(raw))
     assert names == [f"part-{number:05d}.parquet" for number in range(3)]
     assert pyarrow.parquet.read_schema(raw / names[0]).names == ["text"]
     assert pyarrow.parquet.read_metadata(raw / names[0]).num_row_groups > 1
@@ -245,7 +245,7 @@ def test_own_files(tmp_path: Path) -> None:
     assert load_spec("mine", tmp_path) == made
     assert made.split == TailSplit(by="tail", fraction=0.1)
     write_raw(made, tmp_path / "raw")
-    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == [
+    assert [path.name for path in corpus_files(tmp_path / "raw")] == [
         "00000-a-b.txt",
         "00001-c.jsonl",
         "00002-c.parquet",

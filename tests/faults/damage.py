@@ -200,12 +200,14 @@ def _flip_for_summary(name: str, world: World) -> None:
 
 @fault(
     "bit-in-export",
-    "a bit flipped in each file of `results/export/`, then uploading it to a hub that does not answer",
+    "a bit flipped in each file of `results/export/` but the card, which its user may edit, then uploading it "
+    "to a hub that does not answer",
     "one line refuses the export before anything is sent",
 )
 def bit_in_export(world: World) -> Iterator[Trial]:
     for name in world.state("trained").files("results/export"):
-        yield Path(name).name, partial(_flip_exported, name)
+        if Path(name).name != "README.md":
+            yield Path(name).name, partial(_flip_exported, name)
 
 
 def _flip_exported(name: str, world: World) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from matplotlib import image
 
-from pipeline.evaluate.comparison import OURS, read_rows
+from pipeline.evaluate.comparison import OURS, rows
 from pipeline.report.comparison import as_markdown, write_comparison
-from tests.figures import write_results
+from tests.figures import results
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    return write_results(tmp_path)
-
-
-def test_all_forms_have_the_best_first(files: list[Path], tmp_path: Path) -> None:
-    rows = read_rows(files, "here", 100, {"gpt2": 3.12})
+def test_all_forms_have_the_best_first(tmp_path: Path) -> None:
+    found = rows(results(), "here", 100, {"gpt2": 3.12})
     table, picture = tmp_path / "out" / "b.md", tmp_path / "out" / "b.png"
-    text = write_comparison(rows, tmp_path / "out" / "b.json", table, picture, "A title")
+    text = write_comparison(found, tmp_path / "out" / "b.json", table, picture, "A title")
     assert [row["name"] for row in json.loads((tmp_path / "out" / "b.json").read_text())] == [
         "gpt2",
         OURS,
@@ -38,6 +32,6 @@ def test_all_forms_have_the_best_first(files: list[Path], tmp_path: Path) -> Non
     assert image.imread(picture).shape[2] == 4
 
 
-def test_columns_and_notes_that_say_nothing_are_left_out(files: list[Path]) -> None:
-    text = as_markdown(read_rows(files[:2], "here", 100, {}))
+def test_columns_and_notes_that_say_nothing_are_left_out() -> None:
+    text = as_markdown(rows(results()[:2], "here", 100, {}))
     assert "published" not in text and "*" not in text

@@ -14,6 +14,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from pipeline.config.errors import UserError
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.loss import StoppingPoint
 from pipeline.report.depth_curve import (
@@ -182,5 +183,7 @@ def test_the_picture_says_from_which_weights_it_was_drawn(tmp_path: Path) -> Non
     assert drawn_from(path) == 64 * "a" and path.read_bytes() == again.read_bytes()
     draw(path, [CURVE], BASELINES, "tiny")
     assert drawn_from(path) is None
-    path.write_bytes(b"no picture")
-    assert drawn_from(path) is None
+    for damaged in (b"no picture", path.read_bytes()[:-1], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="a damaged picture"):
+            drawn_from(path)

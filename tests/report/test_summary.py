@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import LOG, MODEL, RECORD
+from pipeline.report.png import save_picture
 from pipeline.report.summary import summary
-from pipeline.storage.checksums import sha256_file, write_record
+from pipeline.serve.samples import write_samples
+from pipeline.storage.checksums import write_checked_json, write_record
 from pipeline.storage.files import write_json, write_text
 from tests import tiny
 
@@ -28,6 +32,9 @@ METRICS = {
 }
 
 
+WEIGHTS = hashlib.sha256(b"the weights").hexdigest()
+
+
 def publish(metrics: dict[str, Any]) -> None:
     write_json(Path("results/metrics.json"), metrics)
     write_record(RECORD, {}, [Path("results/metrics.json"), LOG, *MODEL.iterdir()])
@@ -40,7 +47,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_text(MODEL / "model.safetensors", "the weights")
     publish(METRICS)
     for name, bpb in (("trigram", 1.6), ("xz", 1.4)):
-        write_json(
+        write_checked_json(
             Path(f"results/baselines/{name}.json"), {"val_loss": 3 * bpb, "val_bpb": bpb, "data": "of tiny"}
         )
     return tmp_path / "results"
@@ -58,15 +65,29 @@ def test_only_what_is_there_is_named(results: Path) -> None:
     text = summary(tiny.params())
     assert "results/metrics.json   all metrics (61 s of training, cpu)" in text
     assert "results/samples.txt" not in text and "A sample" not in text
-    texts = "the old\nship\n---------------\nanother\n---------------\n"
-    write_text(results / "samples.txt", f"{texts}model {64 * '0'}\n")  # of other weights
-    write_text(results / "depth.png", "of other weights")
+    write_samples(results / "samples.txt", ["the old\nship", "another"], model="others")
+    save_picture(Figure(), results / "depth.png", model="of other weights")
     text = summary(tiny.params())
     assert "samples.txt" not in text and "A sample" not in text and "depth.png" not in text
-    write_text(results / "samples.txt", f"{texts}model {sha256_file(MODEL / 'model.safetensors')}\n")
+    write_samples(results / "samples.txt", ["the old\nship", "another"], WEIGHTS)
     text = summary(tiny.params())
     assert "A sample\n  the old\n  ship\n\n" in text and "another\n" not in text
     assert "results/samples.txt    all samples" in text
+
+
+def test_damaged_results_are_refused(results: Path) -> None:
+    write_samples(results / "samples.txt", ["the old ship"], WEIGHTS)
+    save_picture(Figure(), results / "depth.png", model=WEIGHTS)
+    assert "the old ship" in summary(tiny.params())
+    for path in [*results.glob("*.*"), *results.glob("baselines/*")]:
+        content = path.read_bytes()
+        for place in range(0, len(content), max(1, len(content) // 40)):
+            damaged = bytearray(content)
+            damaged[place] ^= 4
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=path.name):
+                summary(tiny.params())
+        path.write_bytes(content)
 
 
 def test_a_start_and_a_better_step_are_told(results: Path) -> None:
@@ -83,7 +104,7 @@ def test_without_results_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest
 
 
 def test_baselines_of_another_text_are_not_compared(results: Path) -> None:
-    write_json(results / "baselines/xz.json", {"val_loss": 1.0, "val_bpb": 0.3, "data": "of another"})
+    write_checked_json(results / "baselines/xz.json", {"val_loss": 1.0, "val_bpb": 0.3, "data": "of another"})
     assert "xz" not in summary(tiny.params()).split("\n\n")[0]
 
 
@@ -93,11 +114,11 @@ def test_results_of_two_runs_are_refused(results: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: not of the run .*; run `dvc repro -f train`"):
         summary(tiny.params())
     (results / name).unlink()
-    with pytest.raises(UserError, match=f"{name}: .*; run `dvc repro"):
+    with pytest.raises(UserError, match=f"{name}: no .*; .*run `dvc repro"):
         summary(tiny.params())
 
 
 def test_results_without_a_record_are_refused(results: Path) -> None:
     RECORD.unlink()
-    with pytest.raises(UserError, match="results/run.json: missing, .*; run `dvc repro -f train`"):
+    with pytest.raises(UserError, match="results/run.json: no such file; .* run `dvc repro -f train`"):
         summary(tiny.params())

@@ -76,7 +76,8 @@ def test_nanogpts_ids_become_the_active_dataset_byte_for_byte(
     assert "data.dataset is now nanogpt-pydocs, tokenizer.name is now char" in capsys.readouterr().out
     download.main()
     raw, shards = Path("data/nanogpt-pydocs/raw"), Path("data/nanogpt-pydocs/char")
-    assert sorted(path.name for path in raw.iterdir()) == ["meta.pkl", "train.bin", "val.bin"]
+    names = ["manifest.json", "meta.pkl", "train.bin", "val.bin"]
+    assert sorted(path.name for path in raw.iterdir()) == names
     assert f"{raw}: {len(text):,} tokens" in capsys.readouterr().out
     tokenize.main()
     for split in ("train", "val"):

@@ -19,6 +19,7 @@ import torch
 
 from pipeline.config.paths import MODEL
 from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.serve.samples import RULE, read_samples
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json, write_text
 from pipeline.weights.open import open_model
@@ -126,8 +127,8 @@ def test_runs_stay_with_the_main_project(
 def test_sampling_shows_and_saves_the_same_text(trained: Path, stage: Stage) -> None:
     ended = stage("sample", "--start", "the sea", "--out", "results/samples.txt")
     assert ended.status == 0
-    texts, model = Path("results/samples.txt").read_text()[:-1].rsplit("\n", 1)
-    assert ended.out == texts + "\n" and model == f"model {open_model(MODEL).sha256}"
+    texts = read_samples(Path("results/samples.txt"), open_model(MODEL).sha256)
+    assert ended.out == "".join(f"{text}\n{RULE}\n" for text in texts)
     samples = ended.out.split("\n---------------\n")
     assert samples.pop() == ""
     assert [len(sample) for sample in samples] == [len("the sea") + 20] * 2

@@ -20,13 +20,13 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch
     assert first == sha256_file(path)
     hashes.save()
 
-    monkeypatch.setattr(checksums, "sha256_file", lambda path: "read again")
+    monkeypatch.setattr(checksums, "hash_file", lambda path, algorithm: "read again")
     assert HashCache(cache).sha256(path) == first
     os.utime(path, ns=(0, 0))
     assert HashCache(cache).sha256(path) == "read again"
     path.write_bytes(b"another size")
     assert HashCache(cache).sha256(path) == "read again"
-    for damaged in ("{ damaged", "[]", "[" * 9999, json.dumps({str(path): 7})):
+    for damaged in ("{ damaged", "[]", "[" * 9999, json.dumps({f"sha256:{path}": 7})):
         cache.write_text(damaged)
         assert HashCache(cache).sha256(path) == "read again"
 
@@ -52,7 +52,7 @@ def test_hashes_are_kept_only_where_that_is_possible(tmp_path: Path) -> None:
         hashes.sha256(file)
     gone.unlink()
     hashes.save()
-    assert list(json.loads(cache.read_text())) == [str(path)]
+    assert list(json.loads(cache.read_text())) == [f"sha256:{path}"]
     nowhere = HashCache(path / "hashes.json")
     assert nowhere.sha256(path) == sha256_file(path)
     nowhere.save()
