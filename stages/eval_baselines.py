@@ -11,6 +11,7 @@ from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import BASELINES, tokens_folder
 from pipeline.evaluate.baselines import evaluate_baseline, file_name, write_figures
+from pipeline.storage.files import check_writable
 from pipeline.tokens.shards import load_manifest
 
 
@@ -27,9 +28,9 @@ def main(
 ) -> None:
     """Measure a baseline's loss in nats per token and bits per byte."""
     params = load_params(overrides or [])
-    folder = tokens_folder(params)
+    folder, path = tokens_folder(params), out / file_name(name)
+    check_writable(path)
     result = evaluate_baseline(name, params, folder)
-    path = out / file_name(name)
     write_figures(path, name, load_manifest(folder).fingerprint, result)
     loss, bpb = result.val.loss, result.val.bits_per_byte
     print(f"{path}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte")

@@ -16,7 +16,7 @@ from pipeline.config.paths import MODEL, ZEROSHOT
 from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
 from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
-from pipeline.storage.files import write_json
+from pipeline.storage.files import check_writable, write_json
 from pipeline.weights.open import open_model
 
 File = Annotated[
@@ -24,7 +24,12 @@ File = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="Number of samples to evaluate; overrides zeroshot.limit.", show_default=False),
+    typer.Option(
+        min=1,
+        max=2**63 - 1,
+        help="Number of samples to evaluate; overrides zeroshot.limit.",
+        show_default=False,
+    ),
 ]
 
 
@@ -43,6 +48,7 @@ def main(
     # DVC's stages give none of these options; what they change must not replace a result that DVC records.
     name = f"{task}-trial" if limit is not None or file is not None or overrides else task
     path = out or ZEROSHOT / file_name(name, model)
+    check_writable(path)
     device, stored = use_device(params.runtime), open_model(model)
     tokenizer = stored.tokenizer()
     limit = params.zeroshot.limit if limit is None else limit

@@ -16,7 +16,8 @@ from pipeline.config.paths import MODEL
 from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
 from pipeline.serve.samples import RULE, write_samples
-from pipeline.serve.sampling import TextStream, TokenSampler, generate
+from pipeline.serve.sampling import TextStream, TokenSampler, check_memory, generate
+from pipeline.storage.files import check_writable
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.weights.open import open_model
 
@@ -34,6 +35,8 @@ def main(
     """Generate sample.num_samples texts with a model; the first is shown while it is generated."""
     params = load_params(overrides or [])
     settings = params.sample
+    if out is not None and str(out) != "-":  # - means the screen only
+        check_writable(out)
     device = use_device(params.runtime)
     stored = open_model(model)
     if settings.recurrent_depth is not None and not stored.config.loops:
@@ -43,6 +46,7 @@ def main(
         )
     tokenizer = stored.tokenizer()
     prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
+    check_memory(stored.config, settings.num_samples, device)
     gpt = load_model(stored, device)
     sampler = TokenSampler(
         temperature=settings.temperature,
@@ -65,7 +69,7 @@ def main(
     texts = [text + ending for text, ending in zip(texts, endings, strict=True)]
     for text in texts[1:]:
         _show(f"{text}\n{RULE}\n")
-    if out is not None and str(out) != "-":  # - means the screen only
+    if out is not None and str(out) != "-":
         write_samples(out, texts, stored.sha256)
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
 

@@ -72,6 +72,8 @@ def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def _module(name: str) -> Any:
+    if "." in name:
+        return importlib.import_module(name)
     for package in ("stages", "pipeline.cli", "bench"):
         if importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")

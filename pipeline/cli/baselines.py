@@ -29,6 +29,7 @@ STAGES = ("eval_baselines", "stages/dvc.yaml:eval_baselines")
 
 def main() -> None:
     """Evaluate baselines.models and baselines.pretrained, and compare them with the trained model."""
+    load_params()  # DVC would show several lines for a broken params.yaml
     status = dvc("repro", "--keep-going", *STAGES)
     compare(out_of_date("train", *STAGES))
     sys.exit(2 if status else 0)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import check_file
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.load import build_with, parameter_shapes
 from pipeline.model.size import check_size
@@ -36,6 +37,7 @@ def main(
     """Convert a ckpt.pt to a model folder with its tokenizer. Nothing in ckpt.pt or meta.pkl is executed."""
     _check_new(out)
     for file in (ckpt, meta) if meta else (ckpt,):
+        check_file(file)
         verified(file.parent, (file.name,))  # `make export` may have written it
     found = read_checkpoint(ckpt)
     check_size(found.config, len(found.tensors), ckpt)

@@ -15,7 +15,7 @@ import typer
 from pipeline.cli import preset as presets
 from pipeline.cli import summary
 from pipeline.config.command_line import Force
-from pipeline.config.params import PARAMS_FILE
+from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.presets import DEFAULT
 
 
@@ -33,6 +33,7 @@ def main(
 
 def run_pipeline() -> None:
     """Run the stages that are out of date, then print the summary. Exits with DVC's status if one fails."""
+    load_params()  # DVC would show several lines for a broken params.yaml
     status = dvc("repro")
     if status:
         sys.exit(status)

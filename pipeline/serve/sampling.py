@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config.errors import UserError
+from pipeline.config.model import GPTConfig
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
+from pipeline.model.size import model_size
+from pipeline.runtime.device import memory_of
+from pipeline.storage.machine import binary
 from pipeline.tokens.tokenizers import Tokenizer
 
 
@@ -45,6 +49,18 @@ class TokenSampler:
             probabilities = torch.zeros_like(ordered).scatter(-1, ids, ordered.masked_fill(unneeded, 0.0))
             probabilities /= probabilities.sum(-1, keepdim=True)
         return probabilities
+
+
+def check_memory(config: GPTConfig, samples: int, device: torch.device) -> None:
+    """Raise UserError if the keys and values of so many samples cannot fit into memory."""
+    width = config.n_embd // config.n_head * (config.n_kv_head or config.n_head)
+    values = 2 * model_size(config).applications * config.block_size * width
+    needed, room = samples * values * 4, memory_of(device)
+    if needed > room.total:
+        raise UserError(
+            f"sample.num_samples = {samples:,}: keys and values need {binary(needed)} of memory, but "
+            f"{device} has {binary(room.total)}; set it to {room.total // (4 * values):,} or less"
+        )
 
 
 @torch.inference_mode()

@@ -42,6 +42,19 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError if a file at `path` could not be written: to be called before long work."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {path}: {above} is a file; name another folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(
+            f"--out {path}: {above} cannot be written to; change its permissions, or name another"
+        )
+
+
 def check_room_beside(folder: Path, names: Collection[str]) -> None:
     """Raise UserError if `<folder>.tmp` or `<folder>.old` exists, which `replacing_folder` would delete.
 

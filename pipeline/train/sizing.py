@@ -16,7 +16,8 @@ from pipeline.config.params import Params, Train
 from pipeline.config.paths import tokens_folder
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.size import ModelSize, model_size
-from pipeline.storage.machine import Room, binary, disk, memory
+from pipeline.runtime.device import memory_of
+from pipeline.storage.machine import binary, disk, memory
 from pipeline.tokens.shards import load_manifest
 from pipeline.train.runs import Run
 from pipeline.weights.open import GPT2_VOCABULARIES, open_model
@@ -137,14 +138,6 @@ def check_disk(params: Params, config: GPTConfig, run: Run) -> None:
             f"{run.folder}: its checkpoints need {binary(needed)} of disk, but {binary(free)} are free; free "
             f"some, or make {run.folder.parent} a link to a folder on a larger disk"
         )
-
-
-def memory_of(device: torch.device) -> Room:
-    """The memory of a device; that of the machine, if the device shares it."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return Room(total, free)
-    return memory()
 
 
 def _vocabulary(params: Params) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.paths import RUN_FILE
 from pipeline.config.validation import validate
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import read_checked_json, sha256_file
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
 from pipeline.weights.hub_models import download_model
@@ -24,11 +25,11 @@ from pipeline.weights.model_folder import (
     WEIGHTS_FILE,
     Weights,
     load_config,
-    read_config,
     verified,
 )
 from pipeline.weights.names import check_name, place_on_hub
 
+CHECKPOINT = re.compile(r"best|step-[0-9]{9}")  # a folder in runs/<key>/
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's size, and as nanoGPT pads it
 
 
@@ -91,8 +92,8 @@ def open_model(name: str | Path, sha256: Callable[[Path], str] = sha256_file) ->
     """
     folder = find_model(str(name))
     run = folder.parent / RUN_FILE
-    if not (folder / CONFIG_FILE).exists() and run.exists():
-        about = read_config(run)
+    if CHECKPOINT.fullmatch(folder.name) and not (folder / CONFIG_FILE).exists() and run.exists():
+        about = read_checked_json(run, "restore it from a copy")
         config, data = validate(GPTConfig, about["model"], run), Path(about["data"])
         tokenizer = data / TOKENIZER_FILE
         if not tokenizer.exists() or sha256_file(tokenizer) != about.get("tokenizer"):

@@ -200,8 +200,8 @@ def _flip_for_summary(name: str, world: World) -> None:
 
 @fault(
     "bit-in-export",
-    "a bit flipped in each file of `results/export/` but the card, which its user may edit, then uploading it "
-    "to a hub that does not answer",
+    "a bit flipped in each file of `results/export/` but the card, which its user may edit; then it is "
+    "uploaded to a hub that does not answer",
     "one line refuses the export before anything is sent",
 )
 def bit_in_export(world: World) -> Iterator[Trial]:
