@@ -205,7 +205,8 @@ def test_optimizer_and_gradients_count(
     needs = training_memory(config, model_size(config), tiny.params().train)
 
     def train_with(total: int) -> Ended:
-        monkeypatch.setattr("pipeline.train.sizing.memory", lambda: Room(total, total))
+        for module in ("train.sizing", "runtime.device"):
+            monkeypatch.setattr(f"pipeline.{module}.memory", lambda: Room(total, total))
         return stage("train")
 
     refused = train_with(needs.certain - 1)
