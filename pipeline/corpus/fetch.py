@@ -18,6 +18,7 @@ from pipeline.config.errors import UserError, without_passwords
 from pipeline.corpus.progress import progress
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json
+from pipeline.storage.machine import check_disk
 
 if TYPE_CHECKING:
     import requests
@@ -119,6 +120,7 @@ def _from_mirror(url: str, partial: _Partial) -> str | None:
     if not path.is_file():
         return None
     partial.remove()
+    check_disk(partial.path.parent, path.stat().st_size, f"the bytes of {partial.name}")
     shutil.copyfile(path, partial.path)
     return str(path)
 
@@ -195,6 +197,7 @@ def _get_rest(url: str, partial: _Partial) -> None:
             partial.begin(url, "" if compressed else _version(response))
         length = "" if compressed else response.headers.get("Content-Length", "")
         total = done + int(length) if length.isdecimal() else None
+        check_disk(partial.path.parent, (total or 0) - done, f"the bytes of {partial.name}")
         with (
             partial.path.open("ab") as file,
             progress(partial.name, "B", total, done) as advance,

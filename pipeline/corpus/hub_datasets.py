@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.errors import UserError
 from pipeline.corpus.progress import progress
 from pipeline.storage.files import fsync
+from pipeline.storage.machine import check_disk
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,6 +39,7 @@ def write_documents(
         if text_column not in (stream.column_names or [text_column]):
             columns = ", ".join(stream.column_names)
             raise UserError(f"{where}: no column {text_column!r}, only {columns}; correct source.text_column")
+        check_disk(folder, _expected_bytes(stream.info, split) - _size(folder), f"the files of {repository}")
         _write_parts(stream.select_columns([text_column]).with_format("arrow"), repository, folder)
     except UserError:
         raise
@@ -53,6 +55,18 @@ def write_documents(
         if isinstance(error, OSError | ValueError | RuntimeError):
             raise UserError(f"{where}: {first_line(error)}; correct source in dataset.yaml") from None
         raise
+
+
+def _expected_bytes(info: Any, split: str) -> float:
+    """About the bytes of a split in compressed files; 0 if the data set does not say."""
+    known = (info.splits or {}).get(split)
+    if known is None or not (info.dataset_size and info.download_size):
+        return 0.0
+    return float(info.download_size * known.num_bytes / info.dataset_size)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _write_parts(stream: Any, name: str, folder: Path) -> None:

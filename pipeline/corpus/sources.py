@@ -96,7 +96,7 @@ class HuggingFaceSource(TextSource):
             if found != self.documents:
                 raise UserError(
                     f"source.documents = {self.documents}: {self.repository} at {self.revision} has {found}; "
-                    "it was not kept; name a complete revision, or correct the number in dataset.yaml"
+                    "name a complete revision, or correct the number in dataset.yaml"
                 )
 
 
@@ -231,7 +231,8 @@ def write_raw(spec: DatasetSpec, folder: Path) -> None:
     new is complete. What an interrupted call finished is kept. Raises UserError if the source is missing,
     unreadable or changed. A manifest has the checksums of all files.
     """
-    with resuming_folder(folder, {"source": spec.source.model_dump()}) as partial:
+    # The number of documents is only checked: correcting it keeps what was downloaded.
+    with resuming_folder(folder, {"source": spec.source.model_dump(exclude={"documents"})}) as partial:
         spec.source.write(partial)
         if {path.name for path in partial.iterdir()} == {KEY_FILE}:
             raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.config.errors import UserError
+
 
 class Room(NamedTuple):
     """Bytes of memory or of a disk."""
@@ -43,6 +45,16 @@ def disk(path: Path) -> Room:
         path = path.parent
     usage = shutil.disk_usage(path)
     return Room(usage.total, usage.free)
+
+
+def check_disk(path: Path, needed: float, what: str) -> None:
+    """Raise UserError if the disk of `path` lacks the bytes that are `needed` for `what`, a plural noun."""
+    free = disk(path).free
+    if needed > free:
+        raise UserError(
+            f"{path}: {what} need {binary(int(needed))} of disk, but {binary(free)} are free; free some, or "
+            f"make {path.parent} a link to a folder on a larger disk"
+        )
 
 
 def binary(size: int) -> str:

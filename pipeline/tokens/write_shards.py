@@ -30,6 +30,7 @@ from pipeline.corpus.progress import progress
 from pipeline.corpus.sources import IDS_FILES, META_FILE, DocumentSplit, GivenSplit, Split, TailSplit
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
+from pipeline.storage.machine import check_disk
 from pipeline.storage.resuming import PROGRESS_FILE, resuming_folder
 from pipeline.tokens.nanogpt_ids import read_ids, read_meta
 from pipeline.tokens.shards import Manifest, ShardWriter, SplitManifest, SplitName, token_dtype
@@ -45,6 +46,9 @@ from pipeline.tokens.tokenizers import (
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 BATCH_CHARACTERS = 1 << 23  # encoded together: enough to keep every core busy, yet little memory
 MAX_SHARDS = 10_000  # a folder of more files is of no use to anybody
+BYTES_PER_TOKEN = 2
+# Most texts have fewer characters to a token of GPT-2's, so they need more disk than these two say.
+CHARACTERS_PER_TOKEN = 6
 SECONDS_BETWEEN_RECORDS = 10.0
 
 
@@ -81,7 +85,10 @@ def tokenize(
         "shard_tokens": shard_tokens,
         "code": fingerprint(_code()),
     }
+    letters = isinstance(corpus, IdFiles) or tokenizer_name in ("char", "byte")
     with resuming_folder(folder, key) as partial:
+        needed = corpus.most_tokens / (1 if letters else CHARACTERS_PER_TOKEN) * BYTES_PER_TOKEN
+        check_disk(folder, needed - sum(path.stat().st_size for path in partial.glob("*.bin")), "its shards")
         try:
             writer = TokensWriter.resumed(partial, shard_tokens)
             if writer is None:

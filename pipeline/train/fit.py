@@ -37,7 +37,7 @@ from pipeline.train.init_from import Start
 from pipeline.train.loop import Data, Interrupted, Probe, Trainer
 from pipeline.train.metrics import final_metrics
 from pipeline.train.runs import Keep, Run
-from pipeline.train.sizing import check_disk, check_memory
+from pipeline.train.sizing import check_memory, check_room_for_run
 from pipeline.weights.model_folder import WEIGHTS_FILE, Weights, save_config
 
 
@@ -63,7 +63,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
     run = Run(runs_folder / identity.key, keep)
     if not run.finished.exists():
         check_memory(params, start.config, device, note=say)
-        check_disk(params, start.config, run)
+        check_room_for_run(params, start.config, run)
     with run.locked(say):
         metrics = run.metrics(say)
         if metrics is not None:

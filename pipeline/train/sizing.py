@@ -17,7 +17,7 @@ from pipeline.config.paths import tokens_folder
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.size import ModelSize, model_size
 from pipeline.runtime.device import memory_of
-from pipeline.storage.machine import binary, disk, memory
+from pipeline.storage.machine import binary, check_disk, memory
 from pipeline.tokens.shards import load_manifest
 from pipeline.train.runs import Run
 from pipeline.weights.open import GPT2_VOCABULARIES, open_model
@@ -128,16 +128,11 @@ def check_memory(
         )
 
 
-def check_disk(params: Params, config: GPTConfig, run: Run) -> None:
+def check_room_for_run(params: Params, config: GPTConfig, run: Run) -> None:
     """Raise UserError if the checkpoints of a run do not fit on its disk beside what is there of it."""
     needed = run_disk(params, model_size(config)).run
     there = sum(path.stat().st_size for path in run.folder.glob("*/*") if path.is_file())
-    free = disk(run.folder).free
-    if needed - there > free:
-        raise UserError(
-            f"{run.folder}: its checkpoints need {binary(needed)} of disk, but {binary(free)} are free; free "
-            f"some, or make {run.folder.parent} a link to a folder on a larger disk"
-        )
+    check_disk(run.folder, needed - there, "its checkpoints")
 
 
 def _vocabulary(params: Params) -> int | None:

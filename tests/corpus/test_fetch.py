@@ -22,6 +22,7 @@ import pytest
 from pipeline.config.errors import UserError, one_line
 from pipeline.corpus import fetch as fetch_module
 from pipeline.corpus.fetch import fetch
+from pipeline.storage.machine import Room
 
 CONTENT = b"".join(b"%d: to be, or not to be\n" % line for line in range(20_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -136,6 +137,18 @@ def test_a_damaged_file_is_downloaded_again_even_if_read_only(site: Site, tmp_pa
     damaged = tmp_path / "text.txt"
     damaged.write_bytes(b"damaged")
     damaged.chmod(0o444)
+    assert fetch(site.url, SHA256, tmp_path).read_bytes() == CONTENT
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(10**9, len(CONTENT) - 1))
+    with pytest.raises(UserError, match=r"the bytes of text.txt need .* of disk, but .* are free"):
+        fetch(site.url, SHA256, tmp_path)
+    assert len(site.requests) == 1
+    assert not any(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+    begun(site, tmp_path)  # the rest of it fits
     assert fetch(site.url, SHA256, tmp_path).read_bytes() == CONTENT
 
 

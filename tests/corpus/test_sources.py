@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -195,10 +196,14 @@ def test_a_dataset_with_another_number_of_documents_is_refused(repository: Path,
     raw = tmp_path / "raw"
     write_raw(huggingface(repository, documents=2500), raw)
     (repository / "data" / "train-00001-of-00003.parquet").unlink()  # as in a conversion that was cut short
-    with pytest.raises(UserError, match=r"source.documents = 2500: .* has 1500; it was not kept") as error:
+    with pytest.raises(UserError, match=r"source.documents = 2500: .* has 1500; name a complete") as error:
         write_raw(huggingface(repository, documents=2500), raw)
     assert "\n" not in str(error.value)
     assert len(texts(raw)) == 2500  # the old text
+    shutil.rmtree(repository)
+    repository.mkdir()
+    kept = sorted(raw.with_name("raw.part").glob("*.parquet"))
+    assert len(kept) == 2, "what was downloaded is there for the next attempt"
 
 
 # huggingface_hub reads HF_ENDPOINT when it is imported, so it takes a fresh interpreter.

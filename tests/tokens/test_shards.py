@@ -14,7 +14,6 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.storage import checksums
-from pipeline.storage.checksums import sha256_file
 from pipeline.tokens import shards
 from pipeline.tokens.shards import (
     MANIFEST_FILE,
@@ -245,12 +244,13 @@ def test_large_shards_are_hashed_once_and_again_when_they_change(
     monkeypatch.setattr(shards, "LARGE", 8)  # bytes; the last shard has 6
     read: list[str] = []
 
-    def counted(path: Path) -> str:
-        read.append(path.name)
-        return sha256_file(path)
+    hash_file = checksums.hash_file
 
-    monkeypatch.setattr(shards, "sha256_file", counted)
-    monkeypatch.setattr(checksums, "sha256_file", counted)
+    def counted(path: Path, algorithm: str) -> str:
+        read.append(path.name)
+        return hash_file(path, algorithm)
+
+    monkeypatch.setattr(checksums, "hash_file", counted)
     open_split(tmp_path, "val")
     assert read == [f"val-0000{number}.bin" for number in range(3)]
     open_split(tmp_path, "val")

@@ -22,6 +22,7 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.documents import corpus_files, fingerprint, read_pieces
 from pipeline.corpus.sources import DocumentSplit, GivenSplit, Split, TailSplit, UrlSource, load_spec
 from pipeline.storage.files import write_text
+from pipeline.storage.machine import Room
 from pipeline.storage.resuming import PROGRESS_FILE
 from pipeline.tokens import write_shards
 from pipeline.tokens.nanogpt_ids import write_meta
@@ -382,6 +383,19 @@ def test_an_interrupted_attempt_is_mentioned(
     interrupted(raw, monkeypatch)
     tokenized(raw, shard_tokens=4)
     assert "tokens.part: an interrupted call wrote " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "needed"), [("byte", 4798), ("bpe", 800)])
+def test_shards_that_do_not_fit_on_the_disk_are_refused(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, name: str, needed: int
+) -> None:
+    write_text(raw / "a.txt", "".join(chr(97 + n * n % 26) + chr(97 + n % 25) for n in range(1199)))
+    monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(10**9, needed - 1))
+    with pytest.raises(UserError, match=r"tokens: its shards need .* of disk, but .* are free; "):
+        tokenized(raw, name=name)
+    assert {path.name for path in raw.parent.iterdir()} == {"raw"}
+    monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(10**9, needed))
+    assert tokenized(raw, name=name).train.tokens > 0
 
 
 def test_a_flood_of_shards_is_refused(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

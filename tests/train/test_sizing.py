@@ -222,11 +222,11 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(
 ) -> None:
     config = tiny.config(n_layer=2, dropout=0.1, vocab_size=len(set(tiny.text())))
     needed = run_disk(tiny.params(), model_size(config)).run
-    monkeypatch.setattr("pipeline.train.sizing.disk", lambda path: Room(needed, needed - 1))
+    monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(needed, needed - 1))
     with pytest.raises(UserError, match=r"its checkpoints need .* of disk, but .* are free; "):
         runs()
     assert not runs.folder.exists()
-    monkeypatch.setattr("pipeline.train.sizing.disk", lambda path: Room(needed, needed))
+    monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(needed, needed))
     runs()
-    monkeypatch.setattr("pipeline.train.sizing.disk", lambda path: Room(needed, 0))
+    monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(needed, 0))
     runs()  # finished: nothing is written any more
