@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import HASHES
-from pipeline.config.reading import read_text
+from pipeline.config.reading import check_file, read_text
 from pipeline.config.validation import Section, Sha256
 from pipeline.storage.checksums import HashCache, sha256_file
 from pipeline.storage.files import write_text
@@ -98,9 +98,10 @@ def load_manifest(folder: Path) -> Manifest:
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder of shards. Raises UserError unless it is the one that made them."""
     manifest, path = load_manifest(folder), folder / TOKENIZER_FILE
-    tokenizer = load_tokenizer(folder)
+    check_file(path, missing=REMEDY)
     if sha256_file(path) != manifest.tokenizer_sha256:
         raise UserError(f"{path}: not the tokenizer that made the shards; {REMEDY}")
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != manifest.vocab_size:
         raise UserError(
             f"{folder / MANIFEST_FILE}: vocab_size is {manifest.vocab_size}, but the tokenizer has "
