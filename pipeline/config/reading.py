@@ -98,6 +98,8 @@ def parse_yaml(text: str) -> Any:
         raise
     except (YAMLError, ValueError) as error:  # ValueError for a date or a number that cannot be
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from None
+    except (KeyError, AttributeError, TypeError, IndexError):  # from the library, for `!!bool perhaps`
+        raise UserError("not valid YAML: a value does not fit its tag, such as !!bool; correct it") from None
 
 
 class _WithoutAliases(Composer):
