@@ -15,6 +15,8 @@ from pipeline.config.params import Params
 
 SCHEMA_FILE = Path("presets/params.schema.json")
 COMMENT_COLUMN = 36
+# What JSON has as it is, but YAML only as an escape.
+NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 ABOUT = """\
 # Every parameter of the pipeline. Change a value and run `dvc repro`: stages that depend on it run again, and
@@ -49,7 +51,7 @@ def yaml_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(yaml_value, value))}]"
     if isinstance(value, str) and not _is_plain(value):
-        return json.dumps(value, ensure_ascii=False)
+        return NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
     return str(value)
 
 
