@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, Params
@@ -87,7 +88,7 @@ def replacement(
 
 def overlay(text: str, values: Mapping[str, Any]) -> str:
     """The text of params.yaml with `values`, {section: {key: value}}, put in; comments are kept."""
-    yaml = _round_trip()
+    yaml = yaml_to_write()
     document = yaml.load(text)
     for section, entries in values.items():
         if isinstance(entries, Mapping) and section in document:
@@ -97,6 +98,26 @@ def overlay(text: str, values: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes U+0085 as an escape; as it is, it would be read as a line end, and so as a space."""
+
+    def represent_text(self, text: str) -> Any:
+        style = '"' if "\x85" in text else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_text)
+
+
+def yaml_to_write() -> YAML:
+    """A YAML writer that keeps the comments and quotes of what it read, and never folds a line."""
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    return yaml
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -158,13 +179,6 @@ def _path(name: str, folder: Path) -> Path:
     if name not in known:
         raise UserError(f"unknown preset {name}{suggest(name, known)} (there are {', '.join(known)})")
     return folder / f"{name}.yaml"
-
-
-def _round_trip() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1000  # never fold a line
-    return yaml
 
 
 def _parse(text: str) -> dict[str, Any]:

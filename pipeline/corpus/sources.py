@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from ruamel.yaml import YAML
 
 from pipeline.config.errors import UserError
+from pipeline.config.presets import yaml_to_write
 from pipeline.config.reading import check_file
 from pipeline.config.validation import Section, Sha256, read_yaml, suggest, validate
 from pipeline.corpus import hub_datasets, pydocs
@@ -218,9 +218,7 @@ def load_spec(dataset: str, root: Path = Path("data")) -> DatasetSpec:
 def write_spec(spec: DatasetSpec, path: Path) -> None:
     """Write a dataset.yaml atomically."""
     text = io.StringIO()
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.dump(spec.model_dump(exclude_defaults=True), text)
+    yaml_to_write().dump(spec.model_dump(exclude_defaults=True), text)
     write_text(path, text.getvalue())
 
 
