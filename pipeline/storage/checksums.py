@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.config.reading import OTHER_FILE, check_file, read_json
+from pipeline.config.reading import OTHER_FILE, check_file, parse_json, read_json
 from pipeline.storage.files import replacing_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises OSError if there is no manifest, and ValueError, saying why, if it is damaged.
     """
     try:
-        checksums = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        checksums = parse_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError("not JSON") from None
     if not isinstance(checksums, dict) or not checksums:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
+from pipeline.config.reading import parse_json
 from pipeline.storage.files import fsync, replacing_folder, write_json
 
 KEY_FILE = "key.json"
@@ -54,6 +54,6 @@ def resuming_folder(folder: Path, key: dict[str, Any]) -> Iterator[Path]:
 
 def _belongs_to(partial: Path, key: dict[str, Any]) -> bool:
     try:
-        return bool(json.loads((partial / KEY_FILE).read_text(encoding="utf-8")) == key)
+        return bool(parse_json((partial / KEY_FILE).read_text(encoding="utf-8")) == key)
     except (OSError, ValueError):
         return False
