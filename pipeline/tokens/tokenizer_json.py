@@ -29,6 +29,7 @@ def kind_of(values: dict[str, Any]) -> Kind:
     specials = special_tokens(values)
     plain = {token: i for token, i in model["vocab"].items() if token not in specials}
     ids = sorted([*plain.values(), *specials.values()])
+    _refuse_if(not plain, "it has no tokens")
     _refuse_if(ids != list(range(len(ids))), "its ids have gaps or duplicates")
 
     by_id = sorted(plain, key=lambda token: plain[token])
