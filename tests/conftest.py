@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -24,6 +25,17 @@ from tests import tiny
 from tests.train.runs import Runs
 
 torch.set_num_threads(1)
+
+# The same examples each time, and no files of past failures. HYPOTHESIS_EXAMPLES=5000 looks further.
+hypothesis.settings.register_profile(
+    "seeded",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=False,
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", 60)),
+)
+hypothesis.settings.load_profile("seeded")
 
 
 @dataclass
