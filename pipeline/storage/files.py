@@ -23,7 +23,12 @@ LEFTOVER = re.compile(r"\..+\.([0-9]+)\.tmp")  # of `write_text`, with the id of
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`, atomically."""
+    """Replace the content of `path` by `text`, atomically.
+
+    Raises UserError for a device or a FIFO, which a file would replace for all who use it, and for a folder.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; name another file to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -33,6 +33,16 @@ def test_text_is_written_exactly_into_folders_that_need_not_exist(tmp_path: Path
     assert names(path.parent) == ["text.txt"]
 
 
+def test_what_is_not_a_file_stays_in_its_place(tmp_path: Path) -> None:
+    """Root could replace /dev/null by a file."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder"):
+        with pytest.raises(UserError, match=f"{name}: not a regular file; name another"):
+            write_text(tmp_path / name, "text")
+    assert (tmp_path / "fifo").is_fifo() and names(tmp_path) == ["fifo", "folder"]
+
+
 def test_json_is_indented_and_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "é", "loss": 1.5})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
