@@ -50,7 +50,8 @@ REMEDIES = {
     errno.EPIPE: "its reader has closed it; send the output to a file",
     errno.ENOMEM: "close other programs, or make the model or the batch smaller",
 }
-NO_MEMORY = ("not enough memory", "out of memory")  # PyTorch's errors; it has no class for those of a CPU
+# PyTorch's errors; it has no class for those of a CPU.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def machine_refusal(error: Exception) -> str | None:
