@@ -20,7 +20,7 @@ from pipeline.config.errors import UserError, one_line
 from pipeline.config.params import PARAMS_FILE, Params, load_params
 from pipeline.config.params_yaml import params_yaml, yaml_value
 from pipeline.config.presets import differences, overlay
-from pipeline.config.reading import parse_json, read_json, read_text
+from pipeline.config.reading import parse_json, parse_yaml, read_json, read_text
 from pipeline.config.validation import known_names, read_yaml, validate
 from pipeline.corpus.sources import TailSplit, load_spec, write_spec
 from pipeline.serve.sampling import TextStream
@@ -240,6 +240,16 @@ def test_an_override_that_is_written_as_yaml_is_that_value(change: tuple[str, An
         assert PARAMS.with_overrides([f"{name}={yaml_value(value)}"]) == with_value(PARAMS, name, value)
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+
+
+@given(SCALARS | st.lists(TEXTS, max_size=3))
+@example(1e-5)
+def test_a_value_is_the_same_in_the_dialects_of_yaml(value: Any) -> None:
+    text = yaml_value(value)
+    assert parse_yaml(text) == yaml.safe_load(text) == value
+
+
 @given((st.integers() | st.booleans() | st.floats()).map(str))
 def test_an_override_of_a_text_may_look_like_a_number(text: str) -> None:
     assert PARAMS.with_overrides([f"sample.start={text}"]).sample.start == text
@@ -253,9 +263,7 @@ def test_parameters_are_read_back_from_their_file(folder: Path, changes: list[tu
         with or_one_line():
             params = with_value(params, name, value)
     path = folder / "params.yaml"
-    written = params_yaml(params, "title")
-    assert yaml.safe_load(written) == params.model_dump()  # in PyYAML's dialect too
-    for text in (written, overlay(DEFAULT, params.model_dump())):
+    for text in (params_yaml(params, "title"), overlay(DEFAULT, params.model_dump())):
         path.write_text(text, encoding="utf-8")
         assert load_params((), path) == params
 
