@@ -11,10 +11,10 @@ from pipeline.config.errors import naming
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model_rules import check_start
 from pipeline.config.params import BASELINES, Params, load_params
-from pipeline.config.paths import CHECKED, HASHES
+from pipeline.config.paths import CHECKED, hashes_file
 from pipeline.corpus.sources import load_spec
 from pipeline.storage.checksums import HashCache
-from pipeline.storage.dvc_cache import remove_damaged
+from pipeline.storage.dvc_cache import set_aside_damaged
 from pipeline.storage.files import replacing_folder, write_json
 from pipeline.tokens.prompt import read_prompt
 from pipeline.weights.identity import identity
@@ -27,15 +27,14 @@ def main(overrides: Overrides = None) -> None:
     params.check_sections()
     load_spec(params.data.dataset)
     read_prompt(params.sample.start)
-    hashes = HashCache(HASHES)
-    remove_damaged(hashes.md5, say=lambda text: print(f"note: {text}", file=sys.stderr))
-    _check_models(params, hashes)
-    if params.runtime.device not in ("auto", "cpu") or _is_large(params):
-        _check_device(params)  # it imports PyTorch, which takes a second
-    with replacing_folder(CHECKED) as folder:
-        for name, values in _inputs(params, hashes).items():
-            write_json(folder / f"{name}.json", values)
-    hashes.save()
+    with HashCache(hashes_file()) as hashes:
+        set_aside_damaged(hashes.md5, say=lambda text: print(f"note: {text}", file=sys.stderr))
+        _check_models(params, hashes)
+        if params.runtime.device not in ("auto", "cpu") or _is_large(params):
+            _check_device(params)  # it imports PyTorch, which takes a second
+        with replacing_folder(CHECKED) as folder:
+            for name, values in _inputs(params, hashes).items():
+                write_json(folder / f"{name}.json", values)
 
 
 def _check_device(params: Params) -> None:

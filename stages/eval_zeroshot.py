@@ -16,7 +16,8 @@ from pipeline.config.paths import MODEL, ZEROSHOT
 from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
 from pipeline.model.load import load_model
 from pipeline.runtime.device import use_device
-from pipeline.storage.files import check_writable, write_json
+from pipeline.storage.checksums import write_checked_json
+from pipeline.storage.files import check_writable
 from pipeline.weights.open import open_model
 
 File = Annotated[
@@ -56,7 +57,7 @@ def main(
     gpt = load_model(stored, device)
     figures = evaluate_task(samples, gpt, tokenizer, device, params.zeroshot.batch_size)
     about = {"task": task, "model": model, "weights": stored.sha256, "samples": samples.samples}
-    write_json(path, {**about, **figures})
+    write_checked_json(path, {**about, **figures})
     shown = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
     print(f"{path}: {shown} on {samples.samples} samples")
 

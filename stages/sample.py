@@ -46,7 +46,7 @@ def main(
         )
     tokenizer = stored.tokenizer()
     prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
-    check_memory(stored.config, settings.num_samples, device)
+    check_memory(stored.config, settings.num_samples, len(ids) + settings.max_new_tokens, device)
     gpt = load_model(stored, device)
     sampler = TokenSampler(
         temperature=settings.temperature,

@@ -348,12 +348,12 @@ def test_facts_are_read_back_while_their_files_are_the_same(
     record, result = folder / "run.json", folder / "result"
     result.write_bytes(content)
     write_record(record, facts, [result])
-    found = check_recorded(record, result)
+    found = check_recorded(record)
     assert found.pop("files") == {str(result): sha256_file(result)}
     assert json.dumps(found) == json.dumps({name: fact for name, fact in facts.items() if name != "files"})
     result.write_bytes(flipped(content, position, bit))
     with refused("result: not of the run"):
-        check_recorded(record, result)
+        check_recorded(record)
 
 
 @given(CONTENTS | VALUES.map(lambda value: json.dumps({"files": value}).encode()))
@@ -364,7 +364,7 @@ def test_any_bytes_as_a_record_of_results_are_one_line(folder: Path, content: by
     result.write_bytes(b"1")
     record.write_bytes(content)
     with refused():
-        check_recorded(record, result)
+        check_recorded(record)
 
 
 @given(CONTENTS | VALUES)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from pipeline.cli.repro import dvc, out_of_date
+from pipeline.cli.repro import out_of_date, repro
 from pipeline.config.params import load_params
 from pipeline.config.paths import (
     COMPARISON,
@@ -29,8 +29,7 @@ STAGES = ("eval_baselines", "stages/dvc.yaml:eval_baselines")
 
 def main() -> None:
     """Evaluate baselines.models and baselines.pretrained, and compare them with the trained model."""
-    load_params()  # DVC would show several lines for a broken params.yaml
-    status = dvc("repro", "--keep-going", *STAGES)
+    status = repro("--keep-going", *STAGES)
     compare(out_of_date("train", *STAGES))
     sys.exit(2 if status else 0)
 
@@ -58,5 +57,5 @@ def compare(stale: Collection[str] = ()) -> None:
 
 
 def _metrics() -> dict[str, Any]:
-    check_recorded(RECORD, METRICS)
+    check_recorded(RECORD)
     return read_json(METRICS)

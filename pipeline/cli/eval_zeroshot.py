@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.repro import dvc
+from pipeline.cli.repro import repro
 from pipeline.config.command_line import ModelName, Overrides
 from pipeline.config.errors import UserError, one_line
 from pipeline.config.params import load_params
@@ -37,12 +37,11 @@ def main(
         raise UserError(
             f"--file {file}: belongs to one task; name that task as the argument (with make: TASKS=hellaswag)"
         )
-    params = load_params(overrides or [])  # DVC would show several lines for a broken params.yaml
     if not tasks and model == str(MODEL) and limit is None and not overrides:
-        status = dvc("repro", "--keep-going", "--glob", "stages/dvc.yaml:eval_zeroshot*")
+        status = repro("--keep-going", "--glob", "stages/dvc.yaml:eval_zeroshot*")
         sys.exit(2 if status else 0)
     failed = False
-    for task in tasks or params.zeroshot.tasks:
+    for task in tasks or load_params(overrides or []).zeroshot.tasks:
         try:
             eval_zeroshot.main(task, model, file, limit, overrides=overrides)
         except UserError as error:

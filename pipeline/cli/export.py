@@ -77,14 +77,13 @@ def _check_replaceable(folder: Path, is_export: Callable[[Path], bool]) -> None:
 def _write_transformers(
     stored: StoredModel, tokenizer: Tokenizer, recurrent_depth: int | None, folder: Path, out: Path
 ) -> str:
-    config = stored.config
-    values, tensors = to_gpt2(
-        load_model(stored).state_dict(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
-    )
-    training, picture = None, None
+    config, training, picture = stored.config, None, None
     if stored.folder.resolve() == MODEL.resolve():  # the training of other models is unknown
         training = _training()
         picture = DEPTH_PICTURE if drawn_from(DEPTH_PICTURE) == stored.sha256 else None
+    values, tensors = to_gpt2(
+        load_model(stored).state_dict(), config, recurrent_depth, tokenizer.vocab_size, tokenizer.end_of_text
+    )
     num_params = sum(tensor.numel() for tensor in tensors.values())
     card = model_card(
         config, tokenizer, num_params, values["n_layer"], training, PICTURE_FILE if picture else None
@@ -104,7 +103,7 @@ def _training() -> Training | None:
     if not METRICS.exists() and not RECORD.exists():
         return None  # the model was put there by its user
     evaluated = baseline_files(load_params()).values()
-    return read_training(RECORD, METRICS, sorted(MODEL.iterdir()), evaluated)
+    return read_training(RECORD, METRICS, evaluated)
 
 
 def _is_transformers_export(folder: Path) -> bool:

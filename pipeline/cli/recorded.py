@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.paths import (
@@ -21,18 +19,17 @@ from pipeline.config.paths import (
     RESULTS,
     RUN_FILE,
     SAVED,
+    ZEROSHOT,
     runs_folder,
 )
-from pipeline.config.validation import read_yaml
 from pipeline.corpus.documents import corpus_files, fingerprint
 from pipeline.corpus.sources import IDS_FILES, load_spec
 from pipeline.storage.checksums import MANIFEST_FILE, checksum, read_checked_json, read_manifest
-from pipeline.storage.dvc_cache import object_path, objects
+from pipeline.storage.dvc_cache import LOCKS, SET_ASIDE, locked_outputs, objects
 from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import TOKENIZER_FILE
 from pipeline.train.checkpoint import LOG_FILE
 
-LOCKS = (Path("dvc.lock"), Path("stages/dvc.lock"))
 PUBLISH = "`dvc repro -f -s train` publishes it again"
 CARD = "README.md"  # of an export: its user may edit it
 UNFINISHED = (".tmp", ".old", ".part", ".damaged")  # folders that no reader takes for whole
@@ -165,47 +162,40 @@ def results_of_the_run() -> Found:
             yield Recorded(Path(name), str(sha256), PUBLISH)
 
 
-def baselines() -> Found:
-    """The figures of baselines and of other models, which have their own checksums."""
-    for folder in (BASELINES, PRETRAINED):
+def evaluations() -> Found:
+    """The figures of baselines, other models and zero-shot tasks, which have their own checksums."""
+    for folder in (BASELINES, PRETRAINED, ZEROSHOT):
         for path in sorted(folder.rglob("*.json")):
             yield _checked_json(path, f"`rm {shlex.quote(str(path))}`, and evaluate it again")
 
 
 def outputs() -> Found:
-    """The outputs of every stage, as dvc.lock records them."""
-    for lock in LOCKS:
-        if not lock.exists():
-            continue
-        try:
-            stages = read_yaml(lock).get("stages", {})
-        except UserError as error:
-            yield Damage(
-                lock, str(error).removeprefix(f"{lock}: "), "restore it, or remove it and `dvc repro`"
-            )
-            continue
-        prefix = "" if lock.parent == Path() else f"{lock.with_suffix('.yaml')}:"
-        for name, stage in stages.items():
-            remedy = f"`dvc repro -f -s {shlex.quote(prefix + name)}`"
-            for out in stage.get("outs", ()):
-                yield from _output(Path(out["path"]), str(out.get("md5", "")), remedy)
+    """The outputs of every stage, as dvc.lock records them.
 
-
-def _output(path: Path, md5: str, remedy: str) -> Found:
-    """One output of a stage. What is not there at all is not damaged: `dvc repro` makes it."""
+    What is not there at all is not damaged: `dvc repro` makes it.
+    """
     problem = "not what dvc.lock records, by damage or because a stage was run by hand"
-    if path.is_file() and md5:
-        yield Recorded(path, md5, remedy, "md5", problem=problem)
-    elif path.is_dir() and md5:
-        listed = _json(object_path(md5))
-        for entry in listed if isinstance(listed, list) else ():
-            yield Recorded(path / entry["relpath"], entry["md5"], remedy, "md5", problem=problem)
+    for lock in filter(Path.exists, LOCKS):
+        try:
+            for path, md5, stage in locked_outputs(lock):
+                if md5 and path.is_file():
+                    remedy = f"`dvc repro -f -s {shlex.quote(stage)}`"
+                    yield Recorded(path, md5, remedy, "md5", problem=problem)
+        except UserError as error:
+            problem = str(error).removeprefix(f"{lock}: ")
+            yield Damage(lock, problem, "restore it, or remove it and `dvc repro`")
 
 
 def cache() -> Found:
     """The objects in DVC's cache: the name of each is the md5 of its content."""
+    names: dict[str, Path] = {}
+    for lock in filter(Path.exists, LOCKS):
+        with suppress(UserError):  # `outputs` reports it
+            names |= {out.md5.removesuffix(".dir"): out.path for out in locked_outputs(lock)}
     for path, md5 in objects():
-        yield Recorded(path, md5, "removed, so that DVC never uses it", "md5", remove=True)
+        problem = f"not what was written; it was {names.get(md5, 'an earlier result')}"
+        remedy = f"set aside in {SET_ASIDE}, so that DVC never uses it"
+        yield Recorded(path, md5, remedy, "md5", problem=problem, remove=True)
 
 
 # What is looked at: each entry finds the files of one kind, with the hashes that were recorded for them. Of
@@ -216,7 +206,7 @@ KINDS: dict[str, Callable[[], Found]] = {
     "checkpoints": checkpoints,
     "models, exports": models,
     "results/run.json": results_of_the_run,
-    "results/baselines": baselines,
+    "evaluations": evaluations,
     "dvc.lock": outputs,
     "DVC's cache": cache,
 }
@@ -253,11 +243,3 @@ def _token_folders(dataset: Path) -> list[Path]:
 def _again(stage: str, dataset: str, tokenizer: str | None = None) -> str:
     parameters = f"data.dataset = {dataset}" + (f" and tokenizer.name = {tokenizer}" if tokenizer else "")
     return f"`dvc repro -f -s {stage}` with {parameters} writes it again"
-
-
-def _json(path: Path) -> Any:
-    """The content of a JSON file, or None if there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

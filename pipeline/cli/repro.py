@@ -33,11 +33,16 @@ def main(
 
 def run_pipeline() -> None:
     """Run the stages that are out of date, then print the summary. Exits with DVC's status if one fails."""
-    load_params()  # DVC would show several lines for a broken params.yaml
-    status = dvc("repro")
+    status = repro()
     if status:
         sys.exit(status)
     summary.main()
+
+
+def repro(*arguments: str) -> int:
+    """Run `dvc repro` and return its exit status. Raises UserError for a broken params.yaml."""
+    load_params()  # DVC would say it in several lines
+    return dvc("repro", *arguments)
 
 
 def dvc(*arguments: str) -> int:

@@ -16,7 +16,8 @@ from pipeline.config.params import Params, load_params
 from pipeline.config.paths import raw_folder, runs_folder, tokens_folder
 from pipeline.model.size import ModelSize, model_size
 from pipeline.report.tables import plain_table
-from pipeline.runtime.device import memory_of, use_device
+from pipeline.runtime.device import use_device
+from pipeline.runtime.memory import memory_of
 from pipeline.storage.machine import binary, disk
 from pipeline.tokens.shards import load_manifest
 from pipeline.train.sizing import expected_config, run_disk, training_memory

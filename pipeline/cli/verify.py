@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import threading
 from collections import defaultdict
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from pipeline.cli.recorded import KINDS, Damage, Recorded
 from pipeline.config.errors import UserError
 from pipeline.config.paths import DATA, RESULTS, runs_folder
-from pipeline.storage.dvc_cache import file_identity, links_to
+from pipeline.storage.dvc_cache import set_aside
 
 CHUNK = 1 << 20
 NAMES_SHOWN = 6
@@ -26,7 +27,7 @@ NAMES_SHOWN = 6
 def main() -> None:
     """Hash every file of data/, runs/, results/ and DVC's cache, and say what is damaged and what to do.
 
-    Bad objects in DVC's cache are removed. Everything else stays as it is.
+    Bad objects in DVC's cache are set aside. Everything else stays as it is.
     """
     found = {kind: list(find()) for kind, find in KINDS.items()}
     files = {path for entries in found.values() for path in _read(entries)}
@@ -44,7 +45,7 @@ def main() -> None:
     for number, damage in enumerate(damaged):
         print(f"{'' if number else chr(10)}{damage}")
         if damage.remove:
-            _remove(damage.path)
+            _set_aside(damage.path)
     if damaged:
         raise UserError(f"{len(damaged):,} damaged, of {len(files):,} files; see what to do beside each")
 
@@ -76,7 +77,7 @@ class Hashes:
         paths: dict[tuple[int, int], Path] = {}
         for entry in entries:
             for path in entry.read:
-                if identity := file_identity(path):
+                if identity := _identity(path):
                     algorithms[identity].add(entry.algorithm)
                     paths[identity] = path
         total = _size(paths.values())
@@ -92,7 +93,7 @@ class Hashes:
 
     def of(self, path: Path, algorithm: str) -> str:
         """The hash of a file, in hexadecimal. Raises OSError if it is missing or could not be read."""
-        found = self._found.get(file_identity(path) or (0, 0))
+        found = self._found.get(_identity(path) or (0, 0))
         if found is None:
             raise FileNotFoundError(2, "No such file", str(path))
         if isinstance(found, OSError):
@@ -114,14 +115,12 @@ class Hashes:
         return {name: hasher.hexdigest() for name, hasher in hashers.items()}
 
 
-def _remove(path: Path) -> None:
-    """Remove a bad object of DVC's cache, and say which files are links to it."""
-    if linked := links_to(path, DATA, RESULTS):
-        print(f"  the same file as {', '.join(map(str, linked))}, which is damaged too")
+def _set_aside(path: Path) -> None:
+    """Take a bad object out of DVC's cache."""
     try:
-        path.unlink()
+        set_aside(path)
     except OSError as error:
-        print(f"  it could not be removed ({error.strerror}); remove it before DVC runs")
+        print(f"  it could not be moved ({error.strerror}); remove it before DVC runs")
 
 
 def _without_record(files: Collection[Path]) -> list[Path]:
@@ -153,3 +152,12 @@ def _names(paths: Iterable[Path]) -> str:
 def _size(paths: Iterable[Path]) -> int:
     """The bytes of all files that are there."""
     return sum(path.stat().st_size for path in paths if path.exists())
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What all hard links to a file share; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -95,7 +95,7 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
         arguments = ["--help"]
     try:
         status = command.main(arguments, prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        _flush()
     except UserError as error:
         _refuse(str(error), error.status)
     except KeyboardInterrupt:
@@ -110,6 +110,14 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
             raise
         _refuse(refusal)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _flush() -> None:
+    """Raise UserError if what was printed cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise UserError(f"standard output: {machine_refusal(error)}") from None
 
 
 def _refuse(message: str, status: int = 2) -> NoReturn:

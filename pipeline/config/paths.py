@@ -30,7 +30,6 @@ SAVED = Path("saved")  # models that the user keeps, and imports
 RUN_FILE = "run.json"  # in runs/<key>/: the settings behind the key
 EXPORT = RESULTS / "export"
 NANOGPT_EXPORT = RESULTS / "nanogpt"
-HASHES = Path(".dvc/tmp/hashes.json")  # of large files, so that they are not read again and again
 
 
 def raw_folder(params: Params) -> Path:
@@ -44,5 +43,15 @@ def tokens_folder(params: Params) -> Path:
 
 
 def runs_folder() -> Path:
-    """The folder of resumable training state; an experiment in a copy of the project uses the original's."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / "runs"
+    """The folder of resumable training state."""
+    return _original() / "runs"
+
+
+def hashes_file() -> Path:
+    """The hashes of large files, so that they are not read again and again."""
+    return _original() / ".dvc/tmp/hashes.json"
+
+
+def _original() -> Path:
+    """This project; for an experiment in a copy of it, the original."""
+    return Path(os.environ.get("DVC_ROOT", "."))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from pipeline.config.errors import UserError
@@ -91,7 +92,9 @@ def parse_yaml(text: str) -> Any:
     yaml = YAML(typ="safe")
     yaml.Composer = _WithoutAliases
     try:
-        return yaml.load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # without aliases, names do not matter
+            return yaml.load(text)
     except RecursionError:
         raise UserError(TOO_DEEP) from None
     except UserError:

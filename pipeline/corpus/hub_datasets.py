@@ -39,7 +39,11 @@ def write_documents(
         if text_column not in (stream.column_names or [text_column]):
             columns = ", ".join(stream.column_names)
             raise UserError(f"{where}: no column {text_column!r}, only {columns}; correct source.text_column")
-        check_disk(folder, _expected_bytes(stream.info, split) - _size(folder), f"the files of {repository}")
+        if stream.column_names == [text_column]:  # else other columns may be most of the size that is known
+            expected = _expected_bytes(stream.info, split) - sum(
+                file.stat().st_size for file in folder.iterdir()
+            )
+            check_disk(folder, expected, f"the files of {repository}")
         _write_parts(stream.select_columns([text_column]).with_format("arrow"), repository, folder)
     except UserError:
         raise
@@ -63,10 +67,6 @@ def _expected_bytes(info: Any, split: str) -> float:
     if known is None or not (info.dataset_size and info.download_size):
         return 0.0
     return float(info.download_size * known.num_bytes / info.dataset_size)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _write_parts(stream: Any, name: str, folder: Path) -> None:

@@ -24,6 +24,7 @@ from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents,
 from pipeline.corpus.fetch import fetch
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file, write_manifest
 from pipeline.storage.files import write_text
+from pipeline.storage.machine import check_disk
 from pipeline.storage.resuming import KEY_FILE, resuming_folder
 
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -31,6 +32,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 IDS_FILES = ("train.bin", "val.bin")  # written by nanoGPT's prepare.py
 META_FILE = "meta.pkl"
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SPLIT_SEED = 2357  # the seed that nanoGPT's prepare.py splits OpenWebText with
 FEW_DOCUMENTS = 100
@@ -94,6 +97,9 @@ class HuggingFaceSource(TextSource):
         if self.documents is not None and any(folder.iterdir()):  # write_raw refuses an empty one
             found = count_documents(folder)
             if found != self.documents:
+                if not COMMIT.fullmatch(self.revision):  # what else it names may have other files next time
+                    for part in folder.iterdir():
+                        part.unlink()
                 raise UserError(
                     f"source.documents = {self.documents}: {self.repository} at {self.revision} has {found}; "
                     "name a complete revision, or correct the number in dataset.yaml"
@@ -121,8 +127,9 @@ class FilesSource(TextSource):
     text_column: NonEmpty = "text"
 
     def write(self, folder: Path) -> None:
-        for number, file in enumerate(self.paths):
-            source = file.unchanged()
+        sources = [file.unchanged() for file in self.paths]
+        check_disk(folder, sum(source.stat().st_size for source in sources), "your files")
+        for number, source in enumerate(sources):
             extension = source.suffix.lower()
             target = folder / f"{number:05d}-{_safe(source.stem)}"
             if extension == ".txt" or self.text_column == "text":
@@ -245,7 +252,8 @@ def check_raw(raw: Path) -> None:
     if not (raw / MANIFEST_FILE).exists():
         return
     problem = damage(raw)
-    more = {path.name for path in raw.iterdir()} - {MANIFEST_FILE, *read_manifest(raw)} if not problem else ()
+    read = {path.name for path in raw.iterdir() if path.suffix in EXTENSIONS or path.name in IDS_FILES}
+    more = () if problem else read - {*read_manifest(raw)}
     if problem or more:
         raise UserError(
             f"{raw}/{problem or f'{min(more)}: not of this dataset'}; `dvc repro -f -s download` writes it "

@@ -67,16 +67,14 @@ class Training:
     data: TrainedOn | None
 
 
-def read_training(
-    record: Path, metrics_file: Path, model: Iterable[Path], evaluated: Iterable[Path]
-) -> Training:
-    """Read what is known of the training run that wrote `metrics_file` and the files of a `model`.
+def read_training(record: Path, metrics_file: Path, evaluated: Iterable[Path]) -> Training:
+    """Read what is known of the training run that wrote `metrics_file` and the model in results/.
 
     The parameters are those that the run recorded, because params.yaml may have changed since. `evaluated`
     are the result files of the baselines. Raises UserError unless `record` says that metrics and model
     belong together.
     """
-    run = check_recorded(record, metrics_file, *model)
+    run = check_recorded(record)
     last = read_json(metrics_file)
     metrics = of_kept_model(last)
     settings = run["train"]

@@ -37,7 +37,7 @@ def summary(params: Params) -> str:
     if not METRICS.exists():
         raise UserError(f"{METRICS}: no results yet; run `dvc repro` first")
     weights = MODEL / WEIGHTS_FILE
-    record = check_recorded(RECORD, METRICS, LOG, weights, *sorted(MODEL.glob("*")))
+    record = check_recorded(RECORD)
     model = record["files"][str(weights)]
     metrics = read_json(METRICS)
     change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"

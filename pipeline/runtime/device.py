@@ -11,7 +11,6 @@ import torch
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Runtime
-from pipeline.storage.machine import Room, memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,14 +49,6 @@ def use_device(runtime: Runtime) -> torch.device:
             "runtime.device = mps: this machine has no Metal GPU; set runtime.device to auto or cpu"
         )
     return device
-
-
-def memory_of(device: torch.device) -> Room:
-    """The memory of a device; that of the machine, if the device shares it."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return Room(total, free)
-    return memory()
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:

@@ -31,7 +31,7 @@ def read_samples(path: Path, model: str) -> list[str]:
     content = path.read_bytes().decode("utf-8", "replace")  # text mode would change line ends
     text = content[: content.rstrip("\n").rfind("\n") + 1]
     last = content[len(text) :].split()
-    if last[:1] != ["model"] or content != text + _last_line(text, last[1]):
+    if len(last) != 4 or content != text + _last_line(text, last[1]):
         raise UserError(f"{path}: not what was written; {remedy}")
     return text.split(f"\n{RULE}\n")[:-1] if last[1] == model else []
 

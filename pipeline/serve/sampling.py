@@ -13,7 +13,7 @@ from pipeline.config.model import GPTConfig
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
 from pipeline.model.size import model_size
-from pipeline.runtime.device import memory_of
+from pipeline.runtime.memory import memory_of
 from pipeline.storage.machine import binary
 from pipeline.tokens.tokenizers import Tokenizer
 
@@ -51,15 +51,15 @@ class TokenSampler:
         return probabilities
 
 
-def check_memory(config: GPTConfig, samples: int, device: torch.device) -> None:
-    """Raise UserError if the keys and values of so many samples cannot fit into memory."""
+def check_memory(config: GPTConfig, samples: int, tokens: int, device: torch.device) -> None:
+    """Raise UserError if the keys and values of so many samples of `tokens` tokens cannot fit into memory."""
     width = config.n_embd // config.n_head * (config.n_kv_head or config.n_head)
-    values = 2 * model_size(config).applications * config.block_size * width
+    values = 2 * model_size(config).applications * min(config.block_size, tokens) * width
     needed, room = samples * values * 4, memory_of(device)
     if needed > room.total:
         raise UserError(
             f"sample.num_samples = {samples:,}: keys and values need {binary(needed)} of memory, but "
-            f"{device} has {binary(room.total)}; set it to {room.total // (4 * values):,} or less"
+            f"{device} has {binary(room.total)}; set it to {max(1, room.total // (4 * values)):,} or less"
         )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.reading import OTHER_FILE, check_file, parse_json, read_json
-from pipeline.storage.files import replacing_folder, write_json
+from pipeline.storage.files import LEFTOVER, replacing_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
 CHECKSUM = "checksum"  # in a JSON file: of its other values
-REMEDY = "run `dvc repro -f train` to publish them again"
+REMEDY = "run `dvc repro -f -s train` to publish them again"
 
 
 def hash_file(path: Path, algorithm: str) -> str:
@@ -65,6 +65,12 @@ class HashCache:
             self._changed = True
         return str(known[-1])
 
+    def __enter__(self) -> HashCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+
     def save(self) -> None:
         """Write what was learned, of files that still exist, unless the folder cannot be written to."""
         if self._changed:
@@ -73,7 +79,8 @@ class HashCache:
 
 
 def _exists(key: str) -> bool:
-    return Path(key.partition(":")[2]).exists()
+    algorithm, _, path = key.partition(":")
+    return algorithm in ("sha256", "md5") and Path(path).exists()
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -85,7 +92,9 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 def write_manifest(folder: Path, leave_out: Collection[str] = ()) -> None:
     """Record the checksums of the files in `folder`, which has no other folders in it."""
-    paths = (path for path in sorted(folder.iterdir()) if path.name not in (MANIFEST_FILE, *leave_out))
+    no_content = {MANIFEST_FILE, *leave_out}
+    paths = [path for path in sorted(folder.iterdir()) if path.name not in no_content]
+    paths = [path for path in paths if not LEFTOVER.fullmatch(path.name)]  # of a process that was killed
     write_json(folder / MANIFEST_FILE, {path.name: sha256_file(path) for path in paths})
 
 
@@ -128,7 +137,9 @@ def write_checked_json(path: Path, values: dict[str, Any]) -> None:
 def read_checked_json(path: Path, remedy: str, missing: str = OTHER_FILE) -> dict[str, Any]:
     """What `write_checked_json` wrote. Raises UserError if the file is missing or any value has changed."""
     values = read_json(path, missing, remedy)
-    if values.pop(CHECKSUM, None) != checksum(values):
+    if CHECKSUM not in values:
+        raise UserError(f"{path}: without a checksum, so an earlier version wrote it; {remedy}")
+    if values.pop(CHECKSUM) != checksum(values):
         raise UserError(f"{path}: not what was written; {remedy}")
     return values
 
@@ -143,12 +154,11 @@ def write_record(path: Path, facts: dict[str, Any], files: Iterable[Path]) -> No
     write_checked_json(path, {**facts, "files": {str(file): sha256_file(file) for file in files}})
 
 
-def check_recorded(path: Path, *files: Path) -> dict[str, Any]:
-    """The facts in a record. Raises UserError unless `files` are those it was written for."""
+def check_recorded(path: Path) -> dict[str, Any]:
+    """The facts in a record. Raises UserError unless its files are there, and what they were."""
     record = read_checked_json(path, REMEDY, missing=f"the results are not whole: {REMEDY}")
-    known = record["files"]
-    for file in files:
-        check_file(file, missing=f"the results are not whole: {REMEDY}")
-        if sha256_file(file) != known.get(str(file)):
-            raise UserError(f"{file}: not of the run that {path} records; {REMEDY}")
+    for name, sha256 in record["files"].items():
+        check_file(Path(name), missing=f"the results are not whole: {REMEDY}")
+        if sha256_file(Path(name)) != sha256:
+            raise UserError(f"{name}: not of the run that {path} records; {REMEDY}")
     return record

@@ -27,8 +27,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises UserError for a device or a FIFO, which a file would replace for all who use it, and for a folder.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a regular file; name another file to write to")
+    _check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -50,14 +49,21 @@ def write_json(path: Path, values: Any) -> None:
 def check_writable(path: Path) -> None:
     """Raise UserError if a file at `path` could not be written: to be called before long work."""
     if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name a file")
+        raise UserError(f"{path}: is a folder; name a file to write to")
+    _check_regular(path)
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise UserError(f"--out {path}: {above} is a file; name another folder")
+        raise UserError(f"{path}: {above} is a file; name a file in another folder")
     if not os.access(above, os.W_OK):
         raise UserError(
-            f"--out {path}: {above} cannot be written to; change its permissions, or name another"
+            f"{path}: {above} cannot be written to; change its permissions, or name another folder"
         )
+
+
+def _check_regular(path: Path) -> None:
+    """Raise UserError for a device or a FIFO, which a file would replace for all who use it."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; name another file to write to")
 
 
 def check_room_beside(folder: Path, names: Collection[str]) -> None:

@@ -51,9 +51,10 @@ def check_disk(path: Path, needed: float, what: str) -> None:
     """Raise UserError if the disk of `path` lacks the bytes that are `needed` for `what`, a plural noun."""
     free = disk(path).free
     if needed > free:
+        shown = path.with_suffix("") if path.suffix == ".part" else path
         raise UserError(
-            f"{path}: {what} need {binary(int(needed))} of disk, but {binary(free)} are free; free some, or "
-            f"make {path.parent} a link to a folder on a larger disk"
+            f"{shown}: {what} need {binary(int(needed))} of disk, but {binary(free)} are free; free some, or "
+            "put a link to a folder on a larger disk in its place"
         )
 
 

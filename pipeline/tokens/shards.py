@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from pipeline.config.errors import UserError
-from pipeline.config.paths import HASHES
+from pipeline.config.paths import hashes_file
 from pipeline.config.reading import check_file, read_text
 from pipeline.config.validation import Section, Sha256
 from pipeline.storage.checksums import HashCache, sha256_file
@@ -28,7 +28,7 @@ from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 MANIFEST_FILE = "manifest.json"
 LARGE = 1 << 20  # bytes from which on a shard's hash is remembered
-REMEDY = "run `dvc repro -f tokenize` to write it again"
+REMEDY = "run `dvc repro -f -s tokenize` to write it again"
 
 SplitName = Literal["train", "val"]
 
@@ -238,7 +238,7 @@ def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) 
     it in any case. With `first_tokens`, only the shards that hold that many tokens are opened. Raises
     UserError naming the shard that is missing, truncated or edited.
     """
-    manifest, hashes = load_manifest(folder), HashCache(HASHES)
+    manifest, hashes = load_manifest(folder), HashCache(hashes_file())
     arrays: list[OpenShard] = []
     _allow_open_files(len(manifest.split(split).shards))
     for shard in manifest.split(split).shards:

@@ -65,6 +65,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
         check_memory(params, start.config, device, note=say)
         check_room_for_run(params, start.config, run)
     with run.locked(say):
+        run.restore_facts(_description(start, identity, tokens_folder, manifest, None), say)
         metrics = run.metrics(say)
         if metrics is not None:
             run.kept(metrics)

@@ -82,6 +82,18 @@ class Run:
         remedy = f"restore it from a copy, or move {self.folder} away to train from the start"
         return read_checked_json(self.about, remedy, missing=remedy)
 
+    def restore_facts(self, values: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Write run.json again if it is damaged, from the parameters that gave the run its key."""
+        try:
+            self.facts()
+        except UserError as error:
+            if self.checkpoints() or self.finished.exists():
+                if self.about.exists():
+                    aside = self.about.with_name(f"{RUN_FILE}{DAMAGED}")
+                    self.about.rename(aside)
+                    say(f"{str(error).partition(';')[0]}; set aside as {aside.name}, and written again")
+                write_checked_json(self.about, values)
+
     def newest(self) -> Path | None:
         """The newest checkpoint with correct checksums, or None."""
         return next((folder for folder in reversed(self.checkpoints()) if damage(folder) is None), None)

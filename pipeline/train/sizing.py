@@ -16,7 +16,7 @@ from pipeline.config.params import Params, Train
 from pipeline.config.paths import tokens_folder
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.size import ModelSize, model_size
-from pipeline.runtime.device import memory_of
+from pipeline.runtime.memory import memory_of
 from pipeline.storage.machine import binary, check_disk, memory
 from pipeline.tokens.shards import load_manifest
 from pipeline.train.runs import Run
@@ -132,7 +132,7 @@ def check_room_for_run(params: Params, config: GPTConfig, run: Run) -> None:
     """Raise UserError if the checkpoints of a run do not fit on its disk beside what is there of it."""
     needed = run_disk(params, model_size(config)).run
     there = sum(path.stat().st_size for path in run.folder.glob("*/*") if path.is_file())
-    check_disk(run.folder, needed - there, "its checkpoints")
+    check_disk(run.folder.parent, needed - there, "the checkpoints of this run")
 
 
 def _vocabulary(params: Params) -> int | None:

@@ -100,7 +100,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_nothing_but_the_cache_is_changed
     assert stage("verify").status == 0
 
 
-def test_a_bad_object_is_removed_and_the_results_that_are_links_to_it_are_named(
+def test_a_bad_object_is_set_aside_and_the_result_that_it_was_is_named(
     project: Path, stage: Callable[..., Ended]
 ) -> None:
     weights = Path("results/model/model.safetensors")
@@ -110,7 +110,7 @@ def test_a_bad_object_is_removed_and_the_results_that_are_links_to_it_are_named(
         path for path in OBJECTS.rglob("*") if path.is_file() and path.stat().st_ino == weights.stat().st_ino
     ]
     assert bad == []
-    assert f"  the same file as {weights}, which is damaged too" in ended.out
+    assert f"not what was written; it was {weights}; set aside in .dvc/tmp/damaged" in ended.out
     assert f"{weights}: not what was written; `dvc repro -f -s train` publishes it again" in ended.out
     assert ended.out.count(f"{weights}: ") == 1, "judged once, by the record beside it"
     assert stage("verify").out.count("DAMAGED") == 1

@@ -19,7 +19,7 @@ from pipeline.evaluate.scoring import Group, Score, encode_pair, score
 from pipeline.evaluate.tasks import HellaSwag, Lambada, WikiText2
 from pipeline.evaluate.zeroshot import TASKS, evaluate_task, file_name, open_task
 from pipeline.model.gpt import GPT
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import read_checked_json, sha256_file
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from tests import zeroshot as small
@@ -286,7 +286,7 @@ def test_the_stage(tiny_project: Path, files: dict[str, Path], stage: Stage) -> 
     assert ended.out.endswith(" on 4 samples\n")
     task = open_task("lambada", tokenizer, small.BLOCK_SIZE, 4, files["lambada"])
     expected = evaluate_task(task, small.model(tokenizer), tokenizer, CPU, 16)
-    found = json.loads(Path("results/zeroshot/results/model/lambada-trial.json").read_text())
+    found = read_checked_json(Path("results/zeroshot/results/model/lambada-trial.json"), remedy="")
     weights = sha256_file(Path("results/model/model.safetensors"))
     assert found == {"task": "lambada", "model": "results/model", "weights": weights, "samples": 4} | {
         name: pytest.approx(figure, rel=1e-5) for name, figure in expected.items()

@@ -110,7 +110,8 @@ def from_url(project: Project, url: str) -> None:
 def arrived(project: Project) -> None:
     """Fail unless the text is there, whole, and nothing besides."""
     names = project.files("data/tiny")
-    assert names == ["data/tiny/dataset.yaml", "data/tiny/raw/tiny.txt"], f"also there: {names}"
+    expected = ["data/tiny/dataset.yaml", "data/tiny/raw/manifest.json", "data/tiny/raw/tiny.txt"]
+    assert names == expected, f"also there: {names}"
     assert (project.folder / "data/tiny/raw/tiny.txt").read_bytes() == TEXT, "another text arrived"
 
 

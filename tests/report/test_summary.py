@@ -111,7 +111,7 @@ def test_baselines_of_another_text_are_not_compared(results: Path) -> None:
 @pytest.mark.parametrize("name", ["metrics.json", "log.csv", "model/model.safetensors"])
 def test_results_of_two_runs_are_refused(results: Path, name: str) -> None:
     write_text(results / name, "of another run")
-    with pytest.raises(UserError, match=f"{name}: not of the run .*; run `dvc repro -f train`"):
+    with pytest.raises(UserError, match=f"{name}: not of the run .*; run `dvc repro -f -s train`"):
         summary(tiny.params())
     (results / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no .*; .*run `dvc repro"):
@@ -120,5 +120,5 @@ def test_results_of_two_runs_are_refused(results: Path, name: str) -> None:
 
 def test_results_without_a_record_are_refused(results: Path) -> None:
     RECORD.unlink()
-    with pytest.raises(UserError, match="results/run.json: no such file; .* run `dvc repro -f train`"):
+    with pytest.raises(UserError, match="results/run.json: no such file; .* run `dvc repro -f -s train`"):
         summary(tiny.params())

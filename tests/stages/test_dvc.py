@@ -170,7 +170,7 @@ def test_a_flipped_bit_is_mended_by_what_verify_says(project: Path) -> None:
         flip_a_bit(project / path)
         os.utime(project / path, ns=(times.st_atime_ns, times.st_mtime_ns))
         ended = command(project, "verify")
-        assert ended.returncode == 2 and f"the same file as {path}, which is damaged too" in ended.stdout
+        assert ended.returncode == 2 and f"it was {path}; set aside" in ended.stdout
         assert f"{path}: not what" in ended.stdout and f"`dvc repro -f -s {stage}`" in ended.stdout
         assert dvc(project, "repro", "-f", "-s", stage).returncode == 0
         ended = command(project, "verify")

@@ -127,7 +127,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes | None, message
     with pytest.raises(UserError, match=message) as error:
         open_split(tmp_path, "val")
     assert str(tmp_path) in str(error.value)
-    assert "dvc repro -f tokenize" in str(error.value)
+    assert "dvc repro -f -s tokenize" in str(error.value)
     assert len(open_split(tmp_path, "train")) == len(IDS)
 
 
@@ -212,7 +212,7 @@ def test_a_manifest_that_contradicts_itself_is_damaged(tmp_path: Path, old: str,
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError, match="manifest.json: damaged; run `dvc repro -f tokenize`"):
+    with pytest.raises(UserError, match="manifest.json: damaged; run `dvc repro -f -s tokenize`"):
         load_manifest(tmp_path)
 
 

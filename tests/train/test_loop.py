@@ -115,6 +115,18 @@ def test_a_damaged_checkpoint_changes_nothing(runs: Runs) -> None:
     assert said[1].endswith("continuing after step 12")
 
 
+def test_damaged_settings_of_a_run_are_written_again(runs: Runs) -> None:
+    finished = runs()
+    facts, said = finished.run.facts(), list[str]()
+    finished.run.about.write_text(finished.run.about.read_text().replace('"tokenizer"', '"tokeniser"'))
+    again = runs(say=said.append)
+    assert again.run.facts() == facts and again.metrics == finished.metrics
+    assert any("run.json: not what was written; set aside as run.json.damaged" in line for line in said)
+    assert (again.run.folder / "run.json.damaged").exists()
+    again.run.about.unlink()
+    assert runs().run.facts() == facts
+
+
 def test_a_run_with_nothing_but_damaged_checkpoints_is_not_started_over(runs: Runs) -> None:
     with pytest.MonkeyPatch.context() as patched:
         stop_at(patched, 14, signal.SIGINT)

@@ -205,7 +205,7 @@ def test_optimizer_and_gradients_count(
     needs = training_memory(config, model_size(config), tiny.params().train)
 
     def train_with(total: int) -> Ended:
-        for module in ("train.sizing", "runtime.device"):
+        for module in ("train.sizing", "runtime.memory"):
             monkeypatch.setattr(f"pipeline.{module}.memory", lambda: Room(total, total))
         return stage("train")
 
@@ -223,7 +223,7 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(
     config = tiny.config(n_layer=2, dropout=0.1, vocab_size=len(set(tiny.text())))
     needed = run_disk(tiny.params(), model_size(config)).run
     monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(needed, needed - 1))
-    with pytest.raises(UserError, match=r"its checkpoints need .* of disk, but .* are free; "):
+    with pytest.raises(UserError, match=r"the checkpoints of this run need .* of disk, but .* are free; "):
         runs()
     assert not runs.folder.exists()
     monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(needed, needed))
