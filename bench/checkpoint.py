@@ -105,7 +105,8 @@ def _prepare(folder: Path) -> None:
         "text",
         folder,
         "-c",
-        "from pathlib import Path; from pipeline.corpus.sources import *; "
+        "from pathlib import Path; from pipeline.corpus.own_text import spec_for_text; "
+        "from pipeline.corpus.sources import write_spec; "
         "write_spec(spec_for_text('words.txt'), Path('data/shakespeare/dataset.yaml'))",
     )
     run_python("download", folder, "-m", "stages.download")

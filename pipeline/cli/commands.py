@@ -89,7 +89,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("check", "format, lint, types and imports"),
         Command("format", "format the code and fix what lint can fix"),
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
-        Command("bench", "measure: make bench WHAT=nanogpt, fork, interop or variants"),
+        Command("bench", "measure: make bench WHAT=nanogpt, fork or checkpoint"),
         Command("doctor", "this machine and project, for a bug report; what to mend", "pipeline.cli.doctor"),
         Command(
             "verify",

@@ -12,17 +12,8 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import DATA
 from pipeline.config.presets import overlay
-from pipeline.corpus.sources import (
-    DatasetSpec,
-    FilesSource,
-    NanoGPTSource,
-    dataset_name,
-    holds_ids,
-    load_spec,
-    spec_for_nanogpt,
-    spec_for_text,
-    write_spec,
-)
+from pipeline.corpus.own_text import dataset_name, holds_ids, spec_for_nanogpt, spec_for_text
+from pipeline.corpus.sources import DatasetSpec, FilesSource, NanoGPTSource, load_spec, write_spec
 from pipeline.storage.files import write_text
 from pipeline.tokens.nanogpt_ids import check_folder
 
@@ -30,10 +21,13 @@ Text = Annotated[
     str,
     typer.Argument(
         metavar="TEXT",
-        help="Path or glob of .txt, .jsonl or .parquet files; or a folder with nanoGPT's .bin files.",
+        help="A file, a folder or a glob: text, HTML, tables, JSON, source code, packed or not. Or a folder "
+        "with nanoGPT's .bin files.",
     ),
 ]
-Column = Annotated[str, typer.Option(help="The field or column with the text, in .jsonl and .parquet files.")]
+Column = Annotated[
+    str, typer.Option(help="The field or column with the text, in JSON, CSV and Parquet files.")
+]
 NoRun = Annotated[bool, typer.Option("--no-run", help="Only set up the dataset; do not run the pipeline.")]
 
 

@@ -64,11 +64,10 @@ def read_file(
     invalid JSON (with its line), and for a line or row without text.
     """
     check_file(path)
-    extension = path.suffix.lower()
-    if extension == ".txt":
+    read = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
+    if read is None:
         yield from _cut(_read_txt(path, piece_chars), piece_chars)
     else:
-        read = _read_jsonl if extension == ".jsonl" else _read_parquet
         for text in read(path, text_column):
             yield from _cut([text], piece_chars)
 
@@ -155,7 +154,7 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
             except UserError as error:
                 raise UserError(f"{where}: {error}; put one object on each line") from None
             text = record.get(text_column) if isinstance(record, dict) else None
-            yield _checked(text, where, text_column)
+            yield checked_text(text, where, text_column)
 
 
 def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
@@ -171,10 +170,10 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
                     text = value.as_py()
                 except UnicodeDecodeError:
                     raise UserError(f"{path} row {row}: not UTF-8; convert the text") from None
-                yield _checked(text, f"{path} row {row}", text_column)
+                yield checked_text(text, f"{path} row {row}", text_column)
 
 
-def _checked(text: object, where: str, text_column: str) -> str:
+def checked_text(text: object, where: str, text_column: str) -> str:
     if not isinstance(text, str):
         raise UserError(f"{where}: no text in {text_column!r}; {COLUMN_REMEDY}")
     try:

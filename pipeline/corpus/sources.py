@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import io
-import os
 import re
 import shutil
 import sys
@@ -20,8 +18,9 @@ from pipeline.config.presets import yaml_to_write
 from pipeline.config.reading import check_file
 from pipeline.config.validation import Section, Sha256, read_yaml, suggest, validate
 from pipeline.corpus import hub_datasets, pydocs
-from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, read_file, write_jsonl
+from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, write_jsonl
 from pipeline.corpus.fetch import fetch
+from pipeline.corpus.formats import ROWS, is_plain_text, named, read_user_file, unpacked
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file, write_manifest
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import check_disk
@@ -36,7 +35,6 @@ META_FILE = "meta.pkl"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SPLIT_SEED = 2357  # the seed that nanoGPT's prepare.py splits OpenWebText with
-FEW_DOCUMENTS = 100
 
 
 class TextSource(Section):
@@ -120,7 +118,10 @@ class UserFile(Section):
 
 
 class FilesSource(TextSource):
-    """The user's own files; .jsonl and .parquet hold their text in the field or column `text_column`."""
+    """The user's own files, of any kind in pipeline.corpus.formats.
+
+    Those with fields or columns hold their text in `text_column`.
+    """
 
     kind: Literal["files"]
     paths: Annotated[list[UserFile], Field(min_length=1)]
@@ -130,12 +131,22 @@ class FilesSource(TextSource):
         sources = [file.unchanged() for file in self.paths]
         check_disk(folder, sum(source.stat().st_size for source in sources), "your files")
         for number, source in enumerate(sources):
-            extension = source.suffix.lower()
-            target = folder / f"{number:05d}-{_safe(source.stem)}"
-            if extension == ".txt" or self.text_column == "text":
-                shutil.copyfile(source, f"{target}{extension}")
-            else:
-                texts = (text for text, _ in read_file(source, self.text_column, piece_chars=sys.maxsize))
+            with unpacked(source) as files:
+                for part, (plain, shown) in enumerate(files):
+                    name = f"{number:05d}-{safe_name(source.stem)}" + (
+                        f"-{part:05d}" if plain != source else ""
+                    )
+                    self._write(plain, shown, folder / name)
+
+    def _write(self, plain: Path, shown: str, target: Path) -> None:
+        """Write the documents of a file as a file that pipeline.corpus.documents reads."""
+        if is_plain_text(plain):
+            shutil.copyfile(plain, f"{target}.txt")
+        elif plain.suffix.lower() in ROWS and self.text_column == "text":
+            shutil.copyfile(plain, f"{target}{plain.suffix.lower()}")
+        else:
+            with named(plain, shown):
+                texts = (text for text, _ in read_user_file(plain, self.text_column, sys.maxsize))
                 write_jsonl(Path(f"{target}.jsonl"), ({"text": text} for text in texts))
 
 
@@ -261,87 +272,11 @@ def check_raw(raw: Path) -> None:
         )
 
 
-def spec_for_text(pattern: str, text_column: str = "text") -> DatasetSpec:
-    """Read the .txt, .jsonl and .parquet files at a path or glob, and return a dataset.yaml for them.
-
-    `text_column` is the field or column with the text of .jsonl and .parquet files. FEW_DOCUMENTS documents
-    or more are split by document, fewer at the tail of the text. Raises UserError if no file matches, and
-    for another file type, an empty file or text that cannot be read.
-    """
-    files, documents = [], 0
-    for path in _matches(pattern):
-        in_file = sum(last for _, last in read_file(path, text_column))
-        if not in_file:
-            raise UserError(f"{path}: no documents; put text into it or leave it out")
-        documents += in_file
-        files.append(_hashed(path))
-    many = documents >= FEW_DOCUMENTS
-    return DatasetSpec(
-        description=f"made by `make train-on` from {pattern}",
-        source=FilesSource(kind="files", paths=files, text_column=text_column),
-        split=DocumentSplit(by="documents", fraction=0.1, seed=SPLIT_SEED)
-        if many
-        else TailSplit(by="tail", fraction=0.1),
-    )
-
-
-def holds_ids(folder: Path) -> bool:
-    """Whether `folder` has the train.bin and val.bin that nanoGPT's prepare.py writes."""
-    return all((folder / name).is_file() for name in IDS_FILES)
-
-
-def spec_for_nanogpt(folder: Path) -> DatasetSpec:
-    """Return a dataset.yaml for nanoGPT's train.bin, val.bin and, if there is one, meta.pkl in `folder`."""
-    train, val, meta = (folder.absolute() / name for name in (*IDS_FILES, META_FILE))
-    return DatasetSpec(
-        description=f"made by `make train-on` from {folder}",
-        source=NanoGPTSource(
-            kind="nanogpt",
-            train=_hashed(train),
-            val=_hashed(val),
-            meta=_hashed(meta) if meta.exists() else None,
-        ),
-        split=GivenSplit(by="source"),
-    )
-
-
-def dataset_name(pattern: str) -> str:
-    """A folder name for the text at a path or glob: `My Books/*.txt` is `My-Books`, `emma.txt` is `emma`."""
-    plain = [part for part in Path(pattern).expanduser().absolute().parts if not glob.has_magic(part)]
-    last = Path(plain[-1])
-    return _safe(last.stem if last.suffix.lower() in EXTENSIONS else last.name)
-
-
-def _hashed(path: Path) -> UserFile:
-    return UserFile(path=str(path), sha256=sha256_file(path))
-
-
 def _amount(number: int, what: str, paths: Sequence[Path]) -> str:
     return f"{number:,} {what}, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
 
 
-def _matches(pattern: str) -> list[Path]:
-    expanded = os.path.expanduser(pattern)
-    try:
-        found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
-    except ValueError:  # a NUL character
-        found = []
-    paths = [Path(path).absolute() for path in found if not os.path.isdir(path)]
-    if not paths:
-        if found:
-            raise UserError(
-                f"TEXT={pattern}: is a folder; name its files: TEXT='{expanded.rstrip('/')}/**/*.txt'"
-            )
-        raise UserError(f"TEXT={pattern}: no such file; a glob needs quotes: TEXT='texts/*.txt'")
-    for path in paths:
-        if path.suffix.lower() not in EXTENSIONS:
-            raise UserError(
-                f"{path}: unknown file type {path.suffix or '(no extension)'}; use {_either(EXTENSIONS)}"
-            )
-    return paths
-
-
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """`name` changed to a file or folder name that never needs quotes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "text"
 

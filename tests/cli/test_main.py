@@ -14,7 +14,8 @@ import pytest
 from pipeline.cli.commands import commands, make_help
 from pipeline.cli.main import main
 from pipeline.config.command_line import FROM_MAKE
-from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.corpus.own_text import spec_for_text
+from pipeline.corpus.sources import write_spec
 from pipeline.storage.files import write_text
 from tests import tiny
 from tests.conftest import Ended

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.cli.recorded import KINDS, Damage
 from pipeline.config.paths import RECORD
-from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.corpus.own_text import spec_for_text
+from pipeline.corpus.sources import write_spec
 from pipeline.storage.checksums import read_checked_json, save_folder, write_record
 from pipeline.storage.files import write_json, write_text
 from tests import tiny

@@ -17,13 +17,10 @@ import pytest
 from pipeline.config.errors import UserError
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import corpus_files, read_pieces
+from pipeline.corpus.own_text import spec_for_text
 from pipeline.corpus.sources import (
     DatasetSpec,
-    DocumentSplit,
-    TailSplit,
-    dataset_name,
     load_spec,
-    spec_for_text,
     write_raw,
     write_spec,
 )
@@ -238,92 +235,3 @@ def test_huggingface_from_a_hub(repository: Path, tmp_path: Path) -> None:
     wrong_revision, wrong_repository = result.stdout.splitlines()
     assert "correct source.repository or source.revision" in wrong_revision
     assert "someone/nothing" in wrong_repository
-
-
-def test_own_files(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "a b.TXT").write_text("one\n")
-    (tmp_path / "b" / "c.jsonl").write_text('{"text": "two"}\n{"text": "three"}\n')
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["four"]}), tmp_path / "b" / "c.parquet")
-    made = spec_for_text(f"{tmp_path}/**/*.*")
-    write_spec(made, tmp_path / "mine" / "dataset.yaml")
-    assert load_spec("mine", tmp_path) == made
-    assert made.split == TailSplit(by="tail", fraction=0.1)
-    write_raw(made, tmp_path / "raw")
-    assert [path.name for path in corpus_files(tmp_path / "raw")] == [
-        "00000-a-b.txt",
-        "00001-c.jsonl",
-        "00002-c.parquet",
-    ]
-    assert texts(tmp_path / "raw") == ["one\n", "two", "three", "four"]
-
-
-def test_own_text_column_becomes_text(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"body": "one \\u00e9", "text": 5}\n')
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["two", "three"]}), tmp_path / "b.parquet")
-    (tmp_path / "c.txt").write_text("four")
-    write_raw(spec_for_text(f"{tmp_path}/*", text_column="body"), tmp_path / "raw")
-    assert texts(tmp_path / "raw") == ["one é", "two", "three", "four"]
-
-
-def test_many_documents_are_split_by_document(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 100)
-    assert spec_for_text(f"{tmp_path}/a.jsonl").split == DocumentSplit(
-        by="documents", fraction=0.1, seed=2357
-    )
-
-
-def test_own_files_that_changed_or_went_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("one")
-    made = spec_for_text(str(path))
-    path.write_text("two")
-    with pytest.raises(UserError, match=r"a.txt: changed since .*make train-on"):
-        write_raw(made, tmp_path / "raw")
-    path.unlink()
-    with pytest.raises(UserError, match=r"a.txt: no such file.*make train-on"):
-        write_raw(made, tmp_path / "raw")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "pattern", "message"),
-    [
-        ("a.txt", b"x", "b.txt", "no such file"),
-        ("a.txt", b"x", "", "is a folder"),
-        ("a.csv", b"x", "*", "unknown file type .csv"),
-        ("a.txt", b"", "a.txt", "empty file"),
-        ("a.jsonl", b"\n", "a.jsonl", "no documents"),
-        ("a.txt", b"ab\xff", "*.txt", "not UTF-8 at byte 2"),
-        ("a.jsonl", b'{"body": "x"}', "*", "line 1: no text in 'text'"),
-    ],
-)
-def test_own_text_that_will_not_do(
-    tmp_path: Path, name: str, content: bytes, pattern: str, message: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        spec_for_text(f"{tmp_path}/{pattern}")
-    assert "\n" not in str(error.value)
-
-
-def test_home_and_literal_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "act [1].txt").write_text("one")
-    made = spec_for_text("~/act [1].txt")
-    write_raw(made, tmp_path / "raw")
-    assert texts(tmp_path / "raw") == ["one"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "name"),
-    [
-        ("/books/Jane Austen/emma.v2.txt", "emma.v2"),
-        ("/books/Jane Austen/*.txt", "Jane-Austen"),
-        ("/books/austen/**/*.jsonl", "austen"),
-        ("/books/v1.2/*.txt", "v1.2"),
-        ("/books/été.txt", "t"),
-        ("/*.txt", "text"),
-    ],
-)
-def test_dataset_name(pattern: str, name: str) -> None:
-    assert dataset_name(pattern) == name

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config.command_line import FROM_MAKE
 from pipeline.config.presets import overlay
-from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.corpus.own_text import spec_for_text
+from pipeline.corpus.sources import write_spec
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
 from tests import tiny

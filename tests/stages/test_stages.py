@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from pipeline.config.paths import MODEL
-from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.corpus.own_text import spec_for_text
+from pipeline.corpus.sources import write_spec
 from pipeline.serve.samples import RULE, read_samples
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_json, write_text

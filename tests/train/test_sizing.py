@@ -15,7 +15,8 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
-from pipeline.corpus.sources import spec_for_text, write_spec
+from pipeline.corpus.own_text import spec_for_text
+from pipeline.corpus.sources import write_spec
 from pipeline.model.build import build_gpt
 from pipeline.model.size import model_size
 from pipeline.optim.build import build_optimizer

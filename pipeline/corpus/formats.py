@@ -1,0 +1,211 @@
+"""A user's files as documents: unpacked, and freed of what is not text. Each kind of file is in a table."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import lzma
+import shutil
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+from pipeline.config.errors import UserError
+from pipeline.config.reading import check_file, parse_json, read_text
+from pipeline.corpus.documents import BOM, COLUMN_REMEDY, checked_text, read_file
+from pipeline.storage.machine import check_disk
+
+# Text as it is. Each file is a document.
+PROSE = (".txt", ".md", ".rst", ".tex", ".org", ".adoc")
+LANGUAGES = (
+    ".c .cc .cfg .cpp .cs .css .cu .el .go .h .hpp .hs .ini .java .jl .js .jsx .kt .lisp .lua .ml .php .pl .py "
+    ".pyi .r .rb .rs .scala .sh .sql .swift .toml .ts .tsx .yaml .yml"
+).split()
+SOURCE_CODE = tuple(LANGUAGES)
+CONVERT = "convert it, for example with iconv -t UTF-8"
+ROWS = (".jsonl", ".parquet")  # each line or row is a document
+
+
+def read_user_file(path: Path, text_column: str, piece_chars: int) -> Iterator[tuple[str, bool]]:
+    """Yield a file's documents as (text, whether the document ends here), as `documents.read_file` does.
+
+    The kind of the file is that of its name. Raises UserError for what cannot be read.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        yield from read_file(path, text_column, piece_chars)
+    else:
+        for text in reader(path, text_column):
+            yield text, True
+
+
+@contextmanager
+def named(plain: Path, shown: str) -> Iterator[None]:
+    """Call the file `plain` by the name that its user knows, `shown`, in a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(plain), shown)) from None
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Iterator[tuple[Path, str]]]:
+    """The files in a packed file or an archive, as (a file of a known kind, the name to show); else the file.
+
+    Each is there until the next is asked for. Raises UserError for damaged files.
+    """
+    with TemporaryDirectory(prefix="gpt-pipeline-") as folder:
+        yield _unpack(path, str(path), Path(folder))
+
+
+def is_known(name: str) -> bool:
+    """Whether the file called `name` is of a kind that can be read."""
+    path = PurePosixPath(name.lower())
+    if path.suffix in PACKED:
+        return is_known(_unpacked_name(path))
+    return path.suffix in (*PROSE, *SOURCE_CODE, *ROWS, *READERS, *ARCHIVES)
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether a file's text is its content."""
+    return path.suffix.lower() in (*PROSE, *SOURCE_CODE)
+
+
+def _unpack(path: Path, shown: str, folder: Path) -> Iterator[tuple[Path, str]]:
+    suffix = path.suffix.lower()
+    check_file(path)
+    try:
+        if suffix in PACKED:
+            plain = folder / _unpacked_name(PurePosixPath(path.name))
+            with PACKED[suffix](path) as source, plain.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            yield from _unpack(plain, shown, folder)
+            plain.unlink()
+        elif suffix in ARCHIVES:
+            for name, size, source in ARCHIVES[suffix](path):
+                check_disk(folder, size, f"the bytes of {name}")
+                plain = folder / f"member{''.join(PurePosixPath(name).suffixes[-3:])}"
+                with source, plain.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                yield from _unpack(plain, f"{shown}/{name}", folder)
+                plain.unlink()
+        else:
+            yield path, shown
+    except _damage(suffix) as error:
+        raise UserError(f"{shown}: damaged, or not what its name says ({error}); replace it") from None
+
+
+def _damage(suffix: str) -> tuple[type[Exception], ...]:
+    """What the libraries raise for a damaged file; RuntimeError is that of a zip file with a password."""
+    found: tuple[type[Exception], ...] = (
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+        gzip.BadGzipFile,
+    )
+    if suffix == ".zst":
+        import zstandard
+
+        found = (*found, zstandard.ZstdError)
+    return (*found, zipfile.BadZipFile, RuntimeError, *((OSError,) if suffix == ".bz2" else ()))
+
+
+def _unpacked_name(path: PurePosixPath) -> str:
+    return f"{path.stem}.tar" if path.suffix.lower() in (".tgz", ".txz") else path.stem
+
+
+def _zip_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in sorted(archive.infolist(), key=lambda member: member.filename):
+            if not member.is_dir() and _is_wanted(member.filename):
+                yield member.filename, member.file_size, archive.open(member)
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    with tarfile.open(path, "r:") as archive:
+        for member in sorted(archive.getmembers(), key=lambda member: member.name):
+            if member.isfile() and _is_wanted(member.name):
+                source = archive.extractfile(member)
+                assert source is not None, "it is a file"
+                yield member.name, member.size, source
+
+
+def _is_wanted(name: str) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    return not hidden and is_known(name)
+
+
+def _open_zst(path: Path) -> IO[bytes]:
+    import zstandard
+
+    return zstandard.open(path, "rb")
+
+
+def _read_html(path: Path, text_column: str) -> Iterator[str]:
+    """The main text of a page, without menus and scripts, by the extractor of the corpus DCLM."""
+    from resiliparse.extract.html2text import extract_plain_text
+
+    page = read_text(path, remedy=CONVERT)
+    text = extract_plain_text(page, main_content=True, alt_texts=False) or extract_plain_text(page)
+    if not text:
+        raise UserError(f"{path}: no text in this page; remove it")
+    yield checked_text(text, str(path), text_column)
+
+
+def _read_csv(delimiter: str) -> Callable[[Path, str], Iterator[str]]:
+    def read(path: Path, text_column: str) -> Iterator[str]:
+        csv.field_size_limit(sys.maxsize)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, delimiter=delimiter)
+            try:
+                if text_column not in (table.fieldnames or ()):
+                    columns = ", ".join(table.fieldnames or ["none"])
+                    raise UserError(f"{path}: no column {text_column!r}, only {columns}; {COLUMN_REMEDY}")
+                for number, row in enumerate(table, start=2):
+                    yield checked_text(row[text_column], f"{path} row {number}", text_column)
+            except csv.Error as error:
+                raise UserError(f"{path} line {table.line_num}: {error}; repair it") from None
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: not UTF-8 ({error.reason}); {CONVERT}") from None
+
+    return read
+
+
+def _read_json(path: Path, text_column: str) -> Iterator[str]:
+    """A list of texts or of objects with a text, or one such object."""
+    try:
+        values = parse_json(read_text(path).removeprefix(BOM.decode()))
+    except UserError as error:
+        raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
+    for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
+        text: Any = value.get(text_column) if isinstance(value, dict) else value
+        yield checked_text(text, f"{path} item {number}", text_column)
+
+
+READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
+    ".html": _read_html,
+    ".htm": _read_html,
+    ".csv": _read_csv(","),
+    ".tsv": _read_csv("\t"),
+    ".json": _read_json,
+}
+PACKED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".txz": lzma.open,
+    ".zst": _open_zst,
+}
+ARCHIVES: dict[str, Callable[[Path], Iterator[tuple[str, int, IO[bytes]]]]] = {
+    ".zip": _zip_members,
+    ".tar": _tar_members,
+}

@@ -1,0 +1,134 @@
+"""Describes the user's own text as a dataset.yaml: which files, where their text is, how it is split."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from pipeline.config.errors import UserError
+from pipeline.corpus.documents import PIECE_CHARS
+from pipeline.corpus.formats import PACKED, is_known, named, read_user_file, unpacked
+from pipeline.corpus.sources import (
+    IDS_FILES,
+    META_FILE,
+    SPLIT_SEED,
+    DatasetSpec,
+    DocumentSplit,
+    FilesSource,
+    GivenSplit,
+    NanoGPTSource,
+    TailSplit,
+    UserFile,
+    safe_name,
+)
+from pipeline.storage.checksums import sha256_file
+
+FEW_DOCUMENTS = 100
+
+
+def spec_for_text(text: str, text_column: str = "text") -> DatasetSpec:
+    """Read the files at a path, in a folder or that a glob matches, and return a dataset.yaml for them.
+
+    `text_column` is the field or column with the text, in files that have such. FEW_DOCUMENTS documents or
+    more are split by document, fewer at the tail of the text. Raises UserError if no file matches, and for
+    an unknown kind of file, an empty file or text that cannot be read.
+    """
+    files, documents = [], 0
+    for path in files_of(text):
+        with unpacked(path) as parts:
+            in_file = 0
+            for plain, shown in parts:
+                with named(plain, shown):
+                    in_file += sum(last for _, last in read_user_file(plain, text_column, PIECE_CHARS))
+        if not in_file:
+            raise UserError(f"{path}: no documents; put text into it or leave it out")
+        documents += in_file
+        files.append(_hashed(path))
+    many = documents >= FEW_DOCUMENTS
+    return DatasetSpec(
+        description=f"made by `make train-on` from {text}",
+        source=FilesSource(kind="files", paths=files, text_column=text_column),
+        split=DocumentSplit(by="documents", fraction=0.1, seed=SPLIT_SEED)
+        if many
+        else TailSplit(by="tail", fraction=0.1),
+    )
+
+
+def holds_ids(folder: Path) -> bool:
+    """Whether `folder` has the train.bin and val.bin that nanoGPT's prepare.py writes."""
+    return all((folder / name).is_file() for name in IDS_FILES)
+
+
+def spec_for_nanogpt(folder: Path) -> DatasetSpec:
+    """Return a dataset.yaml for nanoGPT's train.bin, val.bin and, if there is one, meta.pkl in `folder`."""
+    train, val, meta = (folder.absolute() / name for name in (*IDS_FILES, META_FILE))
+    return DatasetSpec(
+        description=f"made by `make train-on` from {folder}",
+        source=NanoGPTSource(
+            kind="nanogpt",
+            train=_hashed(train),
+            val=_hashed(val),
+            meta=_hashed(meta) if meta.exists() else None,
+        ),
+        split=GivenSplit(by="source"),
+    )
+
+
+def dataset_name(pattern: str) -> str:
+    """A folder name for the text at a path or glob: `My Books/*.txt` is `My-Books`, `emma.txt` is `emma`."""
+    plain = [part for part in Path(pattern).expanduser().absolute().parts if not glob.has_magic(part)]
+    last = Path(plain[-1])
+    while is_known(last.name) or last.suffix.lower() in PACKED:
+        last = last.with_suffix("")
+    return safe_name(last.name)
+
+
+def files_of(text: str) -> list[Path]:
+    """The files at a path, in a folder at any depth, or that a glob such as `notes/**/*.{txt,md}` matches.
+
+    Of a folder, hidden files and those of unknown kinds are left out. Raises UserError if there is no file,
+    and for one of an unknown kind that the user named.
+    """
+    expanded = os.path.expanduser(text)
+    if os.path.isdir(expanded):
+        inside = (path for path in Path(expanded).absolute().rglob("*") if path.is_file())
+        paths = sorted(path for path in inside if is_known(path.name) and not _is_hidden(path, expanded))
+        if not paths:
+            raise UserError(f"TEXT={text}: no text in this folder; name files, or another folder")
+        return paths
+    try:
+        exists = os.path.exists(expanded)
+        found = (
+            [expanded]
+            if exists
+            else [path for one in _braces(expanded) for path in glob.glob(one, recursive=True)]
+        )
+    except ValueError:  # a NUL character
+        found = []
+    paths = sorted({Path(path).absolute() for path in found if not os.path.isdir(path)})
+    if not paths:
+        raise UserError(f"TEXT={text}: no such file; a glob needs quotes: TEXT='texts/*.txt'")
+    for path in paths:
+        if not is_known(path.name):
+            kind = path.suffix or "(no extension)"
+            raise UserError(f"{path}: unknown file type {kind}; docs/guide.md lists those that can be read")
+    return paths
+
+
+def _is_hidden(path: Path, folder: str) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(Path(folder).absolute()).parts)
+
+
+def _braces(pattern: str) -> list[str]:
+    """Every pattern that one with `{a,b}` stands for, as in a shell."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)  # an innermost pair
+    if found is None:
+        return [pattern]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [one for choice in found[1].split(",") for one in _braces(before + choice + after)]
+
+
+def _hashed(path: Path) -> UserFile:
+    return UserFile(path=str(path), sha256=sha256_file(path))

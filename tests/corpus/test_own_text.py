@@ -1,0 +1,262 @@
+"""The user's own text: which files are read, of which kinds, packed or not, and what is refused."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from pipeline.config.errors import UserError
+from pipeline.corpus.documents import corpus_files, read_pieces
+from pipeline.corpus.formats import READERS, is_known
+from pipeline.corpus.own_text import dataset_name, files_of, spec_for_text
+from pipeline.corpus.sources import DocumentSplit, TailSplit, load_spec, write_raw, write_spec
+
+TEXTS = ["one é\n\nof two lines", 'two, "quoted"\tand more']
+PAGE = """<html><head><title>t</title><script>no()</script></head><body>
+<nav><a href="/">Home</a></nav>
+<main><article><h1>Ships</h1>
+<p>The old ship sails over the sea &amp; sinks, while many birds sing above it.</p>
+<p>Nobody knows why it sailed so far, and nobody asked the birds about it either.</p>
+</article></main></body></html>"""
+
+
+def texts(raw: Path) -> list[str]:
+    return [piece.text for piece in read_pieces(raw)]
+
+
+def as_table(delimiter: str) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, delimiter=delimiter)
+    table.writerows([["id", "text"], *enumerate(TEXTS)])
+    return text.getvalue().encode()
+
+
+def as_parquet() -> bytes:
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), content)
+    return content.getvalue()
+
+
+# {extension: (the content of a file, its documents)}
+KINDS: dict[str, tuple[bytes, list[str]]] = {
+    **{
+        extension: (TEXTS[0].encode(), TEXTS[:1])
+        for extension in (".txt", ".md", ".rst", ".tex", ".py", ".rs")
+    },
+    ".csv": (as_table(","), TEXTS),
+    ".tsv": (as_table("\t"), TEXTS),
+    ".json": (json.dumps(TEXTS).encode(), TEXTS),
+    ".jsonl": (b"\n".join(json.dumps({"text": text}).encode() for text in TEXTS), TEXTS),
+    ".parquet": (as_parquet(), TEXTS),
+}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def read_back(text: str, tmp_path: Path, column: str = "text") -> list[str]:
+    """The documents of the user's text, after they went through raw/."""
+    write_raw(spec_for_text(text, column), tmp_path / "raw")
+    return texts(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("packer", ["", *PACKERS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_packed_or_not(tmp_path: Path, kind: str, packer: str) -> None:
+    content, documents = KINDS[kind]
+    path = tmp_path / f"a.X{kind.upper() if not packer else kind}{packer}"
+    path.write_bytes(PACKERS[packer](content) if packer else content)
+    assert read_back(str(path), tmp_path) == documents
+
+
+def archive(path: Path, files: dict[str, bytes]) -> None:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for name, content in files.items():
+                zipped.writestr(name, content)
+        return
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as tarred:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tarred.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz"])
+def test_archives_are_read_by_name_without_hidden_and_unknown_files(tmp_path: Path, name: str) -> None:
+    files = {
+        "b/two.txt": b"two",
+        "a/one.md.gz": gzip.compress(b"one"),
+        "c.png": b"x",
+        ".git/config.txt": b"x",
+        "__MACOSX/d.txt": b"x",
+        "../../e.jsonl": b'{"text": "out of it"}',
+    }
+    archive(tmp_path / name, files)
+    assert read_back(str(tmp_path / name), tmp_path) == ["one", "two"]
+    assert not (tmp_path.parent / "e.jsonl").exists()
+    archive(tmp_path / name, {"b/two.txt": b"\xff"})
+    with pytest.raises(UserError, match=rf"{name}/b/two.txt: not UTF-8 at byte 0"):
+        spec_for_text(str(tmp_path / name))
+
+
+def test_a_page_is_its_main_text(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(PAGE)
+    (text,) = read_back(str(tmp_path / "a.html"), tmp_path)
+    assert "sails over the sea & sinks" in text and "nobody asked" in text
+    assert "no()" not in text and "Home" not in text and "<" not in text
+
+
+def test_a_folder_is_read_at_any_depth_without_what_is_no_text(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/c.md", "a/b/d.py", ".hidden.txt", ".git/e.txt", "a/f.png"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    assert read_back(f"{tmp_path}/texts", tmp_path) == ["a/b/d.py", "a/c.md", "b.txt"]
+    names = [path.name for path in files_of(f"{tmp_path}/texts/**/*.{{md,py}}")]
+    assert names == ["d.py", "c.md"]
+    assert len(files_of(f"{tmp_path}/texts/{{b.txt,a/{{c.md,b/d.py}}}}")) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt.gz", "a.txt.bz2", "a.txt.xz", "a.txt.zst", "a.zip", "a.tar", "a.tgz"]
+)
+def test_damaged_packed_files_are_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for content in (b"", b"no archive", bytes(2000)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=name) as error:
+            spec_for_text(str(path))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"id,body\n1,x\n", "no column 'text', only id, body"),
+        ("a.csv", b"", "no column 'text', only none"),
+        ("a.csv", b"text\n\xff\n", "not UTF-8"),
+        ("a.csv", b"id,text\n1\n", "row 2: no text in 'text'"),
+        ("a.json", b"[" * 99999, "nested too deep"),
+        ("a.json", b'[{"body": "x"}]', "item 1: no text in 'text'"),
+        ("a.json", b"{", "not JSON"),
+        ("a.html", b"<html></html>", "no text in this page"),
+    ],
+)
+def test_files_without_the_text_are_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        spec_for_text(f"{tmp_path}/{name}")
+    assert "\n" not in str(error.value) and str(error.value).count(name) == 1
+
+
+def test_every_reader_has_a_kind() -> None:
+    assert all(is_known(f"a{extension}") for extension in (*READERS, *KINDS))
+    assert not is_known("a") and not is_known("a.png.gz") and is_known("a.tar.zst")
+
+
+def test_own_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a b.TXT").write_text("one\n")
+    (tmp_path / "b" / "c.jsonl").write_text('{"text": "two"}\n{"text": "three"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["four"]}), tmp_path / "b" / "c.parquet")
+    made = spec_for_text(f"{tmp_path}/**/*.*")
+    write_spec(made, tmp_path / "mine" / "dataset.yaml")
+    assert load_spec("mine", tmp_path) == made
+    assert made.split == TailSplit(by="tail", fraction=0.1)
+    write_raw(made, tmp_path / "raw")
+    assert [path.name for path in corpus_files(tmp_path / "raw")] == [
+        "00000-a-b.txt",
+        "00001-c.jsonl",
+        "00002-c.parquet",
+    ]
+    assert texts(tmp_path / "raw") == ["one\n", "two", "three", "four"]
+
+
+def test_own_text_column_becomes_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one \\u00e9", "text": 5}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["two", "three"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_text("four")
+    write_raw(spec_for_text(f"{tmp_path}/*", text_column="body"), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["one é", "two", "three", "four"]
+
+
+def test_many_documents_are_split_by_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 100)
+    assert spec_for_text(f"{tmp_path}/a.jsonl").split == DocumentSplit(
+        by="documents", fraction=0.1, seed=2357
+    )
+
+
+def test_own_files_that_changed_or_went_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    made = spec_for_text(str(path))
+    path.write_text("two")
+    with pytest.raises(UserError, match=r"a.txt: changed since .*make train-on"):
+        write_raw(made, tmp_path / "raw")
+    path.unlink()
+    with pytest.raises(UserError, match=r"a.txt: no such file.*make train-on"):
+        write_raw(made, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "pattern", "message"),
+    [
+        ("a.txt", b"x", "b.txt", "no such file"),
+        ("a.bin", b"x", "", "no text in this folder"),
+        ("a.png", b"x", "*", "unknown file type .png"),
+        ("a.txt", b"", "a.txt", "empty file"),
+        ("a.jsonl", b"\n", "a.jsonl", "no documents"),
+        ("a.txt", b"ab\xff", "*.txt", "not UTF-8 at byte 2"),
+        ("a.jsonl", b'{"body": "x"}', "*", "line 1: no text in 'text'"),
+    ],
+)
+def test_own_text_that_will_not_do(
+    tmp_path: Path, name: str, content: bytes, pattern: str, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        spec_for_text(f"{tmp_path}/{pattern}")
+    assert "\n" not in str(error.value)
+
+
+def test_home_and_literal_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "act [1].txt").write_text("one")
+    made = spec_for_text("~/act [1].txt")
+    write_raw(made, tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("/books/Jane Austen/emma.v2.txt", "emma.v2"),
+        ("/books/Jane Austen/*.txt", "Jane-Austen"),
+        ("/books/emma.txt.gz", "emma"),
+        ("/books/emma.tar.gz", "emma"),
+        ("/books/austen/**/*.jsonl", "austen"),
+        ("/books/v1.2/*.txt", "v1.2"),
+        ("/books/été.txt", "t"),
+        ("/*.txt", "text"),
+    ],
+)
+def test_dataset_name(pattern: str, name: str) -> None:
+    assert dataset_name(pattern) == name
