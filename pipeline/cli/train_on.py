@@ -13,7 +13,15 @@ from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import DATA
 from pipeline.config.presets import overlay
 from pipeline.corpus.own_text import dataset_name, holds_ids, spec_for_nanogpt, spec_for_text
-from pipeline.corpus.sources import DatasetSpec, FilesSource, NanoGPTSource, load_spec, write_spec
+from pipeline.corpus.sources import (
+    DatasetSpec,
+    FilesSource,
+    NanoGPTSource,
+    Source,
+    load_spec,
+    safe_name,
+    write_spec,
+)
 from pipeline.storage.files import write_text
 from pipeline.tokens.nanogpt_ids import check_folder
 
@@ -28,16 +36,23 @@ Text = Annotated[
 Column = Annotated[
     str, typer.Option(help="The field or column with the text, in JSON, CSV and Parquet files.")
 ]
+Name = Annotated[
+    str | None,
+    typer.Option(help="The dataset's name, a folder in data/; by default that of TEXT.", show_default=False),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
 NoRun = Annotated[bool, typer.Option("--no-run", help="Only set up the dataset; do not run the pipeline.")]
 
 
-def main(text: Text, column: Column = "text", no_run: NoRun = False) -> None:
+def main(
+    text: Text, column: Column = "text", name: Name = None, skip_bad: SkipBad = False, no_run: NoRun = False
+) -> None:
     """Describe your text in data/<name>/dataset.yaml, make it the active dataset and run the pipeline.
 
     For nanoGPT's .bin files, tokenizer.name is set too.
     """
     load_params()  # a broken params.yaml stops here, before anything is written
-    path, spec, values = describe(text, column)
+    path, spec, values = describe(text, column, name, skip_bad)
     write_spec(spec, path)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
@@ -50,8 +65,12 @@ def main(text: Text, column: Column = "text", no_run: NoRun = False) -> None:
         run_pipeline()
 
 
-def describe(text: str, column: str) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
+def describe(
+    text: str, column: str, name: str | None, skip_bad: bool
+) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
     """The path of the dataset.yaml for `text`, its content, and the parameters that choose this dataset.
+
+    The dataset is called `name`, or as its text is.
 
     Raises UserError if the text cannot be read, or if another dataset has that path.
     """
@@ -59,13 +78,26 @@ def describe(text: str, column: str) -> tuple[Path, DatasetSpec, dict[str, dict[
     if holds_ids(folder):
         check_folder(folder)
         # nanoGPT's folders have the same names as ours, but hold other splits of the same text.
-        spec, name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
+        spec, own_name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
     else:
-        spec, name = spec_for_text(text, column), dataset_name(text)
+        spec, own_name = spec_for_text(text, column, skip_bad), dataset_name(text)
+    if name is not None and name != safe_name(name):
+        raise UserError(
+            f"NAME={name}: not a folder's name; use letters, digits and . _ -: NAME={safe_name(name)}"
+        )
+    name = name or own_name
     path = DATA / name / "dataset.yaml"
-    if path.exists() and not isinstance(load_spec(name).source, FilesSource | NanoGPTSource):
-        raise UserError(f"TEXT={text}: {path} belongs to another dataset; rename your file or folder")
+    if path.exists() and _files(load_spec(name).source).isdisjoint(_files(spec.source)):
+        raise UserError(f"TEXT={text}: {path} is of other text; choose a name: NAME={name}-2 (--name)")
     values = {"data": {"dataset": name}}
     if isinstance(spec.source, NanoGPTSource):
         values["tokenizer"] = {"name": spec.source.tokenizer_name}
     return path, spec, values
+
+
+def _files(source: Source) -> set[Path]:
+    """The files that a dataset of the user's own is made of."""
+    own = list(source.paths) if isinstance(source, FilesSource) else []
+    if isinstance(source, NanoGPTSource):
+        own = [source.train, source.val]
+    return {Path(file.path).absolute() for file in own}

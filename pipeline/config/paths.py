@@ -44,14 +44,14 @@ def tokens_folder(params: Params) -> Path:
 
 def runs_folder() -> Path:
     """The folder of resumable training state."""
-    return _original() / "runs"
+    return original_project() / "runs"
 
 
 def hashes_file() -> Path:
     """The hashes of large files, so that they are not read again and again."""
-    return _original() / ".dvc/tmp/hashes.json"
+    return original_project() / ".dvc/tmp/hashes.json"
 
 
-def _original() -> Path:
+def original_project() -> Path:
     """This project; for an experiment in a copy of it, the original."""
     return Path(os.environ.get("DVC_ROOT", "."))

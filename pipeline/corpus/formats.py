@@ -25,10 +25,10 @@ from pipeline.storage.machine import check_disk
 # Text as it is. Each file is a document.
 PROSE = (".txt", ".md", ".rst", ".tex", ".org", ".adoc")
 LANGUAGES = (
-    ".c .cc .cfg .cpp .cs .css .cu .el .go .h .hpp .hs .ini .java .jl .js .jsx .kt .lisp .lua .ml .php .pl .py "
-    ".pyi .r .rb .rs .scala .sh .sql .swift .toml .ts .tsx .yaml .yml"
-).split()
-SOURCE_CODE = tuple(LANGUAGES)
+    ".c .cc .cfg .cpp .cs .css .cu .el .go .h .hpp .hs .ini .java .jl .js .jsx .kt .lisp .lua .ml .php "
+    ".pl .py .pyi .r .rb .rs .scala .sh .sql .swift .toml .ts .tsx .yaml .yml"
+)
+SOURCE_CODE = tuple(LANGUAGES.split())
 CONVERT = "convert it, for example with iconv -t UTF-8"
 ROWS = (".jsonl", ".parquet")  # each line or row is a document
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 from pathlib import Path
 
 from pipeline.config.errors import UserError
@@ -26,26 +27,31 @@ from pipeline.corpus.sources import (
 from pipeline.storage.checksums import sha256_file
 
 FEW_DOCUMENTS = 100
+SHOWN = 10  # files that cannot be read
 
 
-def spec_for_text(text: str, text_column: str = "text") -> DatasetSpec:
+def spec_for_text(text: str, text_column: str = "text", skip_bad: bool = False) -> DatasetSpec:
     """Read the files at a path, in a folder or that a glob matches, and return a dataset.yaml for them.
 
     `text_column` is the field or column with the text, in files that have such. FEW_DOCUMENTS documents or
     more are split by document, fewer at the tail of the text. Raises UserError if no file matches, and for
-    an unknown kind of file, an empty file or text that cannot be read.
+    an unknown kind of file, an empty file or text that cannot be read; with `skip_bad`, such files are left
+    out, and a line on stderr says so.
     """
-    files, documents = [], 0
+    files, documents, problems = [], 0, []
     for path in files_of(text):
-        with unpacked(path) as parts:
-            in_file = 0
-            for plain, shown in parts:
-                with named(plain, shown):
-                    in_file += sum(last for _, last in read_user_file(plain, text_column, PIECE_CHARS))
-        if not in_file:
-            raise UserError(f"{path}: no documents; put text into it or leave it out")
-        documents += in_file
-        files.append(_hashed(path))
+        try:
+            documents += _count(path, text_column)
+            files.append(_hashed(path))
+        except UserError as error:
+            problems.append(str(error))
+    if problems and not (skip_bad and files):
+        raise UserError(_all_of(problems, len(files)))
+    if problems:
+        print(
+            f"left out {len(problems):,} of {len(files) + len(problems):,} files: {_some(problems)}",
+            file=sys.stderr,
+        )
     many = documents >= FEW_DOCUMENTS
     return DatasetSpec(
         description=f"made by `make train-on` from {text}",
@@ -54,6 +60,31 @@ def spec_for_text(text: str, text_column: str = "text") -> DatasetSpec:
         if many
         else TailSplit(by="tail", fraction=0.1),
     )
+
+
+def _count(path: Path, text_column: str) -> int:
+    """The number of documents in a file. Raises UserError if it has none, or cannot be read."""
+    documents = 0
+    with unpacked(path) as parts:
+        for plain, shown in parts:
+            with named(plain, shown):
+                documents += sum(last for _, last in read_user_file(plain, text_column, PIECE_CHARS))
+    if not documents:
+        raise UserError(f"{path}: no documents; put text into it or leave it out")
+    return documents
+
+
+def _all_of(problems: list[str], good: int) -> str:
+    """One line for all files that cannot be read."""
+    if len(problems) == 1 and not good:
+        return problems[0]
+    what = f"{len(problems):,} of {len(problems) + good:,} files cannot be read"
+    return f"{what}: {_some(problems)}. Correct them, or leave them out: SKIP_BAD=1 (--skip-bad)"
+
+
+def _some(problems: list[str]) -> str:
+    more = f" (and {len(problems) - SHOWN:,} more)" if len(problems) > SHOWN else ""
+    return " | ".join(problems[:SHOWN]) + more
 
 
 def holds_ids(folder: Path) -> bool:
@@ -131,4 +162,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _hashed(path: Path) -> UserFile:
-    return UserFile(path=str(path), sha256=sha256_file(path))
+    """A file by its path, relative to the project if it is in it, so that the project can be moved."""
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return UserFile(path=str(shown), sha256=sha256_file(path))

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipeline.config.errors import UserError
+from pipeline.config.paths import original_project
 from pipeline.config.presets import yaml_to_write
 from pipeline.config.reading import check_file
 from pipeline.config.validation import Section, Sha256, read_yaml, suggest, validate
@@ -111,6 +112,8 @@ class UserFile(Section):
     def unchanged(self) -> Path:
         """The file's path. Raises UserError if the file is missing or has changed."""
         path = Path(self.path)
+        if not path.exists():  # in a copy of the project, for an experiment, without files that git ignores
+            path = original_project() / path
         check_file(path, missing="put it back or run `make train-on` again")
         if sha256_file(path) != self.sha256:
             raise UserError(f"{path}: changed since dataset.yaml was made; run `make train-on` again")

@@ -22,8 +22,17 @@ from tests.conftest import Ended
 
 OPTIONS = {
     "repro": ["--preset", "--force"],
-    "train-on": ["TEXT", "--column", "--no-run"],
-    "finetune-on": ["TEXT", "--model", "--block-size", "--column", "--force", "--no-run"],
+    "train-on": ["TEXT", "--column", "--name", "--no-run", "--skip-bad"],
+    "finetune-on": [
+        "TEXT",
+        "--model",
+        "--block-size",
+        "--column",
+        "--name",
+        "--skip-bad",
+        "--force",
+        "--no-run",
+    ],
     "presets": [],
     "preset": ["NAME", "--force"],
     "start-from": ["MODEL", "--block-size"],

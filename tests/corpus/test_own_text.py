@@ -166,6 +166,39 @@ def test_files_without_the_text_are_one_line(tmp_path: Path, name: str, content:
     assert "\n" not in str(error.value) and str(error.value).count(name) == 1
 
 
+def test_all_bad_files_are_in_one_line_and_may_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (("a.txt", b"good"), ("b.txt", b"\xff"), ("c.json", b"{"), ("d.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        UserError, match="3 of 4 files cannot be read: .*b.txt.*c.json.*d.txt.*SKIP_BAD"
+    ) as error:
+        spec_for_text(str(tmp_path))
+    assert "\n" not in str(error.value)
+    made = spec_for_text(str(tmp_path), skip_bad=True)
+    assert [Path(file.path).name for file in made.source.paths] == ["a.txt"]  # type: ignore[union-attr]
+    assert capsys.readouterr().err.startswith("left out 3 of 4 files: ")
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match="3 of 3 files"):
+        spec_for_text(str(tmp_path), skip_bad=True)
+
+
+def test_paths_in_the_project_are_relative_and_found_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project/texts").mkdir(parents=True)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    Path("texts/a.txt").write_text("one")
+    made = spec_for_text("texts")
+    assert [file.path for file in made.source.paths] == ["texts/a.txt"]  # type: ignore[union-attr]
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    write_raw(made, Path("raw"))
+    assert texts(Path("raw")) == ["one"]
+
+
 def test_every_reader_has_a_kind() -> None:
     assert all(is_known(f"a{extension}") for extension in (*READERS, *KINDS))
     assert not is_known("a") and not is_known("a.png.gz") and is_known("a.tar.zst")

@@ -49,9 +49,23 @@ def test_own_text_becomes_the_active_dataset(project: Path, capsys: pytest.Captu
 def test_own_text_does_not_take_another_datasets_place(project: Path) -> None:
     Path("pydocs.txt").write_text("text")
     before = Path("data/pydocs/dataset.yaml").read_text()
-    with pytest.raises(UserError, match="belongs to another dataset"):
+    with pytest.raises(UserError, match="data/pydocs/dataset.yaml is of other text; .*: NAME=pydocs-2"):
         train_on.main("pydocs.txt", no_run=True)
     assert Path("data/pydocs/dataset.yaml").read_text() == before
+    train_on.main("pydocs.txt", name="pydocs-2", no_run=True)
+    assert load_params().data.dataset == "pydocs-2"
+    with pytest.raises(UserError, match=r"NAME=a/../b: not a folder's name; .*: NAME=a-..-b"):
+        train_on.main("pydocs.txt", name="a/../b", no_run=True)
+
+
+def test_files_of_the_same_name_do_not_replace_each_other(project: Path) -> None:
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(f"{folder}/notes.txt").write_text(f"text of {folder}")
+    train_on.main("a/notes.txt", no_run=True)
+    with pytest.raises(UserError, match="data/notes/dataset.yaml is of other text"):
+        train_on.main("b/notes.txt", no_run=True)
+    train_on.main("a/{notes,more}.txt", name="notes", no_run=True)  # a file of it, and more
 
 
 def prepared(folder: Path, train: str, val: str, with_meta: bool = True) -> Path:
