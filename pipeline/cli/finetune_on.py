@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.cli.preset import apply, show_changes
 from pipeline.cli.repro import run_pipeline
 from pipeline.cli.start_from import BlockSize, start_values
-from pipeline.cli.train_on import Column, Name, NoRun, SkipBad, Text, describe
+from pipeline.cli.train_on import Column, Encoding, Name, NoRun, SkipBad, Text, describe
 from pipeline.config.command_line import Force, ModelName
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE
@@ -20,12 +20,13 @@ def main(
     block_size: BlockSize = None,
     column: Column = "text",
     name: Name = None,
+    encoding: Encoding = None,
     skip_bad: SkipBad = False,
     force: Force = False,
     no_run: NoRun = False,
 ) -> None:
     """Set up params.yaml to finetune a model on your text (preset finetune-on), and run the pipeline."""
-    path, spec, data = describe(text, column, name, skip_bad)
+    path, spec, data = describe(text, column, name, encoding, skip_bad)
     values = start_values(model, block_size, dropout=0.0) | {"data": data["data"]}
     if "tokenizer" in data:  # nanoGPT's ids come with their tokenizer
         values["tokenizer"] = {**data["tokenizer"], "model": None}

@@ -40,19 +40,28 @@ Name = Annotated[
     str | None,
     typer.Option(help="The dataset's name, a folder in data/; by default that of TEXT.", show_default=False),
 ]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="The encoding of text that is not UTF-8; by default it is found.", show_default=False),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
 NoRun = Annotated[bool, typer.Option("--no-run", help="Only set up the dataset; do not run the pipeline.")]
 
 
 def main(
-    text: Text, column: Column = "text", name: Name = None, skip_bad: SkipBad = False, no_run: NoRun = False
+    text: Text,
+    column: Column = "text",
+    name: Name = None,
+    encoding: Encoding = None,
+    skip_bad: SkipBad = False,
+    no_run: NoRun = False,
 ) -> None:
     """Describe your text in data/<name>/dataset.yaml, make it the active dataset and run the pipeline.
 
     For nanoGPT's .bin files, tokenizer.name is set too.
     """
     load_params()  # a broken params.yaml stops here, before anything is written
-    path, spec, values = describe(text, column, name, skip_bad)
+    path, spec, values = describe(text, column, name, encoding, skip_bad)
     write_spec(spec, path)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
@@ -66,7 +75,7 @@ def main(
 
 
 def describe(
-    text: str, column: str, name: str | None, skip_bad: bool
+    text: str, column: str, name: str | None, encoding: str | None, skip_bad: bool
 ) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
     """The path of the dataset.yaml for `text`, its content, and the parameters that choose this dataset.
 
@@ -80,7 +89,7 @@ def describe(
         # nanoGPT's folders have the same names as ours, but hold other splits of the same text.
         spec, own_name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
     else:
-        spec, own_name = spec_for_text(text, column, skip_bad), dataset_name(text)
+        spec, own_name = spec_for_text(text, column, skip_bad, encoding), dataset_name(text)
     if name is not None and name != safe_name(name):
         raise UserError(
             f"NAME={name}: not a folder's name; use letters, digits and . _ -: NAME={safe_name(name)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import lzma
@@ -29,6 +30,9 @@ LANGUAGES = (
     ".pl .py .pyi .r .rb .rs .scala .sh .sql .swift .toml .ts .tsx .yaml .yml"
 )
 SOURCE_CODE = tuple(LANGUAGES.split())
+SAMPLE_BYTES = 1 << 18  # of which an encoding is guessed
+ENOUGH_BYTES = 64  # for a guess
+CHUNK_BYTES = 1 << 20
 CONVERT = "convert it, for example with iconv -t UTF-8"
 ROWS = (".jsonl", ".parquet")  # each line or row is a document
 
@@ -56,13 +60,51 @@ def named(plain: Path, shown: str) -> Iterator[None]:
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Iterator[tuple[Path, str]]]:
+def unpacked(path: Path, encoding: str | None = None) -> Iterator[Iterator[tuple[Path, str]]]:
     """The files in a packed file or an archive, as (a file of a known kind, the name to show); else the file.
 
-    Each is there until the next is asked for. Raises UserError for damaged files.
+    With an `encoding`, text that is not UTF-8 is read in it, and is UTF-8 here. Each file is there until the
+    next is asked for. Raises UserError for damaged files, and for those not in the encoding.
     """
     with TemporaryDirectory(prefix="gpt-pipeline-") as folder:
-        yield _unpack(path, str(path), Path(folder))
+        files = _unpack(path, str(path), Path(folder))
+        yield files if encoding is None else _decoded(files, encoding, Path(folder))
+
+
+def find_encoding(path: Path) -> str | None:
+    """The encoding of a file of text that is not UTF-8, or of the first such file in an archive; else None.
+
+    It is guessed from the first bytes, by charset-normalizer. Raises UserError if that is not possible.
+    """
+    from charset_normalizer import from_bytes
+
+    with unpacked(path) as files:
+        for plain, shown in files:
+            if plain.suffix.lower() == ".parquet" or (wrong := _not_utf8_at(plain)) is None:
+                continue
+            with plain.open("rb") as file:
+                guess = (
+                    from_bytes(file.read(SAMPLE_BYTES)).best()
+                    if plain.stat().st_size >= ENOUGH_BYTES
+                    else None
+                )
+            if guess is None:
+                raise UserError(
+                    f"{shown}: not UTF-8 at byte {wrong}, and its encoding is not clear; convert it, or name "
+                    "the encoding: ENCODING=latin-1 (--encoding)"
+                )
+            return guess.encoding
+    return None
+
+
+def check_encoding(name: str) -> None:
+    """Raise UserError unless Python knows an encoding of text by this name."""
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError):
+        raise UserError(
+            f"ENCODING={name}: no such encoding; for example latin-1, cp1252, utf-16, gb18030"
+        ) from None
 
 
 def is_known(name: str) -> bool:
@@ -76,6 +118,41 @@ def is_known(name: str) -> bool:
 def is_plain_text(path: Path) -> bool:
     """Whether a file's text is its content."""
     return path.suffix.lower() in (*PROSE, *SOURCE_CODE)
+
+
+def _decoded(files: Iterator[tuple[Path, str]], encoding: str, folder: Path) -> Iterator[tuple[Path, str]]:
+    """The files, with those of text that are not UTF-8 replaced by copies that are."""
+    for plain, shown in files:
+        if plain.suffix.lower() == ".parquet" or _not_utf8_at(plain) is None:
+            yield plain, shown
+            continue
+        copy = folder / f"decoded{plain.suffix}"
+        try:
+            with (
+                plain.open(encoding=encoding, newline="") as source,
+                copy.open("w", encoding="utf-8", newline="") as target,
+            ):
+                shutil.copyfileobj(source, target)
+        except UnicodeError as error:
+            raise UserError(f"{shown}: not {encoding} ({error}); name its encoding: ENCODING=...") from None
+        yield copy, shown
+        copy.unlink()
+
+
+def _not_utf8_at(path: Path) -> int | None:
+    """Where the first byte is that UTF-8 does not have there; None if there is none."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            waiting = len(decoder.getstate()[0])
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                return offset - waiting + error.start
+            if not chunk:
+                return None
+            offset += len(chunk)
 
 
 def _unpack(path: Path, shown: str, folder: Path) -> Iterator[tuple[Path, str]]:

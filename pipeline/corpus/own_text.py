@@ -10,7 +10,15 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import PIECE_CHARS
-from pipeline.corpus.formats import PACKED, is_known, named, read_user_file, unpacked
+from pipeline.corpus.formats import (
+    PACKED,
+    check_encoding,
+    find_encoding,
+    is_known,
+    named,
+    read_user_file,
+    unpacked,
+)
 from pipeline.corpus.sources import (
     IDS_FILES,
     META_FILE,
@@ -30,19 +38,27 @@ FEW_DOCUMENTS = 100
 SHOWN = 10  # files that cannot be read
 
 
-def spec_for_text(text: str, text_column: str = "text", skip_bad: bool = False) -> DatasetSpec:
+def spec_for_text(
+    text: str, text_column: str = "text", skip_bad: bool = False, encoding: str | None = None
+) -> DatasetSpec:
     """Read the files at a path, in a folder or that a glob matches, and return a dataset.yaml for them.
 
     `text_column` is the field or column with the text, in files that have such. FEW_DOCUMENTS documents or
     more are split by document, fewer at the tail of the text. Raises UserError if no file matches, and for
     an unknown kind of file, an empty file or text that cannot be read; with `skip_bad`, such files are left
-    out, and a line on stderr says so.
+    out, and a line on stderr says so. Text that is not UTF-8 is in `encoding`, or in the one that is found;
+    then a line on stderr says which.
     """
+    if encoding is not None:
+        check_encoding(encoding)
     files, documents, problems = [], 0, []
     for path in files_of(text):
         try:
-            documents += _count(path, text_column)
-            files.append(_hashed(path))
+            found = encoding or find_encoding(path)
+            documents += _count(path, text_column, found)
+            files.append(_hashed(path, found))
+            if found and not encoding:
+                print(f"{path}: not UTF-8; read as {found} (another: ENCODING=...)", file=sys.stderr)
         except UserError as error:
             problems.append(str(error))
     if problems and not (skip_bad and files):
@@ -62,10 +78,10 @@ def spec_for_text(text: str, text_column: str = "text", skip_bad: bool = False) 
     )
 
 
-def _count(path: Path, text_column: str) -> int:
+def _count(path: Path, text_column: str, encoding: str | None) -> int:
     """The number of documents in a file. Raises UserError if it has none, or cannot be read."""
     documents = 0
-    with unpacked(path) as parts:
+    with unpacked(path, encoding) as parts:
         for plain, shown in parts:
             with named(plain, shown):
                 documents += sum(last for _, last in read_user_file(plain, text_column, PIECE_CHARS))
@@ -161,8 +177,8 @@ def _braces(pattern: str) -> list[str]:
     return [one for choice in found[1].split(",") for one in _braces(before + choice + after)]
 
 
-def _hashed(path: Path) -> UserFile:
+def _hashed(path: Path, encoding: str | None = None) -> UserFile:
     """A file by its path, relative to the project if it is in it, so that the project can be moved."""
     here = Path.cwd()
     shown = path.relative_to(here) if path.is_relative_to(here) else path
-    return UserFile(path=str(shown), sha256=sha256_file(path))
+    return UserFile(path=str(shown), sha256=sha256_file(path), encoding=encoding)

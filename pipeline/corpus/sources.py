@@ -108,6 +108,7 @@ class HuggingFaceSource(TextSource):
 class UserFile(Section):
     path: NonEmpty
     sha256: Sha256
+    encoding: NonEmpty | None = Field(default=None, description="of the text that is not UTF-8")
 
     def unchanged(self) -> Path:
         """The file's path. Raises UserError if the file is missing or has changed."""
@@ -134,7 +135,7 @@ class FilesSource(TextSource):
         sources = [file.unchanged() for file in self.paths]
         check_disk(folder, sum(source.stat().st_size for source in sources), "your files")
         for number, source in enumerate(sources):
-            with unpacked(source) as files:
+            with unpacked(source, self.paths[number].encoding) as files:
                 for part, (plain, shown) in enumerate(files):
                     name = f"{number:05d}-{safe_name(source.stem)}" + (
                         f"-{part:05d}" if plain != source else ""

@@ -22,7 +22,7 @@ from tests.conftest import Ended
 
 OPTIONS = {
     "repro": ["--preset", "--force"],
-    "train-on": ["TEXT", "--column", "--name", "--no-run", "--skip-bad"],
+    "train-on": ["TEXT", "--column", "--encoding", "--name", "--no-run", "--skip-bad"],
     "finetune-on": [
         "TEXT",
         "--model",

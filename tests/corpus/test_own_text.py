@@ -151,7 +151,7 @@ def test_damaged_packed_files_are_one_line(tmp_path: Path, name: str) -> None:
     [
         ("a.csv", b"id,body\n1,x\n", "no column 'text', only id, body"),
         ("a.csv", b"", "no column 'text', only none"),
-        ("a.csv", b"text\n\xff\n", "not UTF-8"),
+        ("a.csv", b"text\n\xff\n", "not UTF-8 at byte 5"),
         ("a.csv", b"id,text\n1\n", "row 2: no text in 'text'"),
         ("a.json", b"[" * 99999, "nested too deep"),
         ("a.json", b'[{"body": "x"}]', "item 1: no text in 'text'"),
@@ -164,6 +164,43 @@ def test_files_without_the_text_are_one_line(tmp_path: Path, name: str, content:
     with pytest.raises(UserError, match=message) as error:
         spec_for_text(f"{tmp_path}/{name}")
     assert "\n" not in str(error.value) and str(error.value).count(name) == 1
+
+
+POEM = "Über den Wäldern fährt ein großes Schiff, und die Vögel hören schöne Lieder.\n" * 3
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.zip"])
+def test_another_encoding_is_found_said_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str, name: str
+) -> None:
+    content = POEM.encode(encoding)
+    if name.endswith(".zip"):
+        archive(tmp_path / name, {"b.txt": content, "c.txt": b"plain"})
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    made = spec_for_text(str(tmp_path / name))
+    assert "not UTF-8; read as " in capsys.readouterr().err
+    write_spec(made, tmp_path / "mine/dataset.yaml")
+    assert load_spec("mine", tmp_path) == made
+    write_raw(made, tmp_path / "raw")
+    assert texts(tmp_path / "raw")[0] == POEM
+
+
+def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text\nÄpfel\n".encode("latin-1"))
+    with pytest.raises(
+        UserError, match="not UTF-8 at byte 5, and its encoding is not clear; .*ENCODING=latin-1"
+    ):
+        spec_for_text(str(path))
+    write_raw(spec_for_text(str(path), encoding="latin-1"), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["Äpfel"]
+    with pytest.raises(UserError, match="a.csv: not ascii"):
+        spec_for_text(str(path), encoding="ascii")
+    for wrong in ("klingon", "base64", "a\0b"):
+        with pytest.raises(UserError, match="ENCODING=.*: no such encoding"):
+            spec_for_text(str(path), encoding=wrong)
 
 
 def test_all_bad_files_are_in_one_line_and_may_be_left_out(
