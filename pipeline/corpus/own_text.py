@@ -51,11 +51,11 @@ def spec_for_text(
     """
     if encoding is not None:
         check_encoding(encoding)
-    files, documents, problems = [], 0, []
+    files, lengths, problems = [], list[int](), list[str]()
     for path in files_of(text):
         try:
             found = encoding or find_encoding(path)
-            documents += _count(path, text_column, found)
+            lengths += _lengths(path, text_column, found)
             files.append(_hashed(path, found))
             if found and not encoding:
                 print(f"{path}: not UTF-8; read as {found} (another: ENCODING=...)", file=sys.stderr)
@@ -68,7 +68,10 @@ def spec_for_text(
             f"left out {len(problems):,} of {len(files) + len(problems):,} files: {_some(problems)}",
             file=sys.stderr,
         )
-    many = documents >= FEW_DOCUMENTS
+    many = len(lengths) >= FEW_DOCUMENTS
+    amount = f"{len(files):,} files, {len(lengths):,} documents, {sum(lengths):,} characters"
+    extremes = f"the shortest document has {min(lengths):,}, the longest {max(lengths):,}"
+    print(f"{amount}; {extremes}", file=sys.stderr)
     return DatasetSpec(
         description=f"made by `make train-on` from {text}",
         source=FilesSource(kind="files", paths=files, text_column=text_column),
@@ -78,16 +81,20 @@ def spec_for_text(
     )
 
 
-def _count(path: Path, text_column: str, encoding: str | None) -> int:
-    """The number of documents in a file. Raises UserError if it has none, or cannot be read."""
-    documents = 0
+def _lengths(path: Path, text_column: str, encoding: str | None) -> list[int]:
+    """The characters of each document in a file. Raises UserError if it has none, or cannot be read."""
+    lengths, length = list[int](), 0
     with unpacked(path, encoding) as parts:
         for plain, shown in parts:
             with named(plain, shown):
-                documents += sum(last for _, last in read_user_file(plain, text_column, PIECE_CHARS))
-    if not documents:
+                for text, last in read_user_file(plain, text_column, PIECE_CHARS):
+                    length += len(text)
+                    if last:
+                        lengths.append(length)
+                        length = 0
+    if not lengths:
         raise UserError(f"{path}: no documents; put text into it or leave it out")
-    return documents
+    return lengths
 
 
 def _all_of(problems: list[str], good: int) -> str:

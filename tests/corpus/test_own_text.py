@@ -215,10 +215,19 @@ def test_all_bad_files_are_in_one_line_and_may_be_left_out(
     assert "\n" not in str(error.value)
     made = spec_for_text(str(tmp_path), skip_bad=True)
     assert [Path(file.path).name for file in made.source.paths] == ["a.txt"]  # type: ignore[union-attr]
-    assert capsys.readouterr().err.startswith("left out 3 of 4 files: ")
+    assert "left out 3 of 4 files: " in capsys.readouterr().err
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UserError, match="3 of 3 files"):
         spec_for_text(str(tmp_path), skip_bad=True)
+
+
+def test_how_much_text_there_is_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("nine char")
+    (tmp_path / "b.json").write_text('["", "one", "four"]')
+    spec_for_text(str(tmp_path))
+    assert capsys.readouterr().err == (
+        "2 files, 4 documents, 16 characters; the shortest document has 0, the longest 9\n"
+    )
 
 
 def test_paths_in_the_project_are_relative_and_found_from_a_copy(
