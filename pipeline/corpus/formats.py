@@ -167,6 +167,8 @@ def _unpack(path: Path, shown: str, folder: Path) -> Iterator[tuple[Path, str]]:
             plain.unlink()
         elif suffix in ARCHIVES:
             for name, size, source in ARCHIVES[suffix](path):
+                if not size:  # such as Python's __init__.py
+                    continue
                 check_disk(folder, size, f"the bytes of {name}")
                 plain = folder / f"member{''.join(PurePosixPath(name).suffixes[-3:])}"
                 with source, plain.open("wb") as target:

@@ -52,7 +52,9 @@ def spec_for_text(
     if encoding is not None:
         check_encoding(encoding)
     files, lengths, problems = [], list[int](), list[str]()
-    for path in files_of(text):
+    paths = files_of(text)
+    not_empty = [path for path in paths if path.stat().st_size or not path.is_file()]
+    for path in not_empty or paths:
         try:
             found = encoding or find_encoding(path)
             lengths += _lengths(path, text_column, found)
@@ -71,7 +73,9 @@ def spec_for_text(
     many = len(lengths) >= FEW_DOCUMENTS
     amount = f"{len(files):,} files, {len(lengths):,} documents, {sum(lengths):,} characters"
     extremes = f"the shortest document has {min(lengths):,}, the longest {max(lengths):,}"
-    print(f"{amount}; {extremes}", file=sys.stderr)
+    empty = len(paths) - len(not_empty)
+    left_out = f"; {empty:,} empty files are left out" if empty else ""
+    print(f"{amount}; {extremes}{left_out}", file=sys.stderr)
     return DatasetSpec(
         description=f"made by `make train-on` from {text}",
         source=FilesSource(kind="files", paths=files, text_column=text_column),

@@ -104,6 +104,7 @@ def test_archives_are_read_by_name_without_hidden_and_unknown_files(tmp_path: Pa
         "b/two.txt": b"two",
         "a/one.md.gz": gzip.compress(b"one"),
         "c.png": b"x",
+        "a/empty.py": b"",
         ".git/config.txt": b"x",
         "__MACOSX/d.txt": b"x",
         "../../e.jsonl": b'{"text": "out of it"}',
@@ -206,10 +207,10 @@ def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
 def test_all_bad_files_are_in_one_line_and_may_be_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, content in (("a.txt", b"good"), ("b.txt", b"\xff"), ("c.json", b"{"), ("d.txt", b"")):
+    for name, content in (("a.txt", b"good"), ("b.txt", b"\xff"), ("c.json", b"{"), ("d.jsonl", b"\n")):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(
-        UserError, match="3 of 4 files cannot be read: .*b.txt.*c.json.*d.txt.*SKIP_BAD"
+        UserError, match="3 of 4 files cannot be read: .*b.txt.*c.json.*d.jsonl.*SKIP_BAD"
     ) as error:
         spec_for_text(str(tmp_path))
     assert "\n" not in str(error.value)
@@ -224,9 +225,11 @@ def test_all_bad_files_are_in_one_line_and_may_be_left_out(
 def test_how_much_text_there_is_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("nine char")
     (tmp_path / "b.json").write_text('["", "one", "four"]')
+    (tmp_path / "c.py").touch()
     spec_for_text(str(tmp_path))
     assert capsys.readouterr().err == (
-        "2 files, 4 documents, 16 characters; the shortest document has 0, the longest 9\n"
+        "2 files, 4 documents, 16 characters; the shortest document has 0, the longest 9; "
+        "1 empty files are left out\n"
     )
 
 
