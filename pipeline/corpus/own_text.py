@@ -75,7 +75,7 @@ def spec_for_text(
     extremes = f"the shortest document has {min(lengths):,}, the longest {max(lengths):,}"
     empty = len(paths) - len(not_empty)
     left_out = f"; {empty:,} empty files are left out" if empty else ""
-    print(f"{amount}; {extremes}{left_out}", file=sys.stderr)
+    print(f"{amount}; {extremes}{left_out}")
     return DatasetSpec(
         description=f"made by `make train-on` from {text}",
         source=FilesSource(kind="files", paths=files, text_column=text_column),

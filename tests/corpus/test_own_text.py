@@ -227,7 +227,7 @@ def test_how_much_text_there_is_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "b.json").write_text('["", "one", "four"]')
     (tmp_path / "c.py").touch()
     spec_for_text(str(tmp_path))
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().out == (
         "2 files, 4 documents, 16 characters; the shortest document has 0, the longest 9; "
         "1 empty files are left out\n"
     )
