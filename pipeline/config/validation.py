@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ class Section(BaseModel):
         return value
 
 
+COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a commit on the hub, whose content never changes
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

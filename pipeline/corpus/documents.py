@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.config.errors import UserError
 from pipeline.config.reading import check_file, parse_json
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 PIECE_CHARS = 1 << 24
 COLUMN_REMEDY = "correct the file, or name the column: make train-on TEXT=... COLUMN=..."
+CONVERT = "convert it, for example with iconv -t UTF-8"
 BOM = codecs.BOM_UTF8
 
 
@@ -115,23 +116,33 @@ def _cut(chunks: Iterable[str], piece_chars: int) -> Iterator[tuple[str, bool]]:
     yield pending, True
 
 
+def utf8_chunks(file: BinaryIO, chunk_bytes: int) -> Iterator[str]:
+    """The rest of a file as text. Raises UnicodeDecodeError, whose `start` is the place in the whole file."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), file.tell()
+    while True:
+        chunk = file.read(chunk_bytes)
+        waiting = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut in two
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            error.start += offset - waiting
+            raise
+        yield text
+        if not chunk:
+            return
+        offset += len(chunk)
+
+
 def _read_txt(path: Path, chunk_bytes: int) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
-        offset = _skip_bom(file.read(len(BOM)))
-        file.seek(offset)
+        file.seek(_skip_bom(file.read(len(BOM))))
         empty = True
-        while True:
-            chunk = file.read(chunk_bytes)
-            waiting = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut in two
-            try:
-                yield decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset - waiting + error.start) from None
-            if not chunk:
-                break
-            empty = False
-            offset += len(chunk)
+        try:
+            for text in utf8_chunks(file, chunk_bytes):
+                yield text
+                empty = empty and not text
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error.start) from None
     if empty:
         raise UserError(f"{path}: empty file; put text into it or remove it")
 
@@ -220,4 +231,4 @@ def _skip_bom(start: bytes) -> int:
 
 
 def _not_utf8(path: Path, offset: int) -> UserError:
-    return UserError(f"{path}: not UTF-8 at byte {offset}; convert it, for example with iconv -t UTF-8")
+    return UserError(f"{path}: not UTF-8 at byte {offset}; {CONVERT}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import gzip
 import lzma
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.reading import check_file, parse_json, read_text
-from pipeline.corpus.documents import BOM, COLUMN_REMEDY, checked_text, read_file
+from pipeline.corpus.documents import BOM, COLUMN_REMEDY, CONVERT, checked_text, read_file, utf8_chunks
 from pipeline.storage.machine import check_disk
 
 # Text as it is. Each file is a document.
@@ -33,7 +32,6 @@ SOURCE_CODE = tuple(LANGUAGES.split())
 SAMPLE_BYTES = 1 << 18  # of which an encoding is guessed
 ENOUGH_BYTES = 64  # for a guess
 CHUNK_BYTES = 1 << 20
-CONVERT = "convert it, for example with iconv -t UTF-8"
 ROWS = (".jsonl", ".parquet")  # each line or row is a document
 
 
@@ -141,18 +139,13 @@ def _decoded(files: Iterator[tuple[Path, str]], encoding: str, folder: Path) -> 
 
 def _not_utf8_at(path: Path) -> int | None:
     """Where the first byte is that UTF-8 does not have there; None if there is none."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            waiting = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                return offset - waiting + error.start
-            if not chunk:
-                return None
-            offset += len(chunk)
+        try:
+            for _ in utf8_chunks(file, CHUNK_BYTES):
+                pass
+        except UnicodeDecodeError as error:
+            return error.start
+    return None
 
 
 def _unpack(path: Path, shown: str, folder: Path) -> Iterator[tuple[Path, str]]:
@@ -204,20 +197,21 @@ def _unpacked_name(path: PurePosixPath) -> str:
 def _zip_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.filename):
-            if not member.is_dir() and _is_wanted(member.filename):
+            if not member.is_dir() and is_wanted(member.filename):
                 yield member.filename, member.file_size, archive.open(member)
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with tarfile.open(path, "r:") as archive:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):
-            if member.isfile() and _is_wanted(member.name):
+            if member.isfile() and is_wanted(member.name):
                 source = archive.extractfile(member)
                 assert source is not None, "it is a file"
                 yield member.name, member.size, source
 
 
-def _is_wanted(name: str) -> bool:
+def is_wanted(name: str) -> bool:
+    """Whether a file in a folder or an archive is read: not if it, or a folder that it is in, is hidden."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
     return not hidden and is_known(name)
 

@@ -15,6 +15,7 @@ from pipeline.corpus.formats import (
     check_encoding,
     find_encoding,
     is_known,
+    is_wanted,
     named,
     read_user_file,
     unpacked,
@@ -151,8 +152,9 @@ def files_of(text: str) -> list[Path]:
     """
     expanded = os.path.expanduser(text)
     if os.path.isdir(expanded):
-        inside = (path for path in Path(expanded).absolute().rglob("*") if path.is_file())
-        paths = sorted(path for path in inside if is_known(path.name) and not _is_hidden(path, expanded))
+        folder = Path(expanded).absolute()
+        inside = (path for path in folder.rglob("*") if is_wanted(path.relative_to(folder).as_posix()))
+        paths = sorted(path for path in inside if path.is_file())
         if not paths:
             raise UserError(f"TEXT={text}: no text in this folder; name files, or another folder")
         return paths
@@ -173,10 +175,6 @@ def files_of(text: str) -> list[Path]:
             kind = path.suffix or "(no extension)"
             raise UserError(f"{path}: unknown file type {kind}; docs/guide.md lists those that can be read")
     return paths
-
-
-def _is_hidden(path: Path, folder: str) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(Path(folder).absolute()).parts)
 
 
 def _braces(pattern: str) -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.paths import original_project
 from pipeline.config.presets import yaml_to_write
 from pipeline.config.reading import check_file
-from pipeline.config.validation import Section, Sha256, read_yaml, suggest, validate
+from pipeline.config.validation import COMMIT, Section, Sha256, read_yaml, suggest, validate
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, write_jsonl
 from pipeline.corpus.fetch import fetch
@@ -32,8 +32,6 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 IDS_FILES = ("train.bin", "val.bin")  # written by nanoGPT's prepare.py
 META_FILE = "meta.pkl"
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SPLIT_SEED = 2357  # the seed that nanoGPT's prepare.py splits OpenWebText with
 

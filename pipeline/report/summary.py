@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.config.errors import UserError
@@ -39,12 +39,12 @@ def summary(params: Params) -> str:
     weights = MODEL / WEIGHTS_FILE
     record = check_recorded(RECORD)
     model = record["files"][str(weights)]
-    metrics = read_json(METRICS)
+    metrics, samples = read_json(METRICS), read_samples(SAMPLES, model)
     change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
     parts = [
         "\n".join([_losses(params, metrics), *_remarks(metrics)]),
-        *_sample(model),
-        "\n".join(["Where things are", *_files(metrics, model)]),
+        *_sample(samples),
+        "\n".join(["Where things are", *_files(metrics, model, bool(samples))]),
         NEXT.format(change=change),
     ]
     return "\n\n".join(parts)
@@ -69,15 +69,15 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}."
 
 
-def _sample(model: str) -> Iterator[str]:
-    for first in read_samples(SAMPLES, model)[:1]:
+def _sample(samples: Sequence[str]) -> Iterator[str]:
+    for first in samples[:1]:
         lines = first.strip()[:SHOWN_CHARACTERS].splitlines()
         yield "\n".join(["A sample", *(f"  {line}" for line in lines)])
 
 
-def _files(metrics: Mapping[str, Any], model: str) -> Iterator[str]:
+def _files(metrics: Mapping[str, Any], model: str, has_samples: bool) -> Iterator[str]:
     others = set() if drawn_from(DEPTH_PICTURE) == model else {DEPTH_PICTURE, DEPTH_CURVE}
-    if not read_samples(SAMPLES, model):
+    if not has_samples:
         others.add(SAMPLES)
     for path, text in (
         (METRICS, f"all metrics ({metrics['seconds']:.0f} s of training, {metrics['device']})"),

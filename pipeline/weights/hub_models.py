@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config.errors import UserError
+from pipeline.config.validation import COMMIT
 from pipeline.corpus.hub_datasets import first_line, is_network_error
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, VOCABULARY_FILES
@@ -22,7 +23,6 @@ from pipeline.weights.gpt2 import (
     weight_files,
 )
 from pipeline.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE
-from pipeline.weights.names import COMMIT
 
 GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"

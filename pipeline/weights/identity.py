@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.validation import COMMIT
 from pipeline.storage.checksums import MANIFEST_FILE, HashCache
-from pipeline.weights.names import COMMIT, place_on_hub
+from pipeline.weights.names import place_on_hub
 
 FILES = ("*.json", "*.safetensors", "merges.txt")  # config, weights and tokenizer, in every format we read
 

@@ -11,7 +11,6 @@ from pipeline.config.paths import MODEL
 from pipeline.config.validation import suggest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 OUR_FOLDERS = ("results/", "runs/", "data/", "saved/")  # never a user's name on the hub
 
 
