@@ -26,10 +26,18 @@ def main(overrides: Overrides = None) -> None:
         pretrained = open_model(settings.model).tokenizer()
     with writing(folder):
         manifest = tokenize(
-            raw, spec.split, settings.name, settings.vocab_size, params.data.shard_tokens, folder, pretrained
+            raw,
+            spec.split,
+            settings.name,
+            settings.vocab_size,
+            params.data.shard_tokens,
+            folder,
+            pretrained,
+            params.runtime.workers,
         )
+    train, val = manifest.train.tokens, manifest.val.tokens
     print(
-        f"{folder}: {manifest.train.tokens:,} train and {manifest.val.tokens:,} val tokens, "
+        f"{folder}: {train:,} train and {val:,} val tokens ({val / (train + val):.1%} for validation), "
         f"{manifest.vocab_size:,} in the vocabulary"
     )
 

@@ -111,6 +111,9 @@ class Runtime(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         description="CPU threads; blank: PyTorch chooses"
     )
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        description="threads that turn text into tokens; blank: one for each CPU core"
+    )
     checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(
         description="steps between checkpoints; blank: train.eval_interval"
     )

@@ -2,7 +2,7 @@
 
 A .txt file is one document. Each line of a .jsonl file is one, and each row of a .parquet file, with its text
 in the field or column `text`. Text is kept exactly, except that a byte order mark at the start of a file is
-dropped.
+dropped. A long document comes in pieces, which give the same tokens as the whole.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
-PIECE_CHARS = 1 << 24
+PIECE_CHARS = 1 << 16
+CHUNK_BYTES = 1 << 20
+ROW_GROUP_CHARS = 1 << 24
+# GPT-2's pattern always ends a word before a lone space or newline; the words on both sides do not change.
+END_OF_WORD = re.compile(r".*\S(?=[ \n]\S)", re.DOTALL)
 COLUMN_REMEDY = "correct the file, or name the column: make train-on TEXT=... COLUMN=..."
 CONVERT = "convert it, for example with iconv -t UTF-8"
 BOM = codecs.BOM_UTF8
@@ -42,9 +47,9 @@ class Piece:
 def read_pieces(raw: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Piece]:
     """Yield every document in pieces of at most `piece_chars` characters, file by file in order of name.
 
-    A longer document is cut after a newline, or at the limit if there is no newline before it. Joining
-    the pieces gives the document back. Raises UserError for a corpus without text, and for text that cannot
-    be read (see read_file).
+    A longer document is cut before a lone space or newline, where every tokenizer ends a token, or at the
+    limit if there is none. Joining the pieces gives the document back. Raises UserError for a corpus without
+    text, and for text that cannot be read (see read_file).
     """
     document, empty = 0, True
     for path in corpus_files(raw):
@@ -64,13 +69,27 @@ def read_file(
     Raises UserError for an empty .txt file, for bytes that are not UTF-8 (with their offset or row), for
     invalid JSON (with its line), and for a line or row without text.
     """
-    check_file(path)
-    read = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
-    if read is None:
-        yield from _cut(_read_txt(path, piece_chars), piece_chars)
+    if is_table(path):
+        for place, value in read_rows(path, text_column):
+            yield from _cut([checked_text(value, f"{path} {place}", text_column)], piece_chars)
     else:
-        for text in read(path, text_column):
-            yield from _cut([text], piece_chars)
+        check_file(path)
+        yield from _cut(_read_txt(path, min(piece_chars, CHUNK_BYTES)), piece_chars)
+
+
+def is_table(path: Path) -> bool:
+    """Whether each line or row of a file is a document."""
+    return path.suffix.lower() in _ROWS
+
+
+def read_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
+    """Yield the place and the value of `text_column` in each row of a .jsonl or .parquet file.
+
+    The value of a row without that field is None. Raises UserError like read_file, but not for a value that
+    is no text.
+    """
+    check_file(path)
+    yield from _ROWS[path.suffix.lower()](path, text_column)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
@@ -80,14 +99,32 @@ def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def write_parquet(path: Path, texts: Iterable[str]) -> None:
+    """Write a .parquet file for read_file, in groups of rows of ROW_GROUP_CHARS or more."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string())])
+    group, characters = list[str](), 0
+    with ParquetWriter(path, schema, compression="zstd") as writer:
+        for text in texts:
+            group.append(text)
+            characters += len(text)
+            if characters >= ROW_GROUP_CHARS:
+                writer.write_table(pyarrow.table({"text": group}, schema))
+                group, characters = [], 0
+        if group:
+            writer.write_table(pyarrow.table({"text": group}, schema))
+
+
 def count_documents(raw: Path) -> int:
     """The number of documents in the corpus, counted without decoding their text."""
     return sum(_count(path) for path in corpus_files(raw))
 
 
-def count_characters(raw: Path) -> int:
-    """The number of characters in the corpus. This reads, and so checks, all of the text."""
-    return sum(len(piece.text) for piece in read_pieces(raw))
+def text_bytes(raw: Path) -> int:
+    """About the bytes of the corpus's text."""
+    return sum(_text_bytes(path) for path in corpus_files(raw))
 
 
 def fingerprint(paths: Iterable[Path], sha256: Callable[[Path], str] = sha256_file) -> str:
@@ -106,14 +143,16 @@ def corpus_files(raw: Path) -> list[Path]:
 
 def _cut(chunks: Iterable[str], piece_chars: int) -> Iterator[tuple[str, bool]]:
     """Cut one document, given in chunks of any size, into pieces."""
-    pending = ""
+    rest = ""
     for chunk in chunks:
-        pending += chunk
-        while len(pending) > piece_chars:  # not >=, so that some text is left for the last piece
-            end = pending.rfind("\n", 0, piece_chars) + 1 or piece_chars
-            yield pending[:end], False
-            pending = pending[end:]
-    yield pending, True
+        text, start = rest + chunk, 0
+        while len(text) - start > piece_chars:
+            found = END_OF_WORD.match(text, start, start + piece_chars + 2)
+            end = found.end() if found else start + piece_chars
+            yield text[start:end], False
+            start = end
+        rest = text[start:]
+    yield rest, True
 
 
 def utf8_chunks(file: BinaryIO, chunk_bytes: int) -> Iterator[str]:
@@ -147,11 +186,11 @@ def _read_txt(path: Path, chunk_bytes: int) -> Iterator[str]:
         raise UserError(f"{path}: empty file; put text into it or remove it")
 
 
-def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
+def _jsonl_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path} line {number}"
+            place = f"line {number}"
             skipped = _skip_bom(line) if number == 1 else 0
             try:
                 content = line[skipped:].decode("utf-8")
@@ -163,12 +202,13 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
             try:
                 record = parse_json(content)
             except UserError as error:
-                raise UserError(f"{where}: {error}; put one object on each line") from None
-            text = record.get(text_column) if isinstance(record, dict) else None
-            yield checked_text(text, where, text_column)
+                raise UserError(f"{path} {place}: {error}; put one object on each line") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path} {place}: no object; put one object on each line")
+            yield place, record.get(text_column)
 
 
-def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
+def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
     with _open_parquet(path) as table:
         if text_column not in table.schema_arrow.names:
             columns = ", ".join(table.schema_arrow.names)
@@ -178,10 +218,9 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
             for value in batch.column(0):
                 row += 1
                 try:
-                    text = value.as_py()
+                    yield f"row {row}", value.as_py()
                 except UnicodeDecodeError:
                     raise UserError(f"{path} row {row}: not UTF-8; convert the text") from None
-                yield checked_text(text, f"{path} row {row}", text_column)
 
 
 def checked_text(text: object, where: str, text_column: str) -> str:
@@ -196,6 +235,9 @@ def checked_text(text: object, where: str, text_column: str) -> str:
     return text
 
 
+_ROWS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+
+
 def _count(path: Path) -> int:
     if path.suffix == ".parquet":
         with _open_parquet(path) as table:
@@ -206,13 +248,20 @@ def _count(path: Path) -> int:
     return 1
 
 
+def _text_bytes(path: Path) -> int:
+    if path.suffix != ".parquet":
+        return path.stat().st_size
+    with _open_parquet(path) as table:
+        return sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
+
+
 def _open_parquet(path: Path) -> ParquetFile:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     check_file(path)
     try:
-        return ParquetFile(path)
+        return ParquetFile(path, buffer_size=CHUNK_BYTES)  # else it reads a whole column at once
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({error}); replace it") from None
 

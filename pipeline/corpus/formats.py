@@ -11,7 +11,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -19,7 +19,16 @@ from typing import IO, Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.reading import check_file, parse_json, read_text
-from pipeline.corpus.documents import BOM, COLUMN_REMEDY, CONVERT, checked_text, read_file, utf8_chunks
+from pipeline.corpus.documents import (
+    BOM,
+    CHUNK_BYTES,
+    COLUMN_REMEDY,
+    CONVERT,
+    checked_text,
+    read_file,
+    read_rows,
+    utf8_chunks,
+)
 from pipeline.storage.machine import check_disk
 
 # Text as it is. Each file is a document.
@@ -31,21 +40,52 @@ LANGUAGES = (
 SOURCE_CODE = tuple(LANGUAGES.split())
 SAMPLE_BYTES = 1 << 18  # of which an encoding is guessed
 ENOUGH_BYTES = 64  # for a guess
-CHUNK_BYTES = 1 << 20
-ROWS = (".jsonl", ".parquet")  # each line or row is a document
 
 
-def read_user_file(path: Path, text_column: str, piece_chars: int) -> Iterator[tuple[str, bool]]:
-    """Yield a file's documents as (text, whether the document ends here), as `documents.read_file` does.
+def read_documents(path: Path, text_column: str) -> Iterator[Iterator[str]]:
+    """Yield each document of a file in pieces; it is empty for a row or a page without text.
 
-    The kind of the file is that of its name. Raises UserError for what cannot be read.
+    The kind of the file is that of its name. Raises UserError for what cannot be read, and if no row has the
+    field or column.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        yield from read_file(path, text_column, piece_chars)
-    else:
-        for text in reader(path, text_column):
-            yield text, True
+    if is_plain_text(path):
+        yield (text for text, _ in read_file(path))
+        return
+    rows = texts = 0
+    for place, value in READERS[path.suffix.lower()](path, text_column):
+        rows, texts = rows + 1, texts + (value is not None)
+        yield iter(() if value is None else (checked_text(value, f"{path} {place}", text_column),))
+    if rows and not texts:
+        raise UserError(f"{path}: no row has text in {text_column!r}; {COLUMN_REMEDY}")
+
+
+def read_parts(
+    path: Path, text_column: str, encoding: str | None, advance: Callable[[int], None]
+) -> Iterator[tuple[Path, Iterator[Iterator[str]]]]:
+    """Yield each file of text in a user's file (see `unpacked`), and its documents (see `read_documents`).
+
+    `advance` is called with the bytes of `path` that are read, as far as that is known.
+    """
+    left = path.stat().st_size
+
+    def pieces_of(document: Iterator[str], plain: Path, shown: str) -> Iterator[str]:
+        nonlocal left
+        with named(plain, shown):
+            for piece in document:
+                read = min(left, len(piece))
+                left -= read
+                advance(read)
+                yield piece
+
+    def documents_of(plain: Path, shown: str) -> Iterator[Iterator[str]]:
+        with named(plain, shown):
+            for document in read_documents(plain, text_column):
+                yield pieces_of(document, plain, shown)
+
+    with unpacked(path, encoding) as files:
+        for plain, shown in files:
+            yield plain, documents_of(plain, shown)
+    advance(left)
 
 
 @contextmanager
@@ -110,7 +150,7 @@ def is_known(name: str) -> bool:
     path = PurePosixPath(name.lower())
     if path.suffix in PACKED:
         return is_known(_unpacked_name(path))
-    return path.suffix in (*PROSE, *SOURCE_CODE, *ROWS, *READERS, *ARCHIVES)
+    return path.suffix in (*PROSE, *SOURCE_CODE, *READERS, *ARCHIVES)
 
 
 def is_plain_text(path: Path) -> bool:
@@ -222,19 +262,16 @@ def _open_zst(path: Path) -> IO[bytes]:
     return zstandard.open(path, "rb")
 
 
-def _read_html(path: Path, text_column: str) -> Iterator[str]:
+def _html_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
     """The main text of a page, without menus and scripts, by the extractor of the corpus DCLM."""
     from resiliparse.extract.html2text import extract_plain_text
 
     page = read_text(path, remedy=CONVERT)
-    text = extract_plain_text(page, main_content=True, alt_texts=False) or extract_plain_text(page)
-    if not text:
-        raise UserError(f"{path}: no text in this page; remove it")
-    yield checked_text(text, str(path), text_column)
+    yield "page", extract_plain_text(page, main_content=True, alt_texts=False) or extract_plain_text(page)
 
 
-def _read_csv(delimiter: str) -> Callable[[Path, str], Iterator[str]]:
-    def read(path: Path, text_column: str) -> Iterator[str]:
+def _csv_rows(delimiter: str) -> Callable[[Path, str], Iterator[tuple[str, object]]]:
+    def read(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
         csv.field_size_limit(sys.maxsize)
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, delimiter=delimiter)
@@ -243,7 +280,7 @@ def _read_csv(delimiter: str) -> Callable[[Path, str], Iterator[str]]:
                     columns = ", ".join(table.fieldnames or ["none"])
                     raise UserError(f"{path}: no column {text_column!r}, only {columns}; {COLUMN_REMEDY}")
                 for number, row in enumerate(table, start=2):
-                    yield checked_text(row[text_column], f"{path} row {number}", text_column)
+                    yield f"row {number}", row[text_column]
             except csv.Error as error:
                 raise UserError(f"{path} line {table.line_num}: {error}; repair it") from None
             except UnicodeDecodeError as error:
@@ -252,23 +289,24 @@ def _read_csv(delimiter: str) -> Callable[[Path, str], Iterator[str]]:
     return read
 
 
-def _read_json(path: Path, text_column: str) -> Iterator[str]:
+def _json_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
     """A list of texts or of objects with a text, or one such object."""
     try:
         values = parse_json(read_text(path).removeprefix(BOM.decode()))
     except UserError as error:
         raise UserError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
     for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
-        text: Any = value.get(text_column) if isinstance(value, dict) else value
-        yield checked_text(text, f"{path} item {number}", text_column)
+        yield f"item {number}", value.get(text_column) if isinstance(value, dict) else value
 
 
-READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
-    ".html": _read_html,
-    ".htm": _read_html,
-    ".csv": _read_csv(","),
-    ".tsv": _read_csv("\t"),
-    ".json": _read_json,
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, object]]]] = {
+    ".html": _html_rows,
+    ".htm": _html_rows,
+    ".csv": _csv_rows(","),
+    ".tsv": _csv_rows("\t"),
+    ".json": _json_rows,
+    ".jsonl": read_rows,
+    ".parquet": read_rows,
 }
 PACKED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,

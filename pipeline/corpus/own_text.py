@@ -6,20 +6,21 @@ import glob
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.documents import PIECE_CHARS
+from pipeline.corpus.distinct import Distinct
 from pipeline.corpus.formats import (
     PACKED,
     check_encoding,
     find_encoding,
     is_known,
     is_wanted,
-    named,
-    read_user_file,
-    unpacked,
+    read_parts,
 )
+from pipeline.corpus.progress import counted, progress
 from pipeline.corpus.sources import (
     IDS_FILES,
     META_FILE,
@@ -36,6 +37,7 @@ from pipeline.corpus.sources import (
 from pipeline.storage.checksums import sha256_file
 
 FEW_DOCUMENTS = 100
+VALIDATION = 0.1  # of the text
 SHOWN = 10  # files that cannot be read
 
 
@@ -52,61 +54,85 @@ def spec_for_text(
     """
     if encoding is not None:
         check_encoding(encoding)
-    files, lengths, problems = [], list[int](), list[str]()
     paths = files_of(text)
     not_empty = [path for path in paths if path.stat().st_size or not path.is_file()]
-    for path in not_empty or paths:
-        try:
-            found = encoding or find_encoding(path)
-            lengths += _lengths(path, text_column, found)
-            files.append(_hashed(path, found))
-            if found and not encoding:
-                print(f"{path}: not UTF-8; read as {found} (another: ENCODING=...)", file=sys.stderr)
-        except UserError as error:
-            problems.append(str(error))
+    files, distinct, problems = _read(not_empty or paths, text_column, encoding)
     if problems and not (skip_bad and files):
         raise UserError(_all_of(problems, len(files)))
     if problems:
-        print(
-            f"left out {len(problems):,} of {len(files) + len(problems):,} files: {_some(problems)}",
-            file=sys.stderr,
-        )
-    many = len(lengths) >= FEW_DOCUMENTS
-    amount = f"{len(files):,} files, {len(lengths):,} documents, {sum(lengths):,} characters"
-    extremes = f"the shortest document has {min(lengths):,}, the longest {max(lengths):,}"
-    empty = len(paths) - len(not_empty)
-    left_out = f"; {empty:,} empty files are left out" if empty else ""
-    print(f"{amount}; {extremes}{left_out}")
+        all_files = counted(len(files) + len(problems), "file")
+        print(f"left out {len(problems):,} of {all_files}: {_some(problems)}", file=sys.stderr)
+        # Counted again, because what was read of the bad files is not left out of the counts.
+        distinct = Distinct()
+        for file in files:
+            _count(Path(file.path), text_column, file.encoding, distinct, lambda _: None)
+    distinct.empty += len(paths) - len(not_empty)
+    by_document = distinct.documents >= FEW_DOCUMENTS
+    print(_summary(len(files), distinct, by_document))
     return DatasetSpec(
         description=f"made by `make train-on` from {text}",
         source=FilesSource(kind="files", paths=files, text_column=text_column),
-        split=DocumentSplit(by="documents", fraction=0.1, seed=SPLIT_SEED)
-        if many
-        else TailSplit(by="tail", fraction=0.1),
+        split=DocumentSplit(by="documents", fraction=VALIDATION, seed=SPLIT_SEED)
+        if by_document
+        else TailSplit(by="tail", fraction=VALIDATION),
     )
 
 
-def _lengths(path: Path, text_column: str, encoding: str | None) -> list[int]:
-    """The characters of each document in a file. Raises UserError if it has none, or cannot be read."""
-    lengths, length = list[int](), 0
-    with unpacked(path, encoding) as parts:
-        for plain, shown in parts:
-            with named(plain, shown):
-                for text, last in read_user_file(plain, text_column, PIECE_CHARS):
-                    length += len(text)
-                    if last:
-                        lengths.append(length)
-                        length = 0
-    if not lengths:
+def _read(
+    paths: Sequence[Path], text_column: str, encoding: str | None
+) -> tuple[list[UserFile], Distinct, list[str]]:
+    """Read all files: those that can be read, the counts of their documents, what is wrong with others."""
+    files, distinct, problems = list[UserFile](), Distinct(), list[str]()
+    with progress("read", "B", sum(path.stat().st_size for path in paths)) as advance:
+        for path in paths:
+            try:
+                found = encoding or find_encoding(path)
+                _count(path, text_column, found, distinct, advance)
+                files.append(_hashed(path, found))
+                if found and not encoding:
+                    print(f"{path}: not UTF-8; read as {found} (another: ENCODING=...)", file=sys.stderr)
+            except UserError as error:
+                problems.append(str(error))
+    return files, distinct, problems
+
+
+def _count(
+    path: Path, text_column: str, encoding: str | None, distinct: Distinct, advance: Callable[[int], None]
+) -> None:
+    """Count the documents of a file. Raises UserError if it has none with text, or cannot be read."""
+    texts = distinct.documents + distinct.duplicates
+    for _, documents in read_parts(path, text_column, encoding, advance):
+        for document in documents:
+            distinct.is_new(document)
+    if distinct.documents + distinct.duplicates == texts:
         raise UserError(f"{path}: no documents; put text into it or leave it out")
-    return lengths
+
+
+def _summary(files: int, distinct: Distinct, by_document: bool) -> str:
+    """How much text there is, in one or two lines."""
+    documents, characters = distinct.documents, distinct.characters
+    lengths = (
+        f"; the shortest document has {distinct.shortest:,}, the longest {distinct.longest:,}"
+        if documents > 1
+        else ""
+    )
+    validation = (
+        f"{ceil(VALIDATION * documents):,} documents, drawn at random"
+        if by_document
+        else f"the last {characters - int(characters * (1 - VALIDATION)):,} characters"
+    )
+    left_out = f"\n{distinct.left_out()}" if distinct.left_out() else ""
+    return (
+        f"{counted(files, 'file')}, {counted(documents, 'document')}, {characters:,} characters{lengths}"
+        f"{left_out}\nfor validation: {validation}"
+    )
 
 
 def _all_of(problems: list[str], good: int) -> str:
     """One line for all files that cannot be read."""
     if len(problems) == 1 and not good:
         return problems[0]
-    what = f"{len(problems):,} of {len(problems) + good:,} files cannot be read"
+    what = f"{len(problems):,} of {counted(len(problems) + good, 'file')} cannot be read"
     return f"{what}: {_some(problems)}. Correct them, or leave them out: SKIP_BAD=1 (--skip-bad)"
 
 

@@ -12,6 +12,11 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as `1 file` and `1,200 files`."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
 @contextmanager
 def progress(
     name: str, unit: str, total: int | None = None, done: int = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -19,9 +19,11 @@ from pipeline.config.presets import yaml_to_write
 from pipeline.config.reading import check_file
 from pipeline.config.validation import COMMIT, Section, Sha256, read_yaml, suggest, validate
 from pipeline.corpus import hub_datasets, pydocs
-from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, write_jsonl
+from pipeline.corpus.distinct import Distinct
+from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, write_jsonl, write_parquet
 from pipeline.corpus.fetch import fetch
-from pipeline.corpus.formats import ROWS, is_plain_text, named, read_user_file, unpacked
+from pipeline.corpus.formats import is_plain_text, read_parts
+from pipeline.corpus.progress import counted, progress
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file, write_manifest
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import check_disk
@@ -44,7 +46,7 @@ class TextSource(Section):
 
     def contents(self, raw: Path) -> str:
         """The amount of text in `raw`, for a message: documents and megabytes."""
-        return _amount(count_documents(raw), "documents", corpus_files(raw))
+        return _amount(count_documents(raw), "document", corpus_files(raw))
 
 
 class PydocsSource(TextSource):
@@ -122,7 +124,8 @@ class UserFile(Section):
 class FilesSource(TextSource):
     """The user's own files, of any kind in pipeline.corpus.formats.
 
-    Those with fields or columns hold their text in `text_column`.
+    Those with fields or columns hold their text in `text_column`. Documents that are empty, or the same as an
+    earlier one, are left out.
     """
 
     kind: Literal["files"]
@@ -132,24 +135,31 @@ class FilesSource(TextSource):
     def write(self, folder: Path) -> None:
         sources = [file.unchanged() for file in self.paths]
         check_disk(folder, sum(source.stat().st_size for source in sources), "your files")
-        for number, source in enumerate(sources):
-            with unpacked(source, self.paths[number].encoding) as files:
-                for part, (plain, shown) in enumerate(files):
-                    name = f"{number:05d}-{safe_name(source.stem)}" + (
-                        f"-{part:05d}" if plain != source else ""
-                    )
-                    self._write(plain, shown, folder / name)
+        distinct = Distinct()
+        with progress("copy", "B", sum(source.stat().st_size for source in sources)) as advance:
+            for number, source in enumerate(sources):
+                parts = read_parts(source, self.text_column, self.paths[number].encoding, advance)
+                for part, (plain, documents) in enumerate(parts):
+                    name = f"{number:05d}-{safe_name(source.stem)}"
+                    name += "" if plain == source else f"-{part:05d}"
+                    _write_new(documents, plain, folder / name, distinct)
+        if distinct.left_out():
+            print(f"{folder}: {distinct.left_out()}")
 
-    def _write(self, plain: Path, shown: str, target: Path) -> None:
-        """Write the documents of a file as a file that pipeline.corpus.documents reads."""
-        if is_plain_text(plain):
+
+def _write_new(documents: Iterator[Iterator[str]], plain: Path, target: Path, distinct: Distinct) -> None:
+    """Write the new ones of a file's documents as a file that pipeline.corpus.documents reads, if any are."""
+    if is_plain_text(plain):
+        if any(distinct.is_new(document) for document in documents):
             shutil.copyfile(plain, f"{target}.txt")
-        elif plain.suffix.lower() in ROWS and self.text_column == "text":
-            shutil.copyfile(plain, f"{target}{plain.suffix.lower()}")
+        return
+    texts = ("".join(document) for document in documents)
+    new = (text for text in texts if distinct.is_new([text]))
+    for first in new:
+        if plain.suffix.lower() == ".parquet":
+            write_parquet(Path(f"{target}.parquet"), chain([first], new))
         else:
-            with named(plain, shown):
-                texts = (text for text, _ in read_user_file(plain, self.text_column, sys.maxsize))
-                write_jsonl(Path(f"{target}.jsonl"), ({"text": text} for text in texts))
+            write_jsonl(Path(f"{target}.jsonl"), ({"text": text} for text in chain([first], new)))
 
 
 class NanoGPTSource(Section):
@@ -172,7 +182,7 @@ class NanoGPTSource(Section):
 
     def contents(self, raw: Path) -> str:
         paths = [raw / name for name in IDS_FILES]
-        return _amount(sum(path.stat().st_size for path in paths) // 2, "tokens", paths)  # 16 bits each
+        return _amount(sum(path.stat().st_size for path in paths) // 2, "token", paths)  # 16 bits each
 
 
 class TailSplit(Section):
@@ -275,7 +285,7 @@ def check_raw(raw: Path) -> None:
 
 
 def _amount(number: int, what: str, paths: Sequence[Path]) -> str:
-    return f"{number:,} {what}, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
+    return f"{counted(number, what)}, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
 
 
 def safe_name(name: str) -> str:

@@ -53,6 +53,13 @@ class SplitManifest(Section):
         return self
 
 
+class MergesSample(Section):
+    """Which part of the training split the merges of a BPE were learned on: pieces drawn with `seed`."""
+
+    characters: NonNegativeInt
+    seed: NonNegativeInt
+
+
 class Manifest(Section):
     """What a folder of shards holds. A shard that is not listed here is ignored."""
 
@@ -60,6 +67,7 @@ class Manifest(Section):
     vocab_size: PositiveInt
     tokenizer_sha256: Sha256
     source_sha256: str = Field(description="fingerprint of the raw text")
+    merges_sample: MergesSample | None = None
     train: SplitManifest
     val: SplitManifest
 
@@ -79,10 +87,10 @@ class Manifest(Section):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that a training run reads from this folder."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"merges_sample"}).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+        write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def load_manifest(folder: Path) -> Manifest:

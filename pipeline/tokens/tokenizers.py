@@ -8,9 +8,8 @@ the model and its exports. GPT-2's kind can also be read from transformers' olde
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """The ids of plain text, uint32 (T,). Raises UserError for a character outside the vocabulary."""
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
 
     def encode_prompt(self, text: str) -> np.ndarray:
         """Like `encode`, but `<|endoftext|>` becomes the end-of-text id if the vocabulary has one.
@@ -168,11 +164,7 @@ class BPETokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._encoding.encode_ordinary(text), dtype=np.uint32)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
-        return [np.array(ids, dtype=np.uint32) for ids in encoded]
+        return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
     def to_json(self) -> str:
         return self._json

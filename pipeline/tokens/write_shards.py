@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +24,10 @@ from pipeline.config.validation import Section
 from pipeline.corpus.documents import (
     Piece,
     corpus_files,
-    count_characters,
     count_documents,
     fingerprint,
     read_pieces,
+    text_bytes,
 )
 from pipeline.corpus.progress import progress
 from pipeline.corpus.sources import IDS_FILES, META_FILE, DocumentSplit, GivenSplit, Split, TailSplit
@@ -32,8 +35,9 @@ from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import check_disk
 from pipeline.storage.resuming import PROGRESS_FILE, resuming_folder
+from pipeline.tokens.keyed_random import uniform
 from pipeline.tokens.nanogpt_ids import read_ids, read_meta
-from pipeline.tokens.shards import Manifest, ShardWriter, SplitManifest, SplitName, token_dtype
+from pipeline.tokens.shards import Manifest, MergesSample, ShardWriter, SplitManifest, SplitName, token_dtype
 from pipeline.tokens.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -44,7 +48,11 @@ from pipeline.tokens.tokenizers import (
 )
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
-BATCH_CHARACTERS = 1 << 23  # encoded together: enough to keep every core busy, yet little memory
+GROUP_CHARACTERS = 1 << 18  # encoded by one thread at a time
+MERGES_CHARACTERS = 1 << 26  # of the text that the merges of a BPE are learned on
+MERGES_SEED = 2357
+DRAWS = 1 << 14  # random numbers at once
+MERGES_STREAM = np.uint64(0x3C6EF372FE94F82B)  # separates these draws from others of the same seed
 MAX_SHARDS = 10_000  # a folder of more files is of no use to anybody
 BYTES_PER_TOKEN = 2
 # Most texts have fewer characters to a token of GPT-2's, so they need more disk than these two say.
@@ -60,12 +68,14 @@ def tokenize(
     shard_tokens: int,
     folder: Path,
     pretrained: Tokenizer | None = None,
+    workers: int | None = None,
 ) -> Manifest:
     """Encode all of `raw` into `folder`, which is replaced only when everything is written.
 
     The tokenizer is `pretrained`, or the one called `tokenizer_name` if `pretrained` is None. In a corpus of
     several documents, the end-of-text id follows each. Ids that nanoGPT prepared are copied unchanged. After
-    an interruption, a call for the same text and with the same arguments goes on where it ended.
+    an interruption, a call for the same text and with the same arguments goes on where it ended. The text is
+    encoded by `workers` threads, by default one for each CPU core; what they write does not depend on that.
 
     Raises UserError for text that cannot be read, for a split of fewer than two tokens, for ids of another
     tokenizer, and for shards so small that there would be more than MAX_SHARDS.
@@ -73,7 +83,7 @@ def tokenize(
     corpus: Corpus | IdFiles = (
         IdFiles(raw)
         if isinstance(split, GivenSplit)
-        else Corpus(raw, count_documents(raw), count_characters(raw), split)
+        else Corpus(raw, count_documents(raw), _count_characters(raw), split)
     )
     _check_number_of_shards(corpus.most_tokens, shard_tokens)
     source_sha256 = fingerprint(corpus.files)
@@ -92,9 +102,9 @@ def tokenize(
         try:
             writer = TokensWriter.resumed(partial, shard_tokens)
             if writer is None:
-                tokenizer = corpus.tokenizer(tokenizer_name, vocab_size, pretrained)
-                writer = TokensWriter(partial, tokenizer, shard_tokens, source_sha256)
-            for parts in corpus.encoded(writer.tokenizer, skip=writer.pieces):
+                tokenizer, merges = corpus.tokenizer(tokenizer_name, vocab_size, pretrained)
+                writer = TokensWriter(partial, tokenizer, shard_tokens, source_sha256, merges)
+            for parts in corpus.encoded(writer.tokenizer, writer.pieces, workers or _cores()):
                 writer.append(parts)
             manifest = writer.close()
             for name in SPLITS:
@@ -139,46 +149,72 @@ class Corpus:
         """Tokens are rarely shorter than a character."""
         return self.characters + self.documents
 
-    def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
-        """`pretrained`, or the tokenizer called `name` if `pretrained` is None.
+    def tokenizer(
+        self, name: str, vocab_size: int, pretrained: Tokenizer | None
+    ) -> tuple[Tokenizer, MergesSample | None]:
+        """`pretrained`, or the tokenizer called `name` if `pretrained` is None; and what its merges are from.
 
-        `bpe` learns its vocabulary from the training split only. `char` lists the characters of the whole
-        corpus, as nanoGPT does.
+        `bpe` learns its vocabulary from a sample of the training split only. `char` lists the characters of
+        the whole corpus, as nanoGPT does.
         """
         if pretrained is not None:
-            return pretrained
+            return pretrained, None
         if name == "char":
-            characters: set[str] = set()
-            for _, piece in self.pieces():
-                characters.update(piece.text)
-            return CharTokenizer(characters, end_of_text=self.documents > 1)
+            with progress("find characters", " characters", self.characters) as advance:
+                characters = set[str]()
+                for _, piece in self.pieces():
+                    characters.update(piece.text)
+                    advance(len(piece.text))
+            return CharTokenizer(characters, end_of_text=self.documents > 1), None
         if name == "byte":
-            return ByteTokenizer(end_of_text=self.documents > 1)
+            return ByteTokenizer(end_of_text=self.documents > 1), None
         if name == "bpe":
-            return train_bpe((piece.text for split, piece in self.pieces() if split == "train"), vocab_size)
-        return gpt2_tokenizer()
+            return self._learn_bpe(vocab_size)
+        return gpt2_tokenizer(), None
 
-    def encoded(self, tokenizer: Tokenizer, skip: int) -> Iterator[list[EncodedPiece]]:
-        """Encode the corpus in batches, but for the first `skip` pieces.
+    def _learn_bpe(self, vocab_size: int) -> tuple[Tokenizer, MergesSample]:
+        """Learn merges on each piece of the training split, or on as many as MERGES_CHARACTERS, at random."""
+        of = int(self.characters * (1 - self.split.fraction)) or 1  # about; documents have different lengths
+        characters = 0
+
+        def sample(advance: Callable[[int], None]) -> Iterator[str]:
+            nonlocal characters
+            for (split, piece), number in zip(self.pieces(), _draws(), strict=False):
+                if split == "train" and number * of < MERGES_CHARACTERS:
+                    characters += len(piece.text)
+                    yield piece.text
+                advance(len(piece.text))
+
+        with progress("learn merges", " characters", self.characters) as advance:
+            tokenizer = train_bpe(sample(advance), vocab_size)
+        return tokenizer, MergesSample(characters=characters, seed=MERGES_SEED)
+
+    def encoded(self, tokenizer: Tokenizer, skip: int, workers: int) -> Iterator[list[EncodedPiece]]:
+        """Encode the corpus group by group, with `workers` threads, but for the first `skip` pieces.
 
         If there are several documents, an end-of-text id follows each.
         """
         end = tokenizer.end_of_text if self.documents > 1 else None
+
+        def encode(group: list[tuple[SplitName, Piece]]) -> list[EncodedPiece]:
+            return [_encode(split, piece, tokenizer, end) for split, piece in group]
+
         pieces = self.pieces()
         done = sum(len(piece.text) for _, piece in islice(pieces, skip))
-        with progress("tokenize", " characters", self.characters, done) as advance:
-            for batch in _batched(pieces):
-                encoded = tokenizer.encode_batch([piece.text for _, piece in batch])
-                yield [
-                    EncodedPiece(
-                        split,
-                        np.append(ids, np.uint32(end)) if piece.last and end is not None else ids,
-                        int(piece.last),
-                        len(piece.text.encode()),
-                    )
-                    for (split, piece), ids in zip(batch, encoded, strict=True)
-                ]
-                advance(sum(len(piece.text) for _, piece in batch))
+        with (
+            progress("tokenize", " characters", self.characters, done) as advance,
+            ThreadPoolExecutor(workers) as threads,
+        ):
+            waiting = deque[tuple[int, Future[list[EncodedPiece]]]]()
+            for group in _grouped(pieces):
+                waiting.append((sum(len(piece.text) for _, piece in group), threads.submit(encode, group)))
+                if len(waiting) > 2 * workers:  # enough to keep them busy, yet little memory
+                    characters, encoded = waiting.popleft()
+                    yield encoded.result()
+                    advance(characters)
+            for characters, encoded in waiting:
+                yield encoded.result()
+                advance(characters)
 
     def pieces(self) -> Iterator[tuple[SplitName, Piece]]:
         if isinstance(self.split, DocumentSplit):
@@ -224,18 +260,18 @@ class IdFiles:
     def most_tokens(self) -> int:
         return sum(path.stat().st_size for path in self.files) // 2  # 16 bits each
 
-    def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> Tokenizer:
+    def tokenizer(self, name: str, vocab_size: int, pretrained: Tokenizer | None) -> tuple[Tokenizer, None]:
         """The tokenizer that made the ids. Raises UserError if `name` or `pretrained` asks for another."""
         of_characters = (self.raw / META_FILE).exists()
         needed = "char" if of_characters else "gpt2"
         if pretrained is not None or name == needed:
             own = read_meta(self.raw / META_FILE) if of_characters else gpt2_tokenizer()
             if pretrained is None or own.vocabulary == pretrained.vocabulary:
-                return own
+                return own, None
         held = "ids of characters" if of_characters else "GPT-2's ids (no meta.pkl)"
         raise UserError(f"tokenizer.name = {name}: {self.raw} holds {held}; set tokenizer.name to {needed}")
 
-    def encoded(self, tokenizer: Tokenizer, skip: int) -> Iterator[list[EncodedPiece]]:
+    def encoded(self, tokenizer: Tokenizer, skip: int, workers: int) -> Iterator[list[EncodedPiece]]:
         """Yield the ids unchanged, but for the first `skip` pieces."""
         for piece in islice(self._pieces(tokenizer), skip, None):
             yield [piece]
@@ -301,12 +337,14 @@ class TokensWriter:
         tokenizer: Tokenizer,
         shard_tokens: int,
         source_sha256: str,
+        merges_sample: MergesSample | None,
         unfinished: Unfinished | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.pieces = unfinished.pieces if unfinished else 0
         self._folder = folder
         self._source_sha256 = source_sha256
+        self._merges_sample = merges_sample
         written = {name: unfinished.manifest.split(name) for name in SPLITS} if unfinished else {}
         self._splits = {
             name: SplitWriter(folder, name, tokenizer, shard_tokens, written.get(name)) for name in SPLITS
@@ -324,7 +362,9 @@ class TokensWriter:
             manifest, tokenizer = unfinished.manifest, load_tokenizer(folder)
             if _sha256(tokenizer) != manifest.tokenizer_sha256:
                 return None
-            writer = cls(folder, tokenizer, shard_tokens, manifest.source_sha256, unfinished)
+            writer = cls(
+                folder, tokenizer, shard_tokens, manifest.source_sha256, manifest.merges_sample, unfinished
+            )
         except (OSError, ValueError):
             return None
         tokens = manifest.train.tokens + manifest.val.tokens
@@ -352,6 +392,7 @@ class TokensWriter:
             vocab_size=self.tokenizer.vocab_size,
             tokenizer_sha256=_sha256(self.tokenizer),
             source_sha256=self._source_sha256,
+            merges_sample=self._merges_sample,
             train=splits["train"],
             val=splits["val"],
         )
@@ -379,14 +420,42 @@ def _code() -> list[Path]:
     return sorted(path for room in ("corpus", "tokens") for path in (library / room).glob("*.py"))
 
 
-def _batched(pieces: Iterable[tuple[SplitName, Piece]]) -> Iterator[list[tuple[SplitName, Piece]]]:
-    batch: list[tuple[SplitName, Piece]] = []
+def _grouped(pieces: Iterable[tuple[SplitName, Piece]]) -> Iterator[list[tuple[SplitName, Piece]]]:
+    group: list[tuple[SplitName, Piece]] = []
     characters = 0
     for labelled in pieces:
-        batch.append(labelled)
+        group.append(labelled)
         characters += len(labelled[1].text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        if characters >= GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _encode(split: SplitName, piece: Piece, tokenizer: Tokenizer, end: int | None) -> EncodedPiece:
+    ids = tokenizer.encode(piece.text)
+    if piece.last and end is not None:
+        ids = np.append(ids, np.uint32(end))
+    return EncodedPiece(split, ids, int(piece.last), len(piece.text.encode()))
+
+
+def _draws() -> Iterator[float]:
+    """Uniform numbers in [0, 1), one for each piece of a corpus."""
+    for first in count(0, DRAWS):
+        yield from uniform(MERGES_SEED, MERGES_STREAM, np.arange(first, first + DRAWS)).tolist()
+
+
+def _count_characters(raw: Path) -> int:
+    """The number of characters in the corpus. This reads, and so checks, all of the text."""
+    characters = 0
+    with progress("read", " characters", text_bytes(raw)) as advance:  # as many characters as bytes, or fewer
+        for piece in read_pieces(raw):
+            characters += len(piece.text)
+            advance(len(piece.text))
+    return characters
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

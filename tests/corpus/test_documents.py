@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import (
     Piece,
     corpus_files,
-    count_characters,
     count_documents,
     fingerprint,
     read_pieces,
 )
+from pipeline.tokens.tokenizers import train_bpe
 
+BPE = train_bpe(["ab ab\n\nab  ab'é1. .a b\n.b " * 9], 300)
 ODD = "naïve\r\nline two\n\n  \tétude 😀\u2028end\r"
 
 
@@ -46,16 +51,16 @@ def test_text_is_exact_whatever_the_size_of_the_pieces(raw: Path, piece_chars: i
     assert documents == [ODD, ODD, "one", "", ODD]
     assert [piece.document for piece in pieces if piece.last] == [0, 1, 2, 3, 4]
     assert count_documents(raw) == 5
-    assert count_characters(raw) == 3 * len(ODD) + 3
+    assert sum(len(piece.text) for piece in pieces) == 3 * len(ODD) + 3
 
 
-def test_long_text_is_cut_after_a_newline(tmp_path: Path) -> None:
+def test_long_text_is_cut_before_a_newline(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc\ndef\nghijklmnopq")
     assert list(read_pieces(tmp_path, piece_chars=6)) == [
-        Piece(0, "abc\n", False),
-        Piece(0, "def\n", False),
-        Piece(0, "ghijkl", False),
-        Piece(0, "mnopq", True),
+        Piece(0, "abc", False),
+        Piece(0, "\ndef", False),
+        Piece(0, "\nghijk", False),
+        Piece(0, "lmnopq", True),
     ]
 
 
@@ -85,7 +90,7 @@ def test_what_is_not_utf8_is_found_to_the_byte(
         (b'{"text": "b"', "line 2: not JSON"),
         (b'{"body": "b"}', "line 2: no text in 'text'"),
         (b'{"text": 5}', "line 2: no text in 'text'"),
-        (b'["b"]', "line 2: no text in 'text'"),
+        (b'["b"]', "line 2: no object; put one object on each line"),
         (b'{"text": "\\ud800"}', "line 2: lone surrogate at character 0"),
         (b'{"text": "\xff"}', "not UTF-8 at byte 24;"),
     ],
@@ -134,3 +139,22 @@ def test_fingerprint_is_of_names_and_contents_only(tmp_path: Path) -> None:
     (two / "a.txt").rename(two / "b.txt")
     (two / "b.txt").write_text("a")
     assert fingerprint(corpus_files(one)) != fingerprint(corpus_files(two))
+
+
+@given(
+    st.lists(
+        st.tuples(st.text("ab'é1.", max_size=5), st.sampled_from([" ", "\n", "  ", "\n\n", " \n", "\t"]))
+    ),
+    st.integers(12, 30),
+)
+def test_the_pieces_of_a_text_have_the_tokens_of_the_whole(
+    words: list[tuple[str, str]], piece_chars: int
+) -> None:
+    text = "".join(word + space + "." for word, space in words) + "end"
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "a.txt").write_text(text, newline="")
+        pieces = [piece.text for piece in read_pieces(Path(folder), piece_chars)]
+    assert "".join(pieces) == text
+    for left, right in pairwise(pieces):  # what has no such place is cut elsewhere
+        assume(not left[-1].isspace() and right[0] in " \n" and not right[1:2].isspace())
+    assert [i for piece in pieces for i in BPE.encode(piece)] == BPE.encode(text).tolist()

@@ -153,11 +153,13 @@ def test_damaged_packed_files_are_one_line(tmp_path: Path, name: str) -> None:
         ("a.csv", b"id,body\n1,x\n", "no column 'text', only id, body"),
         ("a.csv", b"", "no column 'text', only none"),
         ("a.csv", b"text\n\xff\n", "not UTF-8 at byte 5"),
-        ("a.csv", b"id,text\n1\n", "row 2: no text in 'text'"),
+        ("a.csv", b"id,text\n1\n", "no row has text in 'text'"),
         ("a.json", b"[" * 99999, "nested too deep"),
-        ("a.json", b'[{"body": "x"}]', "item 1: no text in 'text'"),
+        ("a.json", b'[{"body": "x"}]', "no row has text in 'text'"),
+        ("a.jsonl", b'{"text": null}\n{"text": 5}', "line 2: no text in 'text'"),
+        ("a.csv", b"text\n \n", "no documents"),
         ("a.json", b"{", "not JSON"),
-        ("a.html", b"<html></html>", "no text in this page"),
+        ("a.html", b"<html></html>", "no documents"),
     ],
 )
 def test_files_without_the_text_are_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -228,9 +230,32 @@ def test_how_much_text_there_is_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "c.py").touch()
     spec_for_text(str(tmp_path))
     assert capsys.readouterr().out == (
-        "2 files, 4 documents, 16 characters; the shortest document has 0, the longest 9; "
-        "1 empty files are left out\n"
+        "2 files, 3 documents, 16 characters; the shortest document has 3, the longest 9\n"
+        "left out 2 empty\n"
+        "for validation: the last 2 characters\n"
     )
+
+
+def test_what_is_empty_or_there_twice_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.corpus.distinct.RECENT", 3)  # so that there are hashes in both places
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.md").write_text("one")
+    rows = ["two", None, "one", "", "three", "two", " \n", "four", "five", "three"]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [*rows, "six"]}), tmp_path / "d.parquet")
+    (tmp_path / "e.csv").write_text('text\none\n""\n')
+    write_raw(spec_for_text(str(tmp_path)), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["one", "two", "three", "four", "five", "six"]
+    assert [path.name for path in corpus_files(tmp_path / "raw")] == [
+        "00000-a.txt",
+        "00002-c.jsonl",
+        "00003-d.parquet",
+    ]
+    said = capsys.readouterr().out
+    assert "5 files, 6 documents, 22 characters; the shortest document has 3, the longest 5\n" in said
+    assert said.count("left out 7 empty and 12 the same as an earlier one\n") == 2
 
 
 def test_paths_in_the_project_are_relative_and_found_from_a_copy(
@@ -280,7 +305,7 @@ def test_own_text_column_becomes_text(tmp_path: Path) -> None:
 
 
 def test_many_documents_are_split_by_document(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 100)
+    (tmp_path / "a.jsonl").write_text('{"text": "%d"}\n' * 100 % tuple(range(100)))
     assert spec_for_text(f"{tmp_path}/a.jsonl").split == DocumentSplit(
         by="documents", fraction=0.1, seed=2357
     )
@@ -307,7 +332,7 @@ def test_own_files_that_changed_or_went_are_named(tmp_path: Path) -> None:
         ("a.txt", b"", "a.txt", "empty file"),
         ("a.jsonl", b"\n", "a.jsonl", "no documents"),
         ("a.txt", b"ab\xff", "*.txt", "not UTF-8 at byte 2"),
-        ("a.jsonl", b'{"body": "x"}', "*", "line 1: no text in 'text'"),
+        ("a.jsonl", b'{"body": "x"}', "*", "no row has text in 'text'"),
     ],
 )
 def test_own_text_that_will_not_do(

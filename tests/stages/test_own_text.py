@@ -43,7 +43,7 @@ def test_own_text_becomes_the_active_dataset(project: Path, capsys: pytest.Captu
     assert [piece.text for piece in read_pieces(Path("data/my-book/raw"))] == ["Call me Ishmael.\n"]
     said = capsys.readouterr().out
     assert "data/my-book/dataset.yaml" in said
-    assert "data/my-book/raw: 1 documents" in said
+    assert "data/my-book/raw: 1 document, 0.0 MB" in said
 
 
 def test_own_text_does_not_take_another_datasets_place(project: Path) -> None:

@@ -90,12 +90,6 @@ def test_any_text_comes_back(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, indirect=True)
-def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer) -> None:
-    for text, ids in zip(ODD, tokenizer.encode_batch(ODD), strict=True):
-        np.testing.assert_array_equal(ids, tokenizer.encode(text))
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, indirect=True)
 def test_end_of_text_is_the_last_id_and_stands_for_no_bytes(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text == tokenizer.vocab_size - 1
     assert tokenizer.decode([tokenizer.end_of_text]) == ""

@@ -168,7 +168,7 @@ def test_shards_do_not_depend_on_how_the_text_is_read(
         monkeypatch.setattr(
             "pipeline.tokens.write_shards.read_pieces", partial(read_pieces, piece_chars=piece_chars)
         )
-        monkeypatch.setattr("pipeline.tokens.write_shards.BATCH_CHARACTERS", piece_chars)
+        monkeypatch.setattr("pipeline.tokens.write_shards.GROUP_CHARACTERS", piece_chars)
         assert tokenized(raw, split) == manifest
         assert contents(raw.parent / "tokens") == before
 
@@ -198,6 +198,36 @@ def test_bpe_learns_from_the_training_text_alone(raw: Path) -> None:
     assert not any(b"zz" in token for token in tokenizer.vocabulary)
 
 
+def test_merges_are_learned_on_a_sample_that_the_manifest_names(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"{'ab'[number % 2] * 3}{number} " for number in range(4000)]
+    write_documents(raw, words)
+    whole = tokenized(raw, name="bpe", vocab_size=300)
+    assert whole.merges_sample is not None and whole.merges_sample.characters == int(
+        0.9 * len("".join(words))
+    )
+    monkeypatch.setattr(write_shards, "MERGES_CHARACTERS", 5000)
+    sampled = tokenized(raw, name="bpe", vocab_size=300)
+    assert sampled.merges_sample is not None and 4500 < sampled.merges_sample.characters < 5500
+    assert load_manifest(raw.parent / "tokens") == sampled
+    assert tokenized(raw, name="bpe", vocab_size=300) == sampled
+    assert sampled.tokenizer_sha256 != whole.tokenizer_sha256
+    assert tokenized(raw, name="byte").merges_sample is None
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_shards_do_not_depend_on_the_number_of_threads(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    write_documents(raw, DOCUMENTS * 30)
+    expected = tokenized(raw, name="bpe")
+    monkeypatch.setattr(write_shards, "GROUP_CHARACTERS", 20)
+    folder = raw.parent / "again"
+    assert tokenize(raw, TAIL, "bpe", 300, 10**6, folder, workers=workers) == expected
+    assert contents(folder) == contents(raw.parent / "tokens")
+
+
 def test_char_knows_the_characters_of_the_validation_text(raw: Path) -> None:
     write_text(raw / "a.txt", "ab" * 45 + "é" * 10)
     tokenized(raw, name="char")
@@ -222,7 +252,7 @@ def test_an_interruption_leaves_what_was_there(
         return np.zeros(len(text), dtype=np.uint32)
 
     monkeypatch.setattr(ByteTokenizer, "encode", interrupted)
-    monkeypatch.setattr("pipeline.tokens.write_shards.BATCH_CHARACTERS", 1)
+    monkeypatch.setattr("pipeline.tokens.write_shards.GROUP_CHARACTERS", 1)
     with pytest.raises(error):
         tokenized(raw)
     assert (contents(folder) if folder.exists() else None) == before
@@ -252,7 +282,7 @@ class Countdown:
 
 # Where an attempt is killed: before a batch is encoded, a piece is written, or something on disk is changed.
 KILLED_BEFORE: dict[str, list[tuple[Any, str]]] = {
-    "encode": [(CharTokenizer, "encode_batch"), (BPETokenizer, "encode_batch")],
+    "encode": [(CharTokenizer, "encode"), (BPETokenizer, "encode")],
     "append": [(write_shards.SplitWriter, "append")],
     "disk": [(os, name) for name in ("fsync", "replace", "rename", "truncate")] + [(Path, "unlink")],
 }
@@ -267,7 +297,7 @@ def test_killed_anywhere_and_resumed_it_writes_the_same_bytes(
     raw: Path, monkeypatch: pytest.MonkeyPatch, without_fsync: None, where: str, name: str, split: Split
 ) -> None:
     write_documents(raw, DOCUMENTS)
-    monkeypatch.setattr(write_shards, "BATCH_CHARACTERS", 7)
+    monkeypatch.setattr(write_shards, "GROUP_CHARACTERS", 7)
     monkeypatch.setattr(write_shards, "SECONDS_BETWEEN_RECORDS", 0)
     folder = raw.parent / "tokens"
     tokenized(raw, split, name, shard_tokens=4)
@@ -293,15 +323,19 @@ def test_killed_anywhere_and_resumed_it_writes_the_same_bytes(
 def test_a_killed_process_goes_on_without_encoding_again(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_documents(raw, DOCUMENTS)
     killed = f"""
-import os
+import os, time
 from pathlib import Path
 from pipeline.corpus.sources import TailSplit
 from pipeline.tokens import tokenizers, write_shards
-write_shards.BATCH_CHARACTERS = 1
+write_shards.GROUP_CHARACTERS = 1
 write_shards.SECONDS_BETWEEN_RECORDS = 0
 encode = tokenizers.ByteTokenizer.encode
 def encode_or_die(self, text):
-    return os.kill(os.getpid(), 9) if "four" in text else encode(self, text)
+    if "four" not in text:
+        return encode(self, text)
+    while '"pieces":4,' not in Path({str(raw.parent / "tokens.part" / PROGRESS_FILE)!r}).read_text():
+        time.sleep(0.01)
+    os.kill(os.getpid(), 9)
 tokenizers.ByteTokenizer.encode = encode_or_die
 split = TailSplit(by="tail", fraction=0.1)
 write_shards.tokenize(Path({str(raw)!r}), split, "byte", 300, 10, Path({str(raw.parent / "tokens")!r}))
@@ -326,7 +360,7 @@ write_shards.tokenize(Path({str(raw)!r}), split, "byte", 300, 10, Path({str(raw.
 def interrupted(raw: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An attempt to tokenize `raw` that ends after some shards; returns the folder that it leaves."""
     with monkeypatch.context() as context:
-        context.setattr(write_shards, "BATCH_CHARACTERS", 1)
+        context.setattr(write_shards, "GROUP_CHARACTERS", 1)
         context.setattr(write_shards, "SECONDS_BETWEEN_RECORDS", 0)
         stop = Countdown(5).before(ByteTokenizer.encode)
         context.setattr(ByteTokenizer, "encode", stop)
