@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pipeline.cli.preset import apply, show_changes
 from pipeline.cli.repro import run_pipeline
+from pipeline.cli.short_text import FINETUNING, merged, settings_for_short_text
 from pipeline.cli.start_from import BlockSize, start_values
 from pipeline.cli.train_on import Column, Encoding, Name, NoRun, SkipBad, Text, describe
 from pipeline.config.command_line import Force, ModelName
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE
+from pipeline.config.presets import composed
 from pipeline.corpus.sources import write_spec
 
 PRESET = "finetune-on"
@@ -35,7 +37,8 @@ def main(
             f"MODEL={model}: it has no tokenizer, and its vocabulary is not GPT-2's; put its tokenizer.json "
             "into its folder"
         )
-    changed = apply(PRESET, force, values=values)
+    short = settings_for_short_text(composed(PRESET, values=values), spec, FINETUNING)
+    changed = apply(PRESET, force, values=merged(values, short))
     write_spec(spec, path)
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
     print(f"{PARAMS_FILE}: training finetunes {model} on {data['data']['dataset']}")

@@ -8,16 +8,26 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.repro import run_pipeline
+from pipeline.cli.short_text import FROM_SCRATCH, Values, merged, settings_for_short_text
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import DATA
 from pipeline.config.presets import overlay
-from pipeline.corpus.own_text import dataset_name, holds_ids, spec_for_nanogpt, spec_for_text
+from pipeline.corpus.own_text import (
+    dataset_name,
+    holds_ids,
+    is_hub_name,
+    spec_for_hub,
+    spec_for_nanogpt,
+    spec_for_text,
+)
 from pipeline.corpus.sources import (
     DatasetSpec,
     FilesSource,
+    HuggingFaceSource,
     NanoGPTSource,
     Source,
+    is_url,
     load_spec,
     safe_name,
     write_spec,
@@ -29,8 +39,8 @@ Text = Annotated[
     str,
     typer.Argument(
         metavar="TEXT",
-        help="A file, a folder or a glob: text, HTML, tables, JSON, source code, packed or not. Or a folder "
-        "with nanoGPT's .bin files.",
+        help="A file, a folder, a glob or a URL: text, HTML, tables, JSON, source code, packed or not. Or "
+        "hf:user/name, a dataset on the Hugging Face hub; or a folder with nanoGPT's .bin files.",
     ),
 ]
 Column = Annotated[
@@ -58,10 +68,12 @@ def main(
 ) -> None:
     """Describe your text in data/<name>/dataset.yaml, make it the active dataset and run the pipeline.
 
-    For nanoGPT's .bin files, tokenizer.name is set too.
+    For nanoGPT's .bin files, tokenizer.name is set too. For a text that is too short for the present
+    parameters, so are the block size, the vocabulary and the steps; docs/guide.md has the rule.
     """
-    load_params()  # a broken params.yaml stops here, before anything is written
+    params = load_params()  # a broken params.yaml stops here, before anything is written
     path, spec, values = describe(text, column, name, encoding, skip_bad)
+    values = merged(values, settings_for_short_text(params, spec, FROM_SCRATCH))
     write_spec(spec, path)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
@@ -76,7 +88,7 @@ def main(
 
 def describe(
     text: str, column: str, name: str | None, encoding: str | None, skip_bad: bool
-) -> tuple[Path, DatasetSpec, dict[str, dict[str, str]]]:
+) -> tuple[Path, DatasetSpec, Values]:
     """The path of the dataset.yaml for `text`, its content, and the parameters that choose this dataset.
 
     The dataset is called `name`, or as its text is.
@@ -84,7 +96,9 @@ def describe(
     Raises UserError if the text cannot be read, or if another dataset has that path.
     """
     folder = Path(text).expanduser()
-    if holds_ids(folder):
+    if is_hub_name(text):
+        spec, own_name = spec_for_hub(text, column), dataset_name(text)
+    elif holds_ids(folder):
         check_folder(folder)
         # nanoGPT's folders have the same names as ours, but hold other splits of the same text.
         spec, own_name = spec_for_nanogpt(folder), f"nanogpt-{dataset_name(str(folder.resolve()))}"
@@ -96,17 +110,19 @@ def describe(
         )
     name = name or own_name
     path = DATA / name / "dataset.yaml"
-    if path.exists() and _files(load_spec(name).source).isdisjoint(_files(spec.source)):
+    if path.exists() and _origins(load_spec(name).source).isdisjoint(_origins(spec.source)):
         raise UserError(f"TEXT={text}: {path} is of other text; choose a name: NAME={name}-2 (--name)")
-    values = {"data": {"dataset": name}}
+    values: Values = {"data": {"dataset": name}}
     if isinstance(spec.source, NanoGPTSource):
         values["tokenizer"] = {"name": spec.source.tokenizer_name}
     return path, spec, values
 
 
-def _files(source: Source) -> set[Path]:
-    """The files that a dataset of the user's own is made of."""
+def _origins(source: Source) -> set[str]:
+    """The files, or the data set on the hub, that a dataset of the user's own is made of."""
+    if isinstance(source, HuggingFaceSource):
+        return {f"hf:{source.repository}"}
     own = list(source.paths) if isinstance(source, FilesSource) else []
     if isinstance(source, NanoGPTSource):
         own = [source.train, source.val]
-    return {Path(file.path).absolute() for file in own}
+    return {file.path if is_url(file.path) else str(Path(file.path).absolute()) for file in own}

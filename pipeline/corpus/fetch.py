@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -62,6 +64,41 @@ class _Partial:
         self._about.unlink(missing_ok=True)
 
 
+def download_folder(url: str) -> Path:
+    """Where the user's own file at `url` is kept on this machine."""
+    from platformdirs import user_cache_path
+
+    return (
+        user_cache_path("gpt-pipeline")
+        / "downloads"
+        / hashlib.sha256(without_passwords(url).encode()).hexdigest()[:16]
+    )
+
+
+def last_part(url: str) -> str:
+    """The name of the file at `url`."""
+    return Path(unquote(urlsplit(url).path)).name or "index"
+
+
+def fetch_unknown(url: str, folder: Path, complete_name: Callable[[str, Path], str]) -> Path:
+    """Download the file at `url`, whose checksum nobody knows yet, to `folder`, and return its path.
+
+    Its name there is `complete_name(the last part of the URL, the file)`. A file that an earlier call
+    completed is returned as it is. See `fetch` for the mirror, for interruptions and for what is raised.
+    """
+    for earlier in folder.glob("*"):
+        if not earlier.name.startswith("."):
+            return earlier
+    folder.mkdir(parents=True, exist_ok=True)
+    name = last_part(url)
+    partial = _Partial(folder / name)
+    _ = _from_mirror(url, partial) or _from_network(url, partial)
+    target = folder / complete_name(name, partial.path)
+    os.replace(partial.path, target)
+    partial.remove()
+    return target
+
+
 def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
     """Download `url` to `folder/name` and verify its SHA-256; `name` defaults to the last part of the URL.
 
@@ -74,7 +111,7 @@ def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
 
     Raises UserError if the checksum differs (nothing is kept) or the download fails.
     """
-    target = folder / (name or Path(unquote(urlsplit(url).path)).name)
+    target = folder / (name or last_part(url))
     partial = _Partial(target)
     if target.is_file():
         if sha256_file(target) == sha256:
@@ -85,7 +122,7 @@ def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
     origin = _from_mirror(url, partial) or _from_network(url, partial)
     actual = sha256_file(partial.path)
     if actual != sha256:
-        what = "this is an HTML page, not the file; its " if _is_html(partial.path) else ""
+        what = "this is an HTML page, not the file; its " if is_html(partial.path) else ""
         partial.remove()
         remedy = (
             "repair the mirror" if origin != url else "if the file was meant to change, correct its sha256"
@@ -259,6 +296,7 @@ def _reason(error: Exception) -> str:
     return message
 
 
-def _is_html(path: Path) -> bool:
+def is_html(path: Path) -> bool:
+    """Whether a file begins like a page."""
     with path.open("rb") as file:
         return file.read(1024).lstrip().lower().startswith((b"<!doctype html", b"<html"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,38 @@ def write_documents(
     and appears when it is complete; parts that an earlier call wrote are kept. Raises UserError if the hub
     lacks the data set, split or column, or cannot be reached.
     """
+    with _opened(repository, config, split, revision, text_column) as stream:
+        if stream.column_names == [text_column]:  # else other columns may be most of the size that is known
+            expected = _expected_bytes(stream.info, split) - sum(
+                file.stat().st_size for file in folder.iterdir()
+            )
+            check_disk(folder, expected, f"the files of {repository}")
+        _write_parts(stream.select_columns([text_column]).with_format("arrow"), repository, folder)
+
+
+def find_commit(repository: str, config: str | None, split: str, revision: str, text_column: str) -> str:
+    """The commit that `revision` of a data set on the hub is now; of a local folder, `revision` itself.
+
+    Raises UserError like `write_documents`.
+    """
+    if Path(repository).is_dir():
+        commit = revision
+    else:
+        from huggingface_hub import HfApi
+
+        try:
+            commit = str(HfApi().dataset_info(repository, revision=revision).sha)
+        except Exception as error:
+            raise UserError(f"hf:{repository}: {first_line(error)}; correct the name or try again") from None
+    with _opened(repository, config, split, commit, text_column):
+        return commit
+
+
+@contextmanager
+def _opened(
+    repository: str, config: str | None, split: str, revision: str, text_column: str
+) -> Iterator[Any]:
+    """The documents of one split as a stream."""
     import datasets
 
     where = f"{repository}, revision {revision}"
@@ -39,12 +72,7 @@ def write_documents(
         if text_column not in (stream.column_names or [text_column]):
             columns = ", ".join(stream.column_names)
             raise UserError(f"{where}: no column {text_column!r}, only {columns}; correct source.text_column")
-        if stream.column_names == [text_column]:  # else other columns may be most of the size that is known
-            expected = _expected_bytes(stream.info, split) - sum(
-                file.stat().st_size for file in folder.iterdir()
-            )
-            check_disk(folder, expected, f"the files of {repository}")
-        _write_parts(stream.select_columns([text_column]).with_format("arrow"), repository, folder)
+        yield stream
     except UserError:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:

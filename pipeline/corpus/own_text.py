@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, without_passwords
 from pipeline.corpus.distinct import Distinct
+from pipeline.corpus.fetch import download_folder, fetch_unknown, is_html, last_part
 from pipeline.corpus.formats import (
     PACKED,
     check_encoding,
@@ -20,6 +21,7 @@ from pipeline.corpus.formats import (
     is_wanted,
     read_parts,
 )
+from pipeline.corpus.hub_datasets import find_commit
 from pipeline.corpus.progress import counted, progress
 from pipeline.corpus.sources import (
     IDS_FILES,
@@ -29,22 +31,50 @@ from pipeline.corpus.sources import (
     DocumentSplit,
     FilesSource,
     GivenSplit,
+    HuggingFaceSource,
     NanoGPTSource,
     TailSplit,
     UserFile,
+    is_url,
     safe_name,
 )
 from pipeline.storage.checksums import sha256_file
 
 FEW_DOCUMENTS = 100
+HUB = "hf:"
+HUB_NAME = re.compile(r"hf:(?P<repository>[^:@]+)(:(?P<config>[^:@]+))?(@(?P<revision>[^:@]+))?")
 VALIDATION = 0.1  # of the text
 SHOWN = 10  # files that cannot be read
+
+
+def spec_for_hub(text: str, text_column: str = "text") -> DatasetSpec:
+    """Return a dataset.yaml for `hf:user/name`, a data set on the Hugging Face hub, as it is there now.
+
+    `hf:user/name:config` names one of its configurations, `hf:user/name@revision` a branch, tag or commit. It
+    is the split `train`. Raises UserError if there is no such text, or the hub cannot be reached.
+    """
+    found = HUB_NAME.fullmatch(text)
+    if found is None:
+        raise UserError(
+            f"TEXT={text}: no name on the hub; write hf:user/name, hf:user/name:config, or with @revision"
+        )
+    repository, config, revision = found["repository"], found["config"], found["revision"] or "main"
+    commit = find_commit(repository, config, "train", revision, text_column)
+    source = HuggingFaceSource(
+        kind="huggingface",
+        repository=repository,
+        config=config,
+        split="train",
+        revision=commit,
+        text_column=text_column,
+    )
+    return _spec(text, source, by_document=True)
 
 
 def spec_for_text(
     text: str, text_column: str = "text", skip_bad: bool = False, encoding: str | None = None
 ) -> DatasetSpec:
-    """Read the files at a path, in a folder or that a glob matches, and return a dataset.yaml for them.
+    """Read the files at a path, in a folder, that a glob matches or at a URL; return a dataset.yaml.
 
     `text_column` is the field or column with the text, in files that have such. FEW_DOCUMENTS documents or
     more are split by document, fewer at the tail of the text. Raises UserError if no file matches, and for
@@ -54,7 +84,7 @@ def spec_for_text(
     """
     if encoding is not None:
         check_encoding(encoding)
-    paths = files_of(text)
+    paths = [_downloaded(text)] if is_url(text) else files_of(text)
     not_empty = [path for path in paths if path.stat().st_size or not path.is_file()]
     files, distinct, problems = _read(not_empty or paths, text_column, encoding)
     if problems and not (skip_bad and files):
@@ -65,17 +95,50 @@ def spec_for_text(
         # Counted again, because what was read of the bad files is not left out of the counts.
         distinct = Distinct()
         for file in files:
-            _count(Path(file.path), text_column, file.encoding, distinct, lambda _: None)
+            _count(file.unchanged(), text_column, file.encoding, distinct, lambda _: None)
     distinct.empty += len(paths) - len(not_empty)
     by_document = distinct.documents >= FEW_DOCUMENTS
     print(_summary(len(files), distinct, by_document))
+    if is_url(text):
+        (path,) = paths
+        name = None if path.name == last_part(text) else path.name
+        update = {"path": without_passwords(text), "name": name}
+        files = [file.model_copy(update=update) for file in files]
+    source = FilesSource(kind="files", paths=files, text_column=text_column, characters=distinct.characters)
+    return _spec(text, source, by_document)
+
+
+def _spec(text: str, source: FilesSource | HuggingFaceSource, by_document: bool) -> DatasetSpec:
     return DatasetSpec(
-        description=f"made by `make train-on` from {text}",
-        source=FilesSource(kind="files", paths=files, text_column=text_column),
+        description=f"made by `make train-on` from {without_passwords(text)}",
+        source=source,
         split=DocumentSplit(by="documents", fraction=VALIDATION, seed=SPLIT_SEED)
         if by_document
         else TailSplit(by="tail", fraction=VALIDATION),
     )
+
+
+def _downloaded(url: str) -> Path:
+    """The file at a URL. Raises UserError if it cannot be had, or is of no known kind."""
+    folder = download_folder(url)
+    if there := [path for path in folder.glob("*") if not path.name.startswith(".")]:
+        print(f"{there[0]}: downloaded before; to do it again, remove it")
+    path = fetch_unknown(url, folder, _with_known_ending)
+    if not is_known(path.name):
+        kind = path.suffix or "(no extension)"
+        path.unlink()
+        raise UserError(f"TEXT={url}: unknown file type {kind}; docs/guide.md lists those that can be read")
+    return path
+
+
+def _with_known_ending(name: str, path: Path) -> str:
+    """`name`, or one that says what the file at `path` is: a page, or text."""
+    if is_known(name):
+        return name
+    if is_html(path):
+        return f"{name}.html"
+    with path.open("rb") as file:
+        return name if b"\0" in file.read(1 << 12) else f"{name}.txt"
 
 
 def _read(
@@ -141,6 +204,10 @@ def _some(problems: list[str]) -> str:
     return " | ".join(problems[:SHOWN]) + more
 
 
+def is_hub_name(text: str) -> bool:
+    return text.startswith(HUB)
+
+
 def holds_ids(folder: Path) -> bool:
     """Whether `folder` has the train.bin and val.bin that nanoGPT's prepare.py writes."""
     return all((folder / name).is_file() for name in IDS_FILES)
@@ -162,7 +229,11 @@ def spec_for_nanogpt(folder: Path) -> DatasetSpec:
 
 
 def dataset_name(pattern: str) -> str:
-    """A folder name for the text at a path or glob: `My Books/*.txt` is `My-Books`, `emma.txt` is `emma`."""
+    """A folder name: `My-Books` for `My Books/*.txt`, `emma` for `emma.txt`, `name` for `hf:user/name`."""
+    if is_hub_name(pattern):
+        return safe_name(re.split("[@:]", pattern.removeprefix(HUB).rpartition("/")[2])[0])
+    if is_url(pattern):
+        pattern = last_part(pattern)
     plain = [part for part in Path(pattern).expanduser().absolute().parts if not glob.has_magic(part)]
     last = Path(plain[-1])
     while is_known(last.name) or last.suffix.lower() in PACKED:

@@ -21,7 +21,7 @@ from pipeline.config.validation import COMMIT, Section, Sha256, read_yaml, sugge
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.distinct import Distinct
 from pipeline.corpus.documents import EXTENSIONS, corpus_files, count_documents, write_jsonl, write_parquet
-from pipeline.corpus.fetch import fetch
+from pipeline.corpus.fetch import download_folder, fetch
 from pipeline.corpus.formats import is_plain_text, read_parts
 from pipeline.corpus.progress import counted, progress
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file, write_manifest
@@ -106,12 +106,15 @@ class HuggingFaceSource(TextSource):
 
 
 class UserFile(Section):
-    path: NonEmpty
+    path: NonEmpty = Field(description="of a file, or a URL")
     sha256: Sha256
+    name: NonEmpty | None = Field(default=None, description="of the file, if its URL does not end with it")
     encoding: NonEmpty | None = Field(default=None, description="of the text that is not UTF-8")
 
     def unchanged(self) -> Path:
         """The file's path. Raises UserError if the file is missing or has changed."""
+        if is_url(self.path):
+            return fetch(self.path, self.sha256, download_folder(self.path), self.name)
         path = Path(self.path)
         if not path.exists():  # in a copy of the project, for an experiment, without files that git ignores
             path = original_project() / path
@@ -131,6 +134,7 @@ class FilesSource(TextSource):
     kind: Literal["files"]
     paths: Annotated[list[UserFile], Field(min_length=1)]
     text_column: NonEmpty = "text"
+    characters: PositiveInt | None = Field(default=None, description="how many there are, if that is known")
 
     def write(self, folder: Path) -> None:
         sources = [file.unchanged() for file in self.paths]
@@ -144,7 +148,7 @@ class FilesSource(TextSource):
                     name += "" if plain == source else f"-{part:05d}"
                     _write_new(documents, plain, folder / name, distinct)
         if distinct.left_out():
-            print(f"{folder}: {distinct.left_out()}")
+            print(distinct.left_out())
 
 
 def _write_new(documents: Iterator[Iterator[str]], plain: Path, target: Path, distinct: Distinct) -> None:
@@ -259,8 +263,10 @@ def write_raw(spec: DatasetSpec, folder: Path) -> None:
     new is complete. What an interrupted call finished is kept. Raises UserError if the source is missing,
     unreadable or changed. A manifest has the checksums of all files.
     """
-    # The number of documents is only checked: correcting it keeps what was downloaded.
-    with resuming_folder(folder, {"source": spec.source.model_dump(exclude={"documents"})}) as partial:
+    # The amount of text is only checked or told: correcting it keeps what was downloaded.
+    with resuming_folder(
+        folder, {"source": spec.source.model_dump(exclude={"documents", "characters"})}
+    ) as partial:
         spec.source.write(partial)
         if {path.name for path in partial.iterdir()} == {KEY_FILE}:
             raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")
@@ -286,6 +292,10 @@ def check_raw(raw: Path) -> None:
 
 def _amount(number: int, what: str, paths: Sequence[Path]) -> str:
     return f"{counted(number, what)}, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 def safe_name(name: str) -> str:

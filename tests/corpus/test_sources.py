@@ -208,12 +208,19 @@ FROM_THE_HUB = """
 import sys
 from pathlib import Path
 from pipeline.corpus.hub_datasets import write_documents
+from pipeline.corpus.own_text import spec_for_hub
 from pipeline.config.errors import UserError
 folder, commit = Path(sys.argv[1]), sys.argv[2]
+assert spec_for_hub("hf:someone/corpus", "body").source.revision == commit
 write_documents("someone/corpus", None, "train", commit, "body", folder)
 for repository, revision in (("someone/corpus", "f" * 40), ("someone/nothing", commit)):
     try:
         write_documents(repository, None, "train", revision, "body", folder)
+    except UserError as error:
+        print(error)
+for text in ("hf:someone/nothing", "hf:someone/corpus@v2", "hf:someone/corpus:large"):
+    try:
+        spec_for_hub(text, "body")
     except UserError as error:
         print(error)
 """
@@ -232,6 +239,11 @@ def test_huggingface_from_a_hub(repository: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 0, result.stderr
     assert texts(raw) == [f"document {row} é\n" for row in range(2500)]
-    wrong_revision, wrong_repository = result.stdout.splitlines()
+    wrong_revision, wrong_repository, *wrong_texts = result.stdout.splitlines()
     assert "correct source.repository or source.revision" in wrong_revision
     assert "someone/nothing" in wrong_repository
+    assert [text.split(",")[0].split(": ")[0] for text in wrong_texts] == [
+        "hf:someone/nothing",
+        "hf:someone/corpus",
+        "someone/corpus",
+    ], wrong_texts

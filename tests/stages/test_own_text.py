@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gzip
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from pipeline.cli import train_on
+from pipeline.cli import finetune_on, train_on
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
+from pipeline.config.paths import tokens_folder
 from pipeline.corpus.documents import read_pieces
-from pipeline.corpus.sources import load_spec, write_spec
+from pipeline.corpus.sources import FilesSource, load_spec, write_spec
+from pipeline.tokens.batches import check_fits
 from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import GPT2_FILES, GPT2_URL, CharTokenizer, gpt2_tokenizer, load_tokenizer
@@ -33,17 +43,120 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_own_text_becomes_the_active_dataset(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("params.yaml").read_text().splitlines()
-    Path("my book.txt").write_text("Call me Ishmael.\n")
+    Path("my book.txt").write_text("Call me Ishmael.\n" * 8000)
     train_on.main("my book.txt", no_run=True)
     assert load_params().data.dataset == "my-book"
     changed = [line for line in Path("params.yaml").read_text().splitlines() if line not in before]
     assert len(changed) == 1
     assert changed[0].startswith("  dataset: my-book ")
     download.main()
-    assert [piece.text for piece in read_pieces(Path("data/my-book/raw"))] == ["Call me Ishmael.\n"]
+    assert next(read_pieces(Path("data/my-book/raw"))).text.startswith("Call me Ishmael.")
     said = capsys.readouterr().out
     assert "data/my-book/dataset.yaml" in said
-    assert "data/my-book/raw: 1 document, 0.0 MB" in said
+    assert "data/my-book/raw: 1 document, 0.1 MB" in said
+
+
+@pytest.mark.parametrize("characters", [11, 40, 300, 4000, 27_000, 60_000])
+def test_a_text_however_short_fits_its_parameters(
+    project: Path, capsys: pytest.CaptureFixture[str], characters: int
+) -> None:
+    words = tiny.text(1 + characters // 4)
+    Path("short.txt").write_text(words[:characters])
+    train_on.main("short.txt", no_run=True)
+    assert f"a short text, of {characters:,} characters" in capsys.readouterr().out
+    download.main()
+    tokenize.main()
+    params = load_params()
+    manifest = load_manifest(tokens_folder(params))
+    for split in ("train", "val"):
+        check_fits(manifest.split(split).tokens, params.model.block_size, split)
+    assert params.tokenizer.name == ("bpe" if characters > 512 * 50 else "byte")
+    assert params.tokenizer.vocab_size <= max(2048 * (params.tokenizer.name == "byte"), characters // 50)
+    train = params.train
+    seen = train.max_iters * train.batch_size * params.model.block_size
+    assert train.max_iters == 20 or seen < 41 * manifest.train.tokens + train.batch_size * 64
+    assert train.warmup_iters <= train.max_iters // 10 and train.lr_decay_iters == train.max_iters
+
+
+def test_a_short_text_to_finetune_on_keeps_the_tokenizer(project: Path) -> None:
+    Path("params.yaml").unlink()
+    Path("presets").symlink_to(PROJECT / "presets")
+    Path("short.txt").write_text(tiny.text(2000))
+    finetune_on.main("short.txt", no_run=True)
+    params = load_params()
+    assert params.tokenizer.name == "gpt2"
+    assert params.model.block_size == 64
+    assert params.train.max_iters == 20
+    Path("long.txt").write_text(tiny.text(20_000))
+    finetune_on.main("long.txt", force=True, no_run=True)
+    assert (load_params().model.block_size, load_params().train.max_iters) == (1024, 110)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder on 127.0.0.1, and yield its URL."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_text_at_a_url_is_downloaded_once_and_is_the_same_elsewhere(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("PIPELINE_MIRROR", raising=False)
+    site = tmp_path / "site"
+    site.mkdir()
+    text = "naïve words\n" * 100
+    (site / "old.txt.gz").write_bytes(gzip.compress(text.encode("latin-1")))
+    (site / "page").write_text(f"<html><body><p>{text}</p></body></html>")
+    (site / "story").write_text(text)
+    (site / "picture.png").write_bytes(b"\0\1")
+    (site / "blob").write_bytes(b"\0\1")
+    with serving(site) as url:
+        for name in ("old.txt.gz", "page", "story"):
+            train_on.main(f"{url}/{name}", encoding="latin-1", no_run=True)
+            source = load_spec(load_params().data.dataset).source
+            assert isinstance(source, FilesSource)
+            assert source.paths[0].path == f"{url}/{name}"
+            shutil.rmtree(tmp_path / "cache")  # as on another machine
+            download.main()
+            found = "".join(
+                piece.text for piece in read_pieces(Path(f"data/{load_params().data.dataset}/raw"))
+            )
+            assert found.split() == text.split()
+        (site / "story").write_text("another")
+        train_on.main(f"{url}/story", no_run=True)
+        assert "story.txt: downloaded before; to do it again, remove it" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(UserError, match=f"{url}/story: sha256 is .*, expected"):
+            download.main()
+        for name in ("picture.png", "blob"):
+            with pytest.raises(UserError, match=f"TEXT={url}/{name}: unknown file type"):
+                train_on.main(f"{url}/{name}", no_run=True)
+        with pytest.raises(UserError, match="HTTP status 404"):
+            train_on.main(f"{url}/nothing.txt", no_run=True)
+
+
+def test_a_data_set_of_the_hub_becomes_the_active_dataset(project: Path, tmp_path: Path) -> None:
+    files = tmp_path / "corpus"
+    (files / "data").mkdir(parents=True)
+    rows = {"body": [f"document {row}" for row in range(50)]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), files / "data/train-00000-of-00001.parquet")
+    for argument in (f"hf:{files}", f"hf:{files}@main"):
+        with pytest.raises(UserError, match="no column 'text', only body"):
+            train_on.main(argument, no_run=True)
+        train_on.main(argument, column="body", no_run=True)
+        assert load_params().data.dataset == "corpus"
+        download.main()
+        assert len([*read_pieces(Path("data/corpus/raw"))]) == 50
+    for wrong in ("hf:", "hf:a:b:c", "hf:a@b@c"):
+        with pytest.raises(UserError, match="no name on the hub"):
+            train_on.main(wrong, no_run=True)
 
 
 def test_own_text_does_not_take_another_datasets_place(project: Path) -> None:
