@@ -306,6 +306,8 @@ def rows() -> Iterator[Row]:
         ("code", lambda: torch.save({"model": Code()}, "ckpt.pt"), "ckpt.pt"),
         ("layers", checkpoint(n_layer=10**9), "ckpt.pt"),
         ("negative", checkpoint(n_embd=-1), "ckpt.pt"),
+        ("nano-gpt-code", lambda: torch.save({"model_state_dict": Code()}, "ckpt.pt"), "ckpt.pt"),
+        ("nano-gpt-empty", lambda: torch.save({"model_state_dict": {}, "config": {}}, "ckpt.pt"), "n_layer"),
     ):
         yield Row(f"ckpt-{id}", spoil, "import_checkpoint ckpt.pt", line)
     yield Row("meta-missing", checkpoint(), "import_checkpoint ckpt.pt --meta meta.pkl", "meta.pkl")

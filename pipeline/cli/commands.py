@@ -75,7 +75,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("export", "a folder for transformers; FORMAT=nanogpt for nanoGPT", "pipeline.cli.export"),
         Command(
             "import",
-            "nanoGPT's checkpoint as a model: make import CKPT=ckpt.pt META=meta.pkl",
+            "nanoGPT's or nano-gpt's checkpoint: make import CKPT=ckpt.pt META=meta.pkl",
             "pipeline.cli.import_checkpoint",
         ),
         Command(

@@ -1,4 +1,4 @@
-"""Convert nanoGPT's ckpt.pt to a model folder to sample from, evaluate and finetune."""
+"""Convert a checkpoint of nanoGPT or nano-gpt to a model folder to sample from, evaluate and finetune."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ IMPORTED = Path("saved/nanogpt")
 
 
 def main(
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="The ckpt.pt that nanoGPT wrote.")],
+    ckpt: Annotated[
+        Path,
+        typer.Argument(metavar="CKPT", help="The ckpt.pt of nanoGPT, or a checkpoint_*.bin of nano-gpt."),
+    ],
     meta: Annotated[
         Path | None,
         typer.Option(
-            help="The meta.pkl of its dataset; without one, GPT-2's vocabulary is used.", show_default=False
+            help="The meta.pkl of nanoGPT's dataset; without one, GPT-2's vocabulary is used.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")] = IMPORTED,
 ) -> None:
-    """Convert a ckpt.pt to a model folder with its tokenizer. Nothing in ckpt.pt or meta.pkl is executed."""
+    """Convert a checkpoint to a model folder with its tokenizer. Nothing in CKPT or meta.pkl is executed."""
     _check_new(out)
     for file in (ckpt, meta) if meta else (ckpt,):
         check_file(file)

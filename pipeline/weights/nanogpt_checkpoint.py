@@ -1,6 +1,7 @@
 """Reads nanoGPT's ckpt.pt as a model of ours, and writes one from a model.
 
 nanoGPT's recurrent fork writes the same file with more switches; those that mean the same here are read.
+nano-gpt's checkpoint_*.bin, which has tensors of the same names, is read too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.weights.gpt2 import PARTS, unrolled_layers
 from pipeline.weights.model_folder import Weights
 
 CHECKPOINT_FILE = "ckpt.pt"
+WRITERS = f"name a {CHECKPOINT_FILE} written by nanoGPT, or a checkpoint_*.bin written by nano-gpt"
 # The first bytes of a file in PyTorch's older format, which is no zip file; it was the default before 1.6.
 OLD_FORMAT = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 WRITTEN = {"model", "model_args", "config"}  # the keys that sample.py reads; train.py writes more
@@ -57,6 +59,9 @@ UNSUPPORTED = {
 }
 UNSUPPORTED_PREFIXES = ("learned_stopping_", "attentive_stopping_")
 
+# What all models of nano-gpt have; the other switches of nanoGPT are in its config.
+NANO_GPT_ALWAYS = {"bias": True, "dropout": 0.0, "activation": "gelu_new"}
+
 NAMES = (  # prefixes of parameter names: here, in nanoGPT
     ("embed.", "transformer."),
     ("head.ln_f.", "transformer.ln_f."),
@@ -72,7 +77,7 @@ NAMES = (  # prefixes of parameter names: here, in nanoGPT
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a ckpt.pt: a model's config, and its tensors under nanoGPT's names."""
+    """The content of a checkpoint: a model's config, and its tensors under nanoGPT's names."""
 
     path: Path
     config: GPTConfig
@@ -84,36 +89,34 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that nanoGPT or its fork trained. Nothing in the file is executed.
+    """Read a checkpoint that nanoGPT, its fork or nano-gpt trained. Nothing in the file is executed.
 
     Raises UserError if the file cannot be read, if it holds anything but plain data, and, naming the switch,
     if no model here is equivalent.
     """
     found = _load(path)
-    tensors, args = found.get("model"), found.get("model_args")
+    by_nano_gpt = "model_state_dict" in found
+    keys = ("model_state_dict", "config") if by_nano_gpt else ("model", "model_args")
+    tensors, args = (found.get(key) for key in keys)
     if not isinstance(tensors, dict) or not isinstance(args, dict):
-        raise UserError(f"{path}: no model and model_args in it; name a {CHECKPOINT_FILE} written by nanoGPT")
+        raise UserError(f"{path}: no {' and '.join(keys)} in it; {WRITERS}")
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            raise UserError(
-                f"{path}: {name!r} in model is not a tensor's name; name a {CHECKPOINT_FILE} written "
-                "by nanoGPT"
-            )
+            raise UserError(f"{path}: {name!r} in {keys[0]} is not a tensor's name; {WRITERS}")
         if not isinstance(tensor, torch.Tensor):
             raise UserError(
-                f"{path}: {name} in model is not a tensor but of type {type(tensor).__name__}; name a "
-                f"{CHECKPOINT_FILE} written by nanoGPT"
+                f"{path}: {name} in {keys[0]} is not a tensor but of type {type(tensor).__name__}; {WRITERS}"
             )
     tensors = {
         name.removeprefix("_orig_mod."): tensor  # a prefix from torch.compile
         for name, tensor in tensors.items()
-        if not name.endswith(".attn.bias")  # the causal mask, which old versions save
+        if not name.endswith(".attn.bias")  # the causal mask, which nano-gpt and old versions save
     }
     embedding, lm_head = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
     tied = embedding is not None and lm_head is not None and torch.equal(embedding, lm_head)
     if tied:
         del tensors["lm_head.weight"]
-    config = _config(args, tied, path)
+    config = _nano_gpt_config(args, tied, path) if by_nano_gpt else _config(args, tied, path)
     return Checkpoint(path, config, tensors)
 
 
@@ -157,7 +160,7 @@ def write_checkpoint(
 
 
 def _load(path: Path) -> dict[str, Any]:
-    check_file(path, missing=f"name a {CHECKPOINT_FILE} written by nanoGPT")
+    check_file(path, missing=WRITERS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unreadable file raises an error anyway
@@ -165,7 +168,7 @@ def _load(path: Path) -> dict[str, Any]:
             mapped = not _is_old(path)
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a {CHECKPOINT_FILE} written by nanoGPT") from None
+        raise UserError(f"{path}: {error.strerror}; {WRITERS}") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused, it asks for {_asked_for(path)}; only tensors and plain values are read, and "
@@ -208,6 +211,14 @@ def _config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
     if one_block:  # it has no other block to share experts with
         values.pop("share_moe_experts", None)
     return validate(GPTConfig, values | {"tie_word_embeddings": tied}, f"{path}: model_args")
+
+
+def _nano_gpt_config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
+    unknown = args.keys() - (set(NANOGPT_ARGS) - NANO_GPT_ALWAYS.keys())
+    if unknown:
+        name = min(unknown, key=str)
+        raise UserError(f"{path}: unknown switch {name} in config; only those of nano-gpt can be read")
+    return validate(GPTConfig, {**args, **NANO_GPT_ALWAYS, "tie_word_embeddings": tied}, f"{path}: config")
 
 
 def _has_effect(name: str, args: Mapping[str, Any]) -> bool:

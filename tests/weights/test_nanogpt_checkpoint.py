@@ -1,4 +1,7 @@
-"""nanoGPT's ckpt.pt is read and written with equal logits, or one line says why not; nothing in it is run."""
+"""nanoGPT's ckpt.pt is read and written with equal logits, or one line says why not; nothing in it is run.
+
+So is nano-gpt's checkpoint_*.bin, which is only read.
+"""
 
 from __future__ import annotations
 
@@ -121,6 +124,34 @@ def saved(path: Path, tensors: dict[str, Any], prefix: str = "", **args: Any) ->
     return path
 
 
+def saved_by_nano_gpt(path: Path, tensors: dict[str, Any], prefix: str = "", **config: Any) -> Path:
+    """A checkpoint_*.bin as nano-gpt's trainer writes it: all plain values, and the causal masks."""
+    masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 8, 8).tril() for layer in range(3)}
+    sizes = {name: ARGS[name] for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    torch.save(
+        {
+            "model_state_dict": {
+                prefix + name: tensor.clone() if isinstance(tensor, torch.Tensor) else tensor
+                for name, tensor in (masks | tensors).items()
+            },
+            "config": {**sizes, **config},
+            "step": 3,
+            "val_loss_accum": 2.5,
+            "optimizer_state_dict": {
+                "state": {0: {"step": torch.tensor(3.0)}},
+                "param_groups": [{"betas": (0.9, 0.95), "fused": None}],
+            },
+            "train_config": {"seed": 1337, "max_lr": 6e-4, "checkpoint_dir": "checkpoints"},
+            "dataset_config": {"dataset_name": "finewebedu", "micro_batch_size": 16},
+            "eval_config": {"validation_steps": 20, "hellaswag_samples": None},
+            "sample_config": None,
+            "name": None,
+        },
+        path,
+    )
+    return path
+
+
 @torch.no_grad()
 def read_logits(path: Path, depth: int | None = None) -> torch.Tensor:
     found = read_checkpoint(path)
@@ -128,12 +159,12 @@ def read_logits(path: Path, depth: int | None = None) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits_of_transformers(found: dict[str, Any]) -> torch.Tensor:
+def logits_of_transformers(found: dict[str, Any], activation: str = "gelu") -> torch.Tensor:
     """Those of transformers' GPT-2 with a checkpoint's weights; its names are nanoGPT's."""
     args = found["model_args"]
     gpt2 = GPT2LMHeadModel(
         GPT2Config(
-            activation_function="gelu",
+            activation_function=activation,
             n_positions=args["block_size"],
             **{name: args[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
         )
@@ -171,6 +202,44 @@ def test_an_old_checkpoint_is_read(tmp_path: Path) -> None:
     torch.save(found, path)
     with torch.no_grad():
         assert torch.equal(read_logits(path), gpt(IDS))
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_nano_gpts_checkpoint_is_read_with_the_logits_of_transformers(tmp_path: Path, prefix: str) -> None:
+    """nano-gpt computes what transformers' GPT-2 does: it loads OpenAI's weights from there."""
+    tensors = theirs(tiny.model())
+    path = saved_by_nano_gpt(tmp_path / "checkpoint_000003.bin", tensors, prefix)
+    expected = logits_of_transformers({"model": tensors, "model_args": ARGS}, "gelu_new")
+    assert torch.allclose(read_logits(path), expected, atol=1e-6)
+    assert not torch.allclose(
+        logits_of_transformers({"model": tensors, "model_args": ARGS}), expected, atol=1e-6
+    )
+    config = read_checkpoint(path).config
+    assert config == tiny.config(activation="gelu_new")
+    with torch.no_grad():
+        assert torch.equal(read_logits(path), tiny.model(activation="gelu_new")(IDS))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        ({}, {"moe": True}, "unknown switch moe in config; only those of nano-gpt can be read"),
+        ({}, {1: 2}, "unknown switch 1 in config"),
+        ({}, {"n_head": 3}, "config: n_embd = 16 is not divisible by n_head = 3"),
+        ({}, {"vocab_size": "many"}, "config: vocab_size = 'many'"),
+        ({"a": 1}, {}, "a in model_state_dict is not a tensor but of type int; name a ckpt.pt"),
+        ({"transformer.wpe.weight": torch.ones(3, 5)}, {}, "wrong shape for transformer.wpe.weight"),
+    ],
+)
+def test_what_is_wrong_in_nano_gpts_checkpoint_is_named(
+    tmp_path: Path, tensors: dict[str, Any], config: dict[Any, Any], message: str
+) -> None:
+    path = saved_by_nano_gpt(tmp_path / "checkpoint.bin", theirs(tiny.model()) | tensors)
+    found = torch.load(path)
+    torch.save({**found, "config": found["config"] | config}, path)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        read_logits(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 def test_half_precision_becomes_single_and_an_untied_head_stays_untied(tmp_path: Path) -> None:
@@ -305,9 +374,12 @@ class Touch:
 
 @pytest.mark.parametrize("place", ["config", "model", "all"])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, place: str, protocol: int) -> None:
+@pytest.mark.parametrize("save", [saved, saved_by_nano_gpt])
+def test_nothing_in_a_checkpoint_is_executed(
+    tmp_path: Path, place: str, protocol: int, save: Callable[..., Path]
+) -> None:
     touch = Touch(tmp_path / "executed")
-    path = saved(tmp_path / "ckpt.pt", theirs(tiny.model()))
+    path = save(tmp_path / "ckpt.pt", theirs(tiny.model()))
     found = torch.load(path)
     torch.save(touch if place == "all" else {**found, place: {"x": touch}}, path, pickle_protocol=protocol)
     with pytest.raises(UserError, match=r"ckpt.pt: refused, .*nothing was executed") as error:
@@ -369,6 +441,8 @@ def test_nothing_in_pytorchs_older_format_is_executed(tmp_path: Path) -> None:
     [
         ([1, 2], "no model and model_args"),
         ({"model": {}}, "no model and model_args"),
+        ({"model_state_dict": {}}, "no model_state_dict and config"),
+        ({"model_state_dict": {}, "config": {}}, "n_layer is missing"),
         ({"model": {"a": 1}, "model_args": ARGS}, "a in model is not a tensor but of type int"),
         ({"model": {1: torch.ones(1)}, "model_args": ARGS}, "1 in model is not a tensor's name"),
         ({"model": {}, "model_args": {}}, "n_layer is missing"),
@@ -515,6 +589,17 @@ def test_a_model_goes_to_nanogpt_and_comes_back(here: Path, stage: Stage) -> Non
         "error: --out saved/nanogpt: exists already; name a new folder, or remove it\n",
     )
     assert stage("import_checkpoint", *arguments, "--out", "saved/other").status == 0
+
+
+def test_nano_gpts_model_is_imported_with_gpt2s_activation(here: Path, stage: Stage) -> None:
+    saved_by_nano_gpt(Path("checkpoint_000003.bin"), theirs(tiny.model()))
+    ended = stage("import_checkpoint", "checkpoint_000003.bin")
+    assert ended.status == 2 and "a vocabulary of 11 is not GPT-2's" in ended.err
+    write_meta(CHARACTERS, Path("meta.pkl"))
+    ended = stage("import_checkpoint", "checkpoint_000003.bin", "--meta", "meta.pkl", "--out", "saved/mine")
+    assert (ended.status, ended.err) == (0, "")
+    with torch.no_grad():
+        assert torch.equal(load_model(Path("saved/mine"))(IDS), tiny.model(activation="gelu_new")(IDS))
 
 
 def test_an_export_replaces_nothing_but_an_export(here: Path, stage: Stage) -> None:
