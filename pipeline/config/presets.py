@@ -1,5 +1,7 @@
 """Presets: files of values that override presets/default.yaml; both are composed into params.yaml.
 
+A preset with `base: <preset>` overrides the values of that one instead.
+
 params.yaml is the only parameter file that the stages and DVC read. A preset replaces all of it, but
 overwrites values edited by hand only with --force.
 """
@@ -45,7 +47,7 @@ def description(name: str, folder: Path = FOLDER) -> str:
 
 
 def compose(name: str, folder: Path = FOLDER, values: Values | None = None) -> str:
-    """The text of params.yaml for a preset; default.yaml has the values that the preset leaves out.
+    """The text of params.yaml for a preset; its base has the values that the preset leaves out.
 
     `values`, {section: {key: value}}, override the preset's. Raises UserError for an unknown preset, an
     unknown key, or an invalid value.
@@ -56,7 +58,7 @@ def compose(name: str, folder: Path = FOLDER, values: Values | None = None) -> s
 def composed(name: str, folder: Path = FOLDER, values: Values | None = None) -> Params:
     """The parameters for a preset (see `compose`)."""
     path = _path(name, folder)
-    layers = [read_yaml(_path(DEFAULT, folder)), read_yaml(path), values or {}]
+    layers = [*_layers(name, folder), values or {}]
     return validate(Params, _merged(layers), path if values is None else PARAMS_FILE)
 
 
@@ -162,6 +164,19 @@ def _by_hand(preset: str, edits: Mapping[str, tuple[Any, Any]]) -> dict[str, tup
     by_commands = SET_BY_FINETUNE_ON if preset == "finetune-on" else SET_BY_TRAIN_ON
     by_hand = (key for key in edits if key == "model.dropout" or not key.startswith(by_commands))
     return {key: edits[key] for key in by_hand}
+
+
+def _layers(name: str, folder: Path, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The values in a preset's file, after those of its base; `above` are the presets based on it."""
+    path = _path(name, folder)
+    values = read_yaml(path)
+    if name == DEFAULT:
+        return [values]
+    base = values.pop("base", DEFAULT)
+    others = [other for other in names(folder) if other not in (*above, name)]
+    if base not in others:
+        raise UserError(f"{path}: base = {base}: not a preset to start from; name one of {', '.join(others)}")
+    return [*_layers(base, folder, (*above, name)), values]
 
 
 def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

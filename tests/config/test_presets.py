@@ -148,6 +148,30 @@ def test_gpt2_preset_takes_half_a_million_tokens_a_step() -> None:
     assert tokens == 12 * 1024 * 40 == 491_520
 
 
+def test_a_base_has_what_the_preset_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").write_text((FOLDER / "default.yaml").read_text())
+    for name, text in {
+        "one": "data:\n  dataset: one\ntrain:\n  max_iters: 1\n  seed: 1\n",
+        "two": "base: one\ntrain:\n  max_iters: 2\n  batch_size: 2\n",
+        "three": "base: two\ntrain:\n  batch_size: 3\n",
+        "same": "base: default\n",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    data, train = (presets.composed("three", tmp_path).model_dump()[name] for name in ("data", "train"))
+    assert (data["dataset"], train["seed"], train["max_iters"], train["batch_size"]) == ("one", 1, 2, 3)
+    assert presets.composed("same", tmp_path) == presets.composed("default", tmp_path)
+
+
+@pytest.mark.parametrize("base", ["gpt3", "mine", "yours", "[]", "5", ""])
+def test_a_base_that_is_no_other_preset_gets_one_line(tmp_path: Path, base: str) -> None:
+    (tmp_path / "default.yaml").write_text((FOLDER / "default.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "yours.yaml").write_text("base: mine\n")
+    with pytest.raises(UserError, match=r"(mine|yours)\.yaml: base = .*name one of default") as error:
+        presets.compose("mine", tmp_path)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", presets.names(FOLDER))
 def test_composing_changes_values_and_nothing_else(name: str) -> None:
     def without_values(text: str) -> list[str]:
