@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 from pipeline.cli.preset import apply
 from pipeline.config import presets
 from pipeline.config.errors import UserError
-from pipeline.config.model import Model
+from pipeline.config.model import GPTConfig, Model
+from pipeline.model.size import model_size
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "presets"
@@ -110,6 +111,53 @@ NANOGPT: dict[str, dict[str, Any]] = {
     },
 }
 
+# nano-gpt's values for gpt2 on finewebedu, with those of its trainer and sampler.
+NANO_GPT: dict[str, dict[str, Any]] = {
+    "fineweb-edu": {
+        "data.dataset": "fineweb-edu",
+        "data.shard_tokens": 100_000_000,
+        "tokenizer.name": "gpt2",
+        "model.n_layer": 12,
+        "model.n_head": 12,
+        "model.n_embd": 768,
+        "model.block_size": 1024,
+        "model.bias": True,
+        "model.dropout": 0.0,
+        "model.activation": "gelu_new",
+        "train.batch_size": 16,
+        "train.gradient_accumulation_steps": 2**19 // (16 * 1024),
+        "train.max_iters": 19_073,
+        "train.dtype": "bfloat16",
+        "train.learning_rate": 6e-4,
+        "train.beta2": 0.95,
+        "train.warmup_iters": 715,
+        "train.lr_decay_iters": 19_073,
+        "train.min_lr": 6e-5,
+        "train.eval_interval": 250,
+        "train.eval_iters": 20,
+        "train.always_save_checkpoint": True,
+        "runtime.compile": True,
+        "sample.start": "Hello, I'm a language model,",  # 8 tokens
+        "sample.num_samples": 5,
+        "sample.max_new_tokens": 30 - 8,
+        "sample.temperature": 1.0,
+        "sample.top_k": 50,
+        "sample.seed": 42,
+        "log.log_interval": 1,
+    },
+}
+
+# Parameters, as transformers and nano-gpt count them without padding the vocabulary; tokens in a step; and
+# learning rate. The last two are in table 2.1 of Brown et al. 2020; those of small models in nano-gpt.
+SIZES = {
+    "fineweb-edu": (124_439_808, 2**19, 6.0e-4),
+    "gpt2-medium": (354_823_168, 2**19, 3.0e-4),
+    "gpt2-large": (774_030_080, 2**19, 2.5e-4),
+    "gpt2-xl": (1_557_611_200, 2**20, 2.0e-4),
+    "gpt2-xs": (57_780_736, 2**18, 3.0e-4),
+    "gpt2-xxs": (3_482_048, 2**16, 3.0e-4),
+}
+
 
 def parse(text: str) -> dict[str, Any]:
     values: dict[str, Any] = YAML(typ="safe").load(text)
@@ -129,12 +177,12 @@ def test_default_comes_first() -> None:
     assert presets.names(FOLDER)[0] == "default"
 
 
-@pytest.mark.parametrize("name", NANOGPT)
-def test_preset_is_nanogpts_configuration(name: str) -> None:
+@pytest.mark.parametrize("name", [*NANOGPT, *NANO_GPT])
+def test_preset_is_nanogpts_or_nano_gpts_configuration(name: str) -> None:
     composed = flat(presets.compose(name, FOLDER))
     fields = Model.model_fields.items()
     switched_off = {f"model.{key}": field.default for key, field in fields if not field.is_required()}
-    expected = switched_off | NANOGPT_DEFAULTS | NANOGPT[name]
+    expected = switched_off | NANOGPT_DEFAULTS | (NANOGPT | NANO_GPT)[name]
     assert {key: composed[key] for key in expected} == expected
     accounted_for = {key.partition(".")[0] for key in expected} - {"data", "tokenizer", "runtime", "log"}
     assert {key for key in composed if key.partition(".")[0] in accounted_for} <= set(expected)
@@ -146,6 +194,28 @@ def test_gpt2_preset_takes_half_a_million_tokens_a_step() -> None:
         values["train.batch_size"] * values["model.block_size"] * values["train.gradient_accumulation_steps"]
     )
     assert tokens == 12 * 1024 * 40 == 491_520
+
+
+@pytest.mark.parametrize(("name", "parameters", "tokens", "rate"), [(name, *SIZES[name]) for name in SIZES])
+def test_a_size_has_the_parameters_batch_and_rate_of_its_source(
+    name: str, parameters: int, tokens: int, rate: float
+) -> None:
+    composed = presets.composed(name, FOLDER)
+    model, train = composed.model, composed.train
+    config = GPTConfig(**model.model_dump(), vocab_size=50257)
+    assert model_size(config).parameters == parameters
+    assert train.batch_size * train.gradient_accumulation_steps * model.block_size == tokens
+    assert train.learning_rate == rate
+    assert train.min_lr == pytest.approx(rate / 10)
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name != "fineweb-edu"])
+def test_a_size_differs_from_its_base_in_shape_batch_and_rate_only(name: str) -> None:
+    changed = presets.differences(*(parse(presets.compose(one, FOLDER)) for one in ("fineweb-edu", name)))
+    shape = {"model.n_layer", "model.n_head", "model.n_embd"}
+    rate = {"train.learning_rate", "train.min_lr"}
+    assert shape | rate <= changed.keys()
+    assert changed.keys() - shape - rate <= {"train.batch_size", "train.gradient_accumulation_steps"}
 
 
 def test_a_base_has_what_the_preset_leaves_out(tmp_path: Path) -> None:
