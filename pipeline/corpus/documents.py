@@ -261,7 +261,8 @@ def _open_parquet(path: Path) -> ParquetFile:
 
     check_file(path)
     try:
-        return ParquetFile(path, buffer_size=CHUNK_BYTES)  # else it reads a whole column at once
+        # Otherwise it holds a whole column of a row group.
+        return ParquetFile(path, buffer_size=CHUNK_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({error}); replace it") from None
 
