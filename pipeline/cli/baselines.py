@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from pipeline.cli.repro import out_of_date, repro
+from pipeline.cli.repro import out_of_date, repro_optional
 from pipeline.config.params import load_params
 from pipeline.config.paths import (
     COMPARISON,
@@ -29,7 +29,7 @@ STAGES = ("eval_baselines", "stages/dvc.yaml:eval_baselines")
 
 def main() -> None:
     """Evaluate baselines.models and baselines.pretrained, and compare them with the trained model."""
-    status = repro("--keep-going", *STAGES)
+    status = repro_optional(*STAGES)
     compare(out_of_date("train", *STAGES))
     sys.exit(2 if status else 0)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.repro import repro
+from pipeline.cli.repro import repro_optional
 from pipeline.config.command_line import ModelName, Overrides
 from pipeline.config.errors import UserError, one_line
 from pipeline.config.params import load_params
@@ -38,7 +38,7 @@ def main(
             f"--file {file}: belongs to one task; name that task as the argument (with make: TASKS=hellaswag)"
         )
     if not tasks and model == str(MODEL) and limit is None and not overrides:
-        status = repro("--keep-going", "--glob", "stages/dvc.yaml:eval_zeroshot*")
+        status = repro_optional("--glob", "stages/dvc.yaml:eval_zeroshot*")
         sys.exit(2 if status else 0)
     failed = False
     for task in tasks or load_params(overrides or []).zeroshot.tasks:

@@ -45,6 +45,16 @@ def repro(*arguments: str) -> int:
     return dvc("repro", *arguments)
 
 
+def repro_optional(*targets: str) -> int:
+    """Run stages of stages/dvc.yaml that are out of date, all that can be, and return DVC's exit status.
+
+    Their outputs are not in DVC's cache, or each `dvc exp run` would warn of those that never ran. What was
+    evaluated is kept in the run cache nevertheless: `dvc commit` puts it there, `dvc repro` alone does not.
+    """
+    status = repro("--keep-going", *targets)
+    return status or dvc("commit", "--quiet", "--force", *targets)
+
+
 def dvc(*arguments: str) -> int:
     """Run DVC with this Python and return its exit status.
 
