@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.cli.preset import apply, show_changes
 from pipeline.cli.repro import run_pipeline
-from pipeline.cli.short_text import FINETUNING, merged, settings_for_short_text
+from pipeline.cli.short_text import FINETUNING, fit_short_text, merged
 from pipeline.cli.start_from import BlockSize, start_values
 from pipeline.cli.train_on import Column, Encoding, Name, NoRun, SkipBad, Text, describe
 from pipeline.config.command_line import Force, ModelName
@@ -37,7 +37,7 @@ def main(
             f"MODEL={model}: it has no tokenizer, and its vocabulary is not GPT-2's; put its tokenizer.json "
             "into its folder"
         )
-    short = settings_for_short_text(composed(PRESET, values=values), spec, FINETUNING)
+    spec, short = fit_short_text(composed(PRESET, values=values), spec, FINETUNING)
     changed = apply(PRESET, force, values=merged(values, short))
     write_spec(spec, path)
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")

@@ -30,15 +30,23 @@ FROM_SCRATCH = Aim(passes=40, tokenizer_may_change=True)
 FINETUNING = Aim(passes=5, tokenizer_may_change=False)
 
 
-def settings_for_short_text(params: Params, spec: DatasetSpec, aim: Aim) -> Values:
-    """The parameters to change for a user's text, with a line that says why; none if it is long enough.
+def fit_short_text(params: Params, spec: DatasetSpec, aim: Aim) -> tuple[DatasetSpec, Values]:
+    """The parameters to change for a user's text, and its dataset.yaml, which keeps them for `presets`.
 
-    It is too short if a learned vocabulary would see each token fewer than OCCURRENCES times, or if the
-    validation split does not fill one window.
+    Says so in a line. Both are as before if the text is long enough. It is too short if a learned vocabulary
+    would see each token fewer than OCCURRENCES times, or if the validation split does not fill one window.
     """
     if not isinstance(spec.source, FilesSource) or spec.source.characters is None:
-        return {}
-    characters = spec.source.characters
+        return spec, {}
+    values = _values(params, spec.source.characters, aim)
+    if values:
+        amount = f"{spec.source.characters:,} characters"
+        print(f"a short text, of {amount}, so the parameters get smaller (the rule is in docs/guide.md)")
+    by_name = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
+    return spec.model_copy(update={"short_text": by_name}), values
+
+
+def _values(params: Params, characters: int, aim: Aim) -> Values:
     values = _tokenizer(params, characters) if aim.tokenizer_may_change else {}
     name = values.get("tokenizer", {}).get("name", params.tokenizer.name)
     tokens = characters // (1 if name in ("char", "byte") else CHARACTERS_PER_TOKEN)
@@ -49,10 +57,6 @@ def settings_for_short_text(params: Params, spec: DatasetSpec, aim: Aim) -> Valu
         values["model"] = {"block_size": block_size}
     if not values:
         return {}
-    print(
-        f"a short text, of {characters:,} characters, so the parameters get smaller (the rule is in "
-        "docs/guide.md; `make preset-default FORCE=1` undoes it)"
-    )
     train = params.train
     per_step = block_size * train.batch_size * train.gradient_accumulation_steps
     steps = max(FEWEST_STEPS, ceil(aim.passes * (tokens - validation) / per_step))

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.repro import run_pipeline
-from pipeline.cli.short_text import FROM_SCRATCH, Values, merged, settings_for_short_text
+from pipeline.cli.short_text import FROM_SCRATCH, Values, fit_short_text, merged
 from pipeline.config.errors import UserError
-from pipeline.config.params import PARAMS_FILE, load_params
+from pipeline.config.params import PARAMS_FILE, Params, load_params
 from pipeline.config.paths import DATA
-from pipeline.config.presets import overlay
+from pipeline.config.presets import before_short_text, overlay
+from pipeline.config.validation import validate
 from pipeline.corpus.own_text import (
     dataset_name,
     holds_ids,
@@ -73,7 +74,10 @@ def main(
     """
     params = load_params()  # a broken params.yaml stops here, before anything is written
     path, spec, values = describe(text, column, name, encoding, skip_bad)
-    values = merged(values, settings_for_short_text(params, spec, FROM_SCRATCH))
+    earlier = before_short_text(params.model_dump())
+    params = validate(Params, merged(params.model_dump(), earlier), PARAMS_FILE)
+    spec, short = fit_short_text(params, spec, FROM_SCRATCH)
+    values = merged(merged(earlier, values), short)
     write_spec(spec, path)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")

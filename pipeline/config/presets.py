@@ -142,11 +142,35 @@ def nearest(values: Mapping[str, Any], folder: Path = FOLDER) -> tuple[str, dict
 
     Parameters that `train-on` and `finetune-on` set do not count.
     """
+    for_short_text = _set_for_short_text(values)
     edits_by_preset = {
-        name: _by_hand(name, differences(_parse(compose(name, folder)), values)) for name in names(folder)
+        name: _by_hand(name, differences(_parse(compose(name, folder)), values), for_short_text)
+        for name in names(folder)
     }
     name = min(edits_by_preset, key=lambda name: len(edits_by_preset[name]))
     return name, edits_by_preset[name]
+
+
+def before_short_text(values: Mapping[str, Any], folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """What `train-on` replaced for a short text, as {section: {key: the nearest preset's value}}."""
+    replaced: dict[str, dict[str, Any]] = {}
+    short = _set_for_short_text(values)
+    if short and names(folder):
+        preset = composed(nearest(values, folder)[0], folder).model_dump()
+        for section, _, key in (name.partition(".") for name in short):
+            replaced.setdefault(section, {})[key] = preset[section][key]
+    return replaced
+
+
+def _set_for_short_text(values: Mapping[str, Any]) -> set[str]:
+    """The dotted names of the parameters that are as `train-on` set them for a short text."""
+    now = _flatten(values)
+    try:
+        set_by_it = read_yaml(Path("data", str(now.get("data.dataset")), "dataset.yaml")).get("short_text")
+    except UserError:  # no dataset, or a broken one
+        return set()
+    known = set_by_it.items() if isinstance(set_by_it, dict) else ()
+    return {name for name, value in known if name in now and _same(now[name], value)}
 
 
 def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Path) -> None:
@@ -160,10 +184,12 @@ def _refuse_hand_edits(values: Mapping[str, Any], folder: Path, params_file: Pat
         )
 
 
-def _by_hand(preset: str, edits: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+def _by_hand(
+    preset: str, edits: Mapping[str, tuple[Any, Any]], for_short_text: set[str]
+) -> dict[str, tuple[Any, Any]]:
     by_commands = SET_BY_FINETUNE_ON if preset == "finetune-on" else SET_BY_TRAIN_ON
     by_hand = (key for key in edits if key == "model.dropout" or not key.startswith(by_commands))
-    return {key: edits[key] for key in by_hand}
+    return {key: edits[key] for key in by_hand if key not in for_short_text}
 
 
 def _layers(name: str, folder: Path, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:

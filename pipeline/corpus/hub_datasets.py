@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.progress import progress
+from pipeline.corpus.progress import counted, progress
 from pipeline.storage.files import fsync
 from pipeline.storage.machine import check_disk
 
@@ -103,26 +103,31 @@ def _write_parts(stream: Any, name: str, folder: Path) -> None:
 
     parts = [folder / f"part-{number:05d}.parquet" for number in range(stream.num_shards)]
     done = sum(read_metadata(part).num_rows for part in parts if part.exists())
+    left_out = 0
     with progress(name, " documents", done=done) as advance:
         for number, part in enumerate(parts):
             if not part.exists():
                 file = stream.shard(num_shards=len(parts), index=number)
                 unfinished = part.with_name(f".{part.name}.part")
-                for documents in _written(file.iter(batch_size=BATCH_DOCUMENTS), unfinished):
+                for documents, without_text in _written(file.iter(batch_size=BATCH_DOCUMENTS), unfinished):
                     advance(documents)
+                    left_out += without_text
                 if unfinished.exists():
                     fsync(unfinished)
                     os.replace(unfinished, part)
+    if left_out:
+        print(f"left out {counted(left_out, 'row')} without a text")
 
 
-def _written(tables: Iterator[pyarrow.Table], path: Path) -> Iterator[int]:
+def _written(tables: Iterator[pyarrow.Table], path: Path) -> Iterator[tuple[int, int]]:
     """Write tables with one column of strings as a Parquet file with the column `text`, if there are any.
 
-    Yields the number of documents in each row group that was written. Raises UserError if the column holds
-    anything but strings.
+    Rows without a text are left out. Yields the number of documents in each row group that was written, and
+    of those left out. Raises UserError if the column holds anything but strings.
     """
     import pyarrow
     import pyarrow.types as types
+    from pyarrow.compute import is_valid
     from pyarrow.parquet import ParquetWriter
 
     schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string())])
@@ -132,8 +137,10 @@ def _written(tables: Iterator[pyarrow.Table], path: Path) -> Iterator[int]:
         if not (types.is_string(column.type) or types.is_large_string(column.type)):
             raise UserError(f"column {column.name!r} holds {column.type}; correct source.text_column")
         writer = writer or ParquetWriter(path, schema, compression="zstd")
-        writer.write_table(group.rename_columns(["text"]).cast(schema))
-        yield group.num_rows
+        texts = group.rename_columns(["text"]).cast(schema)
+        texts = texts.filter(is_valid(texts["text"])) if texts["text"].null_count else texts
+        writer.write_table(texts)
+        yield texts.num_rows, group.num_rows - texts.num_rows
     if writer:
         writer.close()
 

@@ -225,6 +225,9 @@ class DatasetSpec(Section):
     )
     source: Source
     split: Split
+    short_text: dict[str, int | str] = Field(
+        default={}, description="parameters that `train-on` set because the text is short, by dotted name"
+    )
 
     @model_validator(mode="after")
     def _split_suits_source(self) -> DatasetSpec:

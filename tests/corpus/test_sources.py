@@ -154,6 +154,18 @@ def test_huggingface_from_a_local_folder(
     assert texts(raw) == [f"document {row} é\n" for row in range(2500)]
 
 
+def test_huggingface_rows_without_a_text_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus" / "data"
+    folder.mkdir(parents=True)
+    column = pyarrow.array([None, "one", None, "two"], pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"body": column}), folder / "train-00000-of-00001.parquet")
+    write_raw(huggingface(tmp_path / "corpus", documents=2), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["one", "two"]
+    assert "left out 2 rows without a text\n" in capsys.readouterr().out
+
+
 def test_huggingface_goes_on_after_the_last_finished_file(repository: Path, tmp_path: Path) -> None:
     write_raw(huggingface(repository), tmp_path / "uninterrupted")
     last = repository / "data" / "train-00002-of-00003.parquet"

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.cli import finetune_on, train_on
+from pipeline.cli import finetune_on, preset, train_on
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
 from pipeline.config.paths import tokens_folder
@@ -76,6 +76,28 @@ def test_a_text_however_short_fits_its_parameters(
     seen = train.max_iters * train.batch_size * params.model.block_size
     assert train.max_iters == 20 or seen < 41 * manifest.train.tokens + train.batch_size * 64
     assert train.warmup_iters <= train.max_iters // 10 and train.lr_decay_iters == train.max_iters
+
+
+def test_after_a_short_text_a_longer_one_or_a_preset_has_the_usual_parameters(project: Path) -> None:
+    Path("presets").symlink_to(PROJECT / "presets")
+    before = load_params()
+    Path("short.txt").write_text(tiny.text(10))
+    Path("long.txt").write_text(tiny.text(40_000))
+    train_on.main("short.txt", no_run=True)
+    train_on.main("short.txt", no_run=True)  # again
+    assert load_params().model.block_size == 2
+    train_on.main("long.txt", no_run=True)
+    assert load_params().model_copy(update={"data": before.data}) == before
+    train_on.main("short.txt", no_run=True)
+    preset.main("default")  # nothing of it was edited by hand
+    assert load_params() == before
+    train_on.main("short.txt", no_run=True)
+    edited = Path("params.yaml").read_text().replace("block_size: 2 ", "block_size: 1 ")
+    Path("params.yaml").write_text(edited)
+    with pytest.raises(UserError, match="edits of yours on top of preset default: model.block_size = 1;"):
+        preset.main("default")
+    train_on.main("long.txt", no_run=True)
+    assert load_params().model.block_size == 1
 
 
 def test_a_short_text_to_finetune_on_keeps_the_tokenizer(project: Path) -> None:
