@@ -33,7 +33,7 @@ from bench.harness import (
     steps_here,
 )
 from pipeline.config.errors import UserError
-from pipeline.config.paths import LOG, METRICS, RESULTS
+from pipeline.config.paths import LOG, METRICS, RECORD, RESULTS
 from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
 
@@ -200,6 +200,7 @@ def _run_both(theirs: Path, ours: Path, max_iters: int) -> tuple[Figures, Figure
     sample = run_python("here: sample", ours, "-m", "stages.sample", *overrides, "--out", "-")
 
     metrics = json.loads((ours / METRICS).read_text(encoding="utf-8"))
+    record = json.loads((ours / RECORD).read_text(encoding="utf-8"))
     nanogpt = Figures(
         train_seconds=nanogpt_train.seconds,
         step_seconds=median(nanogpt_steps(nanogpt_train.output)),
@@ -213,8 +214,8 @@ def _run_both(theirs: Path, ours: Path, max_iters: int) -> tuple[Figures, Figure
         step_seconds=median(steps_here((ours / LOG).read_text(encoding="utf-8").splitlines())),
         train_peak_bytes=train.peak_bytes,
         sample_seconds=sample.seconds,
-        val_loss=metrics["val_loss"],
-        saved_val_loss=metrics["best_val_loss"],
+        val_loss=record["finished"]["last_val_loss"],
+        saved_val_loss=metrics["val_loss"],
     )
     return nanogpt, here
 

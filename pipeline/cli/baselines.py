@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from typing import Any
 
 from pipeline.cli.repro import out_of_date, repro_optional
 from pipeline.config.params import load_params
@@ -16,12 +15,10 @@ from pipeline.config.paths import (
     RECORD,
     tokens_folder,
 )
-from pipeline.config.reading import read_json
 from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.baselines import read_figures
-from pipeline.evaluate.comparison import baseline_files, rows
+from pipeline.evaluate.comparison import baseline_files, read_results, rows
 from pipeline.report.comparison import write_comparison
-from pipeline.storage.checksums import check_recorded
 from pipeline.tokens.shards import load_manifest
 
 STAGES = ("eval_baselines", "stages/dvc.yaml:eval_baselines")
@@ -46,7 +43,9 @@ def compare(stale: Collection[str] = ()) -> None:
     if left_out:
         print(f"note: out of date and left out: {', '.join(left_out)}; run `dvc repro`", file=sys.stderr)
     current = [path for stage, path in files.items() if stage not in stale and path.exists()]
-    results = [_metrics() if path == METRICS else read_figures(path) for path in current]
+    results = [
+        read_results(RECORD, METRICS)[1] if path == METRICS else read_figures(path) for path in current
+    ]
     published = load_spec(dataset).published
     table = rows(results, manifest.fingerprint, manifest.val.tokens - 1, published)
     title = f"The validation text of {dataset}"
@@ -54,8 +53,3 @@ def compare(stale: Collection[str] = ()) -> None:
     print(f"{COMPARISON_TABLE}: this table")
     print(f"{COMPARISON}: the same as JSON")
     print(f"{COMPARISON_PICTURE}: the picture")
-
-
-def _metrics() -> dict[str, Any]:
-    check_recorded(RECORD)
-    return read_json(METRICS)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.config.paths import BASELINES, PRETRAINED
+from pipeline.config.reading import read_json
 from pipeline.evaluate.baselines import file_name
+from pipeline.storage.checksums import REMEDY, check_recorded
 
 OURS = "this model"
 
@@ -38,7 +40,7 @@ def rows(
     has another tokenizer. `published` has published losses by model name.
     """
     found = {}
-    for figures in map(of_kept_model, results):
+    for figures in results:
         if figures["data"] == data:
             row = _row(figures, tokens, published)
             found[row.name] = row
@@ -54,14 +56,15 @@ def baseline_files(params: Params) -> dict[str, Path]:
     }
 
 
-def of_kept_model(figures: dict[str, Any]) -> dict[str, Any]:
-    """A training run's metrics, with the best model's figures instead of the last if the best was kept."""
-    if figures.get("saved") != "best":
-        return figures
-    loss = figures["best_val_loss"]
-    best = {"val_loss": loss, "val_bpb": figures["best_val_bpb"], "perplexity": math.exp(loss)}
-    last = figures["best_step"] == figures["steps"]
-    return figures | best | ({} if last else {"train_loss": None})  # only measured for the last model
+def read_results(record: Path, metrics: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of the published run, and all figures of its model, from the metrics and from the record.
+
+    Raises UserError unless they belong together.
+    """
+    facts = check_recorded(record)
+    if "finished" not in facts:
+        raise UserError(f"{record}: an earlier version wrote it; {REMEDY}")
+    return facts, {**facts["finished"], **read_json(metrics)}
 
 
 def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]) -> Row:

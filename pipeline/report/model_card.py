@@ -14,14 +14,12 @@ from typing import Any
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig, Model
 from pipeline.config.params import BASELINES
-from pipeline.config.reading import read_json
 from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.baselines import read_figures
-from pipeline.evaluate.comparison import OURS, of_kept_model, rows
+from pipeline.evaluate.comparison import OURS, read_results, rows
 from pipeline.model.size import model_size
 from pipeline.report.comparison import as_markdown
 from pipeline.report.tables import markdown_table
-from pipeline.storage.checksums import check_recorded
 from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest
 from pipeline.tokens.tokenizers import Tokenizer
 
@@ -61,7 +59,7 @@ class TrainedOn:
 class Training:
     """What is known of the run that trained a model."""
 
-    metrics: Mapping[str, Any]  # `val_loss`, `val_bpb` and `perplexity` are those of the saved weights
+    metrics: Mapping[str, Any]
     settings: Mapping[str, Any]  # the run's `train` section
     base_model: str | None  # the repository on the hub that training started from
     data: TrainedOn | None
@@ -74,9 +72,7 @@ def read_training(record: Path, metrics_file: Path, evaluated: Iterable[Path]) -
     are the result files of the baselines. Raises UserError unless `record` says that metrics and model
     belong together.
     """
-    run = check_recorded(record)
-    last = read_json(metrics_file)
-    metrics = of_kept_model(last)
+    run, metrics = read_results(record, metrics_file)
     settings = run["train"]
     start = run.get("start", {"name": "unknown", "repository": None})
     name = start["name"] if start["repository"] or start["name"] in NO_FOLDERS else "a local model"
@@ -86,7 +82,9 @@ def read_training(record: Path, metrics_file: Path, evaluated: Iterable[Path]) -
         {key: settings[key] for key in settings if key not in unused} | {"init_from": name},
         start["repository"],
         _trained_on(
-            Path(run["data"]), [*(read_figures(path) for path in evaluated if path.exists()), last], metrics
+            Path(run["data"]),
+            [*(read_figures(path) for path in evaluated if path.exists()), metrics],
+            metrics,
         ),
     )
 

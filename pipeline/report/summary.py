@@ -9,12 +9,11 @@ from typing import Any
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, RECORD, SAMPLES
-from pipeline.config.reading import read_json
 from pipeline.evaluate.baselines import evaluated, label
+from pipeline.evaluate.comparison import read_results
 from pipeline.report.png import drawn_from
 from pipeline.report.tables import plain_table
 from pipeline.serve.samples import read_samples
-from pipeline.storage.checksums import check_recorded
 from pipeline.weights.model_folder import WEIGHTS_FILE
 
 SHOWN_CHARACTERS = 600  # of a sample
@@ -37,9 +36,9 @@ def summary(params: Params) -> str:
     if not METRICS.exists():
         raise UserError(f"{METRICS}: no results yet; run `dvc repro` first")
     weights = MODEL / WEIGHTS_FILE
-    record = check_recorded(RECORD)
+    record, metrics = read_results(RECORD, METRICS)
     model = record["files"][str(weights)]
-    metrics, samples = read_json(METRICS), read_samples(SAMPLES, model)
+    samples = read_samples(SAMPLES, model)
     change = "model.n_layer=2" if params.train.init_from == "scratch" else "train.max_iters=50"
     parts = [
         "\n".join([_losses(params, metrics), *_remarks(metrics)]),
@@ -66,7 +65,8 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
             before = float(next(csv.DictReader(file))["val_loss"])
         yield f"It started from {metrics['init_from']}, at {before:.4f} (on train.eval_iters batches)."
     if metrics["best_step"] != metrics["steps"]:
-        yield f"The best model, at step {metrics['best_step']:,}, has {metrics['best_val_loss']:.4f}."
+        which, step = ("last", "steps") if metrics["saved"] == "best" else ("best", "best_step")
+        yield f"The {which} model, of step {metrics[step]:,}, has {metrics[f'{which}_val_loss']:.4f}."
 
 
 def _sample(samples: Sequence[str]) -> Iterator[str]:
@@ -80,7 +80,7 @@ def _files(metrics: Mapping[str, Any], model: str, has_samples: bool) -> Iterato
     if not has_samples:
         others.add(SAMPLES)
     for path, text in (
-        (METRICS, f"all metrics ({metrics['seconds']:.0f} s of training, {metrics['device']})"),
+        (METRICS, f"the figures to compare ({metrics['seconds']:.0f} s of training, {metrics['device']})"),
         (LOG, "the loss at every step"),
         (DEPTH_PICTURE, "validation loss over depth, with the baselines"),
         (DEPTH_CURVE, "the same as a table"),

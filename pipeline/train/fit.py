@@ -35,7 +35,7 @@ from pipeline.train.earlier import (
 from pipeline.train.identity import Identity, code_of_steps
 from pipeline.train.init_from import Start
 from pipeline.train.loop import Data, Interrupted, Probe, Trainer
-from pipeline.train.metrics import final_metrics
+from pipeline.train.metrics import COMPARED, final_metrics
 from pipeline.train.runs import Keep, Run
 from pipeline.train.sizing import check_memory, check_room_for_run
 from pipeline.weights.model_folder import WEIGHTS_FILE, Weights, save_config
@@ -112,17 +112,19 @@ class FittedRun:
     def publish(self, model: Path, log: Path, metrics: Path, record: Path) -> None:
         """Write the model to a folder, the log and the metrics to files, and then the record of them.
 
-        The record has what is known of the run, and the checksums of the other files: results without it, or
-        that differ from it, are not those of one run.
+        The metrics are the few that people compare. The record has everything else that is known of the run,
+        and the checksums of the other files: results without it, or that differ from it, are not those of one
+        run.
         """
         about = self.run.facts()
         with writing(model):
             record.unlink(missing_ok=True)
             self.publish_model(model)
             write_text(log, (self.run.finished / LOG_FILE).read_text(encoding="utf-8"))
-            write_json(metrics, self.metrics)
+            write_json(metrics, {name: self.metrics[name] for name in COMPARED})
             files = [*sorted(path for path in model.iterdir() if path.is_file()), log, metrics]
-            write_record(record, {"run": self.run.folder.name, **about}, files)
+            finished = {name: value for name, value in self.metrics.items() if name not in COMPARED}
+            write_record(record, {"run": self.run.folder.name, **about, "finished": finished}, files)
 
     def publish_model(self, folder: Path) -> None:
         """Write the best or last weights, as the parameters say, with config and tokenizer to `folder`."""

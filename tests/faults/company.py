@@ -61,7 +61,7 @@ def _belongs_together(project: Project) -> None:
     model, log, metrics = (project.folder / name for name in COMMANDS["train"][2])
     missing = [path.name for path in (model / "model.safetensors", log, metrics) if not path.exists()]
     assert not missing, f"missing afterwards: {', '.join(missing)}"
-    run = project.folder / "runs" / json.loads(metrics.read_text())["run"]
+    run = project.folder / "runs" / json.loads((project.folder / "results/run.json").read_text())["run"]
     weights = sha256_file(model / "model.safetensors")
     assert weights == sha256_file(run / "best/model.safetensors"), "weights and metrics are of two runs"
     assert log.read_bytes() == (run / "finished/log.csv").read_bytes(), "log and metrics are of two runs"

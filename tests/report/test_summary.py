@@ -18,26 +18,18 @@ from pipeline.storage.checksums import write_checked_json, write_record
 from pipeline.storage.files import write_json, write_text
 from tests import tiny
 
-METRICS = {
-    "params": 1_234_567,
-    "val_loss": 4.0,
-    "val_bpb": 1.5,
-    "best_val_loss": 3.9,
-    "best_step": 20,
-    "steps": 20,
-    "seconds": 61.4,
-    "device": "cpu",
-    "init_from": "scratch",
-    "data": "of tiny",
-}
+METRICS = {"params": 1_234_567, "val_loss": 4.0, "val_bpb": 1.5, "best_step": 20, "seconds": 61.4}
+FINISHED = {"steps": 20, "saved": "best", "device": "cpu", "init_from": "scratch", "data": "of tiny"}
 
 
 WEIGHTS = hashlib.sha256(b"the weights").hexdigest()
 
 
-def publish(metrics: dict[str, Any]) -> None:
+def publish(metrics: dict[str, Any] = METRICS, **finished: Any) -> None:
     write_json(Path("results/metrics.json"), metrics)
-    write_record(RECORD, {}, [Path("results/metrics.json"), LOG, *MODEL.iterdir()])
+    write_record(
+        RECORD, {"finished": {**FINISHED, **finished}}, [Path("results/metrics.json"), LOG, *MODEL.iterdir()]
+    )
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_text(LOG, "step,val_loss\n0,5.25\n10,3.9\n")
     write_text(MODEL / "model.safetensors", "the weights")
-    publish(METRICS)
+    publish()
     for name, bpb in (("trigram", 1.6), ("xz", 1.4)):
         write_checked_json(
             Path(f"results/baselines/{name}.json"), {"val_loss": 3 * bpb, "val_bpb": bpb, "data": "of tiny"}
@@ -63,7 +55,7 @@ def test_the_best_comes_first(results: Path) -> None:
 
 def test_only_what_is_there_is_named(results: Path) -> None:
     text = summary(tiny.params())
-    assert "results/metrics.json   all metrics (61 s of training, cpu)" in text
+    assert "results/metrics.json   the figures to compare (61 s of training, cpu)" in text
     assert "results/samples.txt" not in text and "A sample" not in text
     write_samples(results / "samples.txt", ["the old\nship", "another"], model="others")
     save_picture(Figure(), results / "depth.png", model="of other weights")
@@ -91,10 +83,12 @@ def test_damaged_results_are_refused(results: Path) -> None:
 
 
 def test_a_start_and_a_better_step_are_told(results: Path) -> None:
-    publish(METRICS | {"init_from": "gpt2", "best_step": 10})
+    publish(METRICS | {"best_step": 10}, init_from="gpt2", last_val_loss=4.1)
     text = summary(tiny.params())
     assert "It started from gpt2, at 5.2500 (on train.eval_iters batches)." in text
-    assert "The best model, at step 10, has 3.9000." in text
+    assert "The last model, of step 20, has 4.1000." in text
+    publish(METRICS | {"best_step": 10}, saved="last", best_val_loss=3.9)
+    assert "The best model, of step 10, has 3.9000." in summary(tiny.params())
 
 
 def test_without_results_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,4 +115,10 @@ def test_results_of_two_runs_are_refused(results: Path, name: str) -> None:
 def test_results_without_a_record_are_refused(results: Path) -> None:
     RECORD.unlink()
     with pytest.raises(UserError, match="results/run.json: no such file; .* run `dvc repro -f -s train`"):
+        summary(tiny.params())
+
+
+def test_results_of_an_earlier_version_are_refused(results: Path) -> None:
+    write_record(RECORD, {}, [Path("results/metrics.json"), LOG, *MODEL.iterdir()])
+    with pytest.raises(UserError, match="run.json: an earlier version wrote it; run `dvc repro -f -s train`"):
         summary(tiny.params())

@@ -360,8 +360,9 @@ def test_what_is_kept_is_the_best_or_the_last(runs: Runs, tmp_path: Path, keep_l
     assert best_step != 20, "the best and the last model have to differ here"
     assert (metrics["best_step"], metrics["steps"]) == (best_step, 20)
     assert metrics["best_val_loss"] == pytest.approx(losses[best_step], abs=1e-5)
-    assert metrics["val_loss"] == pytest.approx(losses[20], abs=1e-5)
-    assert metrics["best_val_bpb"] < metrics["val_bpb"]
+    assert metrics["last_val_loss"] == pytest.approx(losses[20], abs=1e-5)
+    assert metrics["val_loss"] == metrics["last_val_loss" if keep_last else "best_val_loss"]
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["val_loss"]))
 
     fitted.publish_model(tmp_path / "results" / "model")
     last = fitted.run.newest()
@@ -391,7 +392,7 @@ def test_a_model_folder_as_the_start(runs: Runs, tmp_path: Path) -> None:
     first.publish_model(tmp_path / "model")
     start = f"train.init_from={tmp_path / 'model'}"
     measured = runs(start, "train.eval_only=true")
-    assert measured.metrics["val_loss"] == pytest.approx(first.metrics["best_val_loss"], abs=1e-6)
+    assert measured.metrics["val_loss"] == pytest.approx(first.metrics["val_loss"], abs=1e-6)
     uninterrupted = outcome(runs.elsewhere("uninterrupted")(start, "model.dropout=0.3"))
     with pytest.MonkeyPatch.context() as patched:
         stop_at(patched, 3, signal.SIGTERM)
