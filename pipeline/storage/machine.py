@@ -67,6 +67,14 @@ def binary(size: int) -> str:
     return f"{size} bytes" if unit == "bytes" else f"{amount:.{1 if amount < 100 else 0}f} {unit}"
 
 
+def decimal(count: float) -> str:
+    """A number in three digits for people: `1.26M`."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * unit:
+            return f"{f'{count / unit:#.3g}'.rstrip('.')}{name}"
+    return f"{count:.0f}"
+
+
 def _limits(root: Path) -> Iterator[int]:
     """The memory limits of this process's control groups, of either version, and of the groups above."""
     try:

@@ -13,7 +13,9 @@ from pipeline.track.tracker import Row, Tracker
 
 def open_trackers(log: Path, params: Params, step: int) -> Trackers:
     """The trackers of a run that continues at `step`: a CSV log and the screen."""
-    return Trackers([CsvLog(log)], Console(params.train.max_iters, step))
+    train = params.train
+    tokens = train.batch_size * train.gradient_accumulation_steps * params.model.block_size
+    return Trackers([CsvLog(log)], Console(train.max_iters, step, tokens))
 
 
 class Trackers:
@@ -26,6 +28,10 @@ class Trackers:
     def log(self, row: Row) -> None:
         for tracker in self._all:
             tracker.log(row)
+
+    def tick(self, step: int) -> None:
+        """Show that another step was taken, between two rows."""
+        self._console.tick(step)
 
     def note(self, text: str) -> None:
         """Print a line on the screen."""

@@ -89,7 +89,7 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
             say(f"{run.folder}: training {trainer.model.num_params():,} parameters on {device}")
         with open_trackers(run.log, params, trainer.state.step) as trackers:
             try:
-                trainer.fit(trackers)
+                trainer.fit(trackers, trackers.tick)
             except Interrupted:
                 step = trainer.state.step
                 trackers.note(f"{run.folder}: stopped after step {step:,}; run the same command to continue")

@@ -107,9 +107,10 @@ class Trainer:
         self._resumed_at: int | None = None
         self._snapshot = Snapshot()
 
-    def fit(self, tracker: Tracker) -> None:
+    def fit(self, tracker: Tracker, tick: Callable[[int], None] = lambda step: None) -> None:
         """Train from the current `state` to the last step. On a signal, saves and raises Interrupted.
 
+        `tick` is called with the number of steps after each one; on a GPU the step may still be running.
         Raises NotFinite, before the update, when a loss or a gradient is not finite.
         """
         self.model.train()
@@ -125,6 +126,7 @@ class Trainer:
                     self._background.wait()
                     raise Interrupted(number)
                 self._step()
+                tick(self.state.step)
             self._background.wait()
             self._end(tracker)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.files import write_text
-from pipeline.storage.machine import binary, disk, memory
+from pipeline.storage.machine import binary, decimal, disk, memory
 
 MEMINFO = """MemTotal:        8000 kB
 MemFree:         1000 kB
@@ -79,3 +79,11 @@ def test_the_disk_of_a_folder_that_is_a_link_or_not_there_yet(tmp_path: Path) ->
 )
 def test_sizes_for_people(size: int, text: str) -> None:
     assert binary(size) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.00k"), (12_345, "12.3k"), (999_700, "1.00M"), (124_439_808, "124M")],
+)
+def test_a_number_in_three_digits(count: int, text: str) -> None:
+    assert decimal(count) == text

@@ -1,16 +1,10 @@
-"""The log is right after a resume, and progress is readable on a terminal and off it."""
+"""The log is right after a resume."""
 
 from __future__ import annotations
 
 import csv
-import io
-import sys
 from pathlib import Path
 
-import pytest
-
-from pipeline.track import console
-from pipeline.track.console import Console
 from pipeline.track.csv_log import CsvLog
 from pipeline.track.tracker import COLUMNS, Row
 
@@ -70,65 +64,3 @@ def test_a_linked_log_is_replaced_and_not_written_into(tmp_path: Path) -> None:
     link.hardlink_to(path)
     write(path, [20])
     assert steps(link) == [0, 10]
-
-
-def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Console(steps=2000, step=1000)
-    progress.log(row(1000, val_loss=3.5))
-    progress.log(row(1200))  # the last line was just now
-    progress.log(row(1500, val_loss=3.25))
-    progress.note("saved")
-    progress.log(row(2000, val_loss=3.0))
-    progress.close()
-    out, err = capsys.readouterr()
-    assert not out
-    assert "\r" not in err
-    lines = err.splitlines()
-    assert lines[0] == "step 1,000/2,000  loss 2.5000  val 3.5000  12,346 tok/s"
-    assert lines[1].startswith("step 1,500/2,000  loss 2.5000  val 3.2500  12,346 tok/s  00:00 left")
-    assert lines[2:] == ["saved", "step 2,000/2,000  loss 2.5000  val 3.0000  12,346 tok/s"]
-
-
-def test_plain_lines_keep_coming_between_evaluations(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    progress = Console(steps=100, step=0)
-    for step in range(1, 100):
-        clock[0] = float(step)
-        progress.log(row(step))
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == [f"{step}/100" for step in range(6, 100, 6)]
-    assert lines[4].endswith("01:10 left")  # 30 steps took 30 seconds, 70 remain
-
-
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    progress = Console(steps=100, step=20)
-    progress.log(row(20, val_loss=3.5))
-    progress.log(row(70))
-    progress.close()
-    last = terminal.getvalue().split("\r")[-1]
-    assert "70/100" in last
-    assert "loss 2.5000, val 3.5000, 12,346 tok/s" in last
-
-
-def test_a_run_goes_on_when_its_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(5, "Input/output error")
-
-    for terminal in (False, True):
-        stream = Gone()
-        monkeypatch.setattr(stream, "isatty", lambda terminal=terminal: terminal)
-        monkeypatch.setattr(sys, "stderr", stream)
-        progress = Console(steps=100, step=0)
-        progress.log(row(10, val_loss=3.5))
-        progress.note("saved")
-        progress.close()
