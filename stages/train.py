@@ -6,7 +6,7 @@ import sys
 
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
-from pipeline.config.paths import LOG, METRICS, MODEL, RECORD, runs_folder, tokens_folder
+from pipeline.config.paths import LIVE, LOG, METRICS, MODEL, RECORD, runs_folder, tokens_folder
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import open_tokenizer
 from pipeline.track.console import say
@@ -20,7 +20,7 @@ def main(overrides: Overrides = None) -> None:
     # Refuse a prompt that the sample stage cannot encode now, not after a long training.
     encode_prompt(params.sample.start, open_tokenizer(tokens_folder(params)))
     try:
-        fitted = fit(params, tokens_folder(params), runs_folder(), say)
+        fitted = fit(params, tokens_folder(params), runs_folder(), say, LIVE)
     except Interrupted as error:
         sys.exit(error.status)
     fitted.publish(MODEL, LOG, METRICS, RECORD)

@@ -15,6 +15,7 @@ CHECKED_TOKENS = RESULTS / "checked-tokens.json"
 RECORD = RESULTS / "run.json"  # facts of the run, and the checksums of model, log and metrics
 METRICS = RESULTS / "metrics.json"
 LOG = RESULTS / "log.csv"
+LIVE = RESULTS / "live.csv"  # a link to the log of the run that trains, or that trained last
 BASELINES = RESULTS / "baselines"
 PRETRAINED = RESULTS / "pretrained"
 COMPARISON = RESULTS / "baselines.json"
@@ -23,11 +24,15 @@ COMPARISON_PICTURE = RESULTS / "baselines.png"
 DEPTH_CURVE = RESULTS / "depth.csv"
 DEPTH_PICTURE = RESULTS / "depth.png"
 STOPPING = RESULTS / "stopping.csv"
+EXPERIMENTS = RESULTS / "experiments.csv"
+EXPERIMENTS_PICTURE = RESULTS / "experiments.png"
 ZEROSHOT = RESULTS / "zeroshot"
 SAMPLES = RESULTS / "samples.txt"
 
 SAVED = Path("saved")  # models that the user keeps, and imports
 RUN_FILE = "run.json"  # in runs/<key>/: the settings behind the key
+RUN_LOCK = "lock"  # in runs/<key>/: held by the process that trains
+RUN_FINISHED = "finished"  # in runs/<key>/: its last figures, once it is finished
 EXPORT = RESULTS / "export"
 NANOGPT_EXPORT = RESULTS / "nanogpt"
 

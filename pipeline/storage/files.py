@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Replace the content of `path` by `values` as indented JSON, atomically."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def link(path: Path, target: Path) -> None:
+    """Make `path` a symbolic link to `target`, in place of a file or link; if that cannot be, do nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.symlink_to(target.absolute())
+        os.replace(temporary, path)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
 from pipeline.runtime.device import use_device
 from pipeline.storage.checksums import save_folder, write_record
-from pipeline.storage.files import write_json, write_text
+from pipeline.storage.files import link, write_json, write_text
 from pipeline.storage.lock import writing
 from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import Manifest, load_manifest, open_split, open_tokenizer
@@ -41,12 +41,19 @@ from pipeline.train.sizing import check_memory, check_room_for_run
 from pipeline.weights.model_folder import WEIGHTS_FILE, Weights, save_config
 
 
-def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[str], None]) -> FittedRun:
+def fit(
+    params: Params,
+    tokens_folder: Path,
+    runs_folder: Path,
+    say: Callable[[str], None],
+    live: Path | None = None,
+) -> FittedRun:
     """Train the model that the parameters describe, from the furthest point that earlier work has reached.
 
     That is the end, for a finished run; the run's own newest checkpoint; or one of another run that took the
-    same steps. Raises UserError for invalid parameters or data before the first step, NotFinite for a loss or
-    a gradient that is not finite, and Interrupted, after saving a checkpoint, when a signal asks to stop.
+    same steps. While it trains, `live` is a link to its log. Raises UserError for invalid parameters or data
+    before the first step, NotFinite for a loss or a gradient that is not finite, and Interrupted, after a
+    checkpoint was saved, when a signal asks to stop.
     """
     params.check_sections()
     manifest = load_manifest(tokens_folder)
@@ -88,6 +95,8 @@ def fit(params: Params, tokens_folder: Path, runs_folder: Path, say: Callable[[s
         else:
             say(f"{run.folder}: training {trainer.model.num_params():,} parameters on {device}")
         with open_trackers(run.log, params, trainer.state.step) as trackers:
+            if live is not None:
+                link(live, run.log)
             try:
                 trainer.fit(trackers, trackers.tick)
             except Interrupted:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.storage.checksums import sha256_file
-from pipeline.storage.files import replacing_folder, write_json, write_text
+from pipeline.storage.files import link, replacing_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -136,3 +136,22 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 400
     (tmp_path / "a.bin").write_bytes(content)
     assert sha256_file(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_link_replaces_a_link_or_a_file_and_nothing_else(tmp_path: Path) -> None:
+    first, second, place = tmp_path / "first", tmp_path / "second", tmp_path / "results/live.csv"
+    first.write_text("1")
+    link(place, first)
+    link(place, second)
+    second.write_text("2")
+    assert place.read_text() == "2" and first.read_text() == "1"
+    place.unlink()
+    place.write_text("a file")
+    link(place, first)
+    assert place.read_text() == "1" and names(place.parent) == ["live.csv"]
+    place.unlink()
+    place.mkdir()
+    link(place, first)
+    assert place.is_dir() and names(place.parent) == ["live.csv"]
+    link(first / "under-a-file", second)
+    assert first.read_text() == "1"
