@@ -19,7 +19,7 @@ from pipeline.serve.samples import RULE, write_samples
 from pipeline.serve.sampling import TextStream, TokenSampler, check_memory, generate
 from pipeline.storage.files import check_writable
 from pipeline.tokens.prompt import encode_prompt
-from pipeline.weights.open import open_model
+from pipeline.weights.open import open_trained
 
 
 def main(
@@ -38,7 +38,7 @@ def main(
     if out is not None and str(out) != "-":  # - means the screen only
         check_writable(out)
     device = use_device(params.runtime)
-    stored = open_model(model)
+    stored = open_trained(model)
     if settings.recurrent_depth is not None and not stored.config.loops:
         raise UserError(
             f"sample.recurrent_depth = {settings.recurrent_depth}: the model in {model} has no loop; "

@@ -28,7 +28,7 @@ from pipeline.tokens.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer
 from pipeline.weights.gpt2 import TOKENIZER_CONFIG_FILE, save_gpt2, to_gpt2, tokenizer_config
 from pipeline.weights.hub_models import CARD_FILE, EXPORTED, GENERATION_FILE, PICTURE_FILE
 from pipeline.weights.nanogpt_checkpoint import CHECKPOINT_FILE, is_written, write_checkpoint
-from pipeline.weights.open import GPT2_VOCABULARIES, StoredModel, open_model
+from pipeline.weights.open import GPT2_VOCABULARIES, StoredModel, open_trained
 
 
 class Format(StrEnum):
@@ -58,7 +58,7 @@ def main(
     write, is_export, default = FORMATS[format]
     folder = out or default
     _check_replaceable(folder, is_export)
-    stored = open_model(model)
+    stored = open_trained(model)
     with writing(folder):
         _check_replaceable(folder, is_export)  # another process may have written it meanwhile
         with replacing_folder(folder) as temporary:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.config.paths import DATA, RESULTS, SAVED, runs_folder
+from pipeline.config.paths import DATA, RESULTS, RUN_LOCK, SAVED, runs_folder
 from pipeline.storage.lock import holder, is_alive
 from pipeline.storage.machine import binary, disk
-from pipeline.train.runs import DAMAGED, LOCK_FILE, Run
+from pipeline.train.runs import DAMAGED, Run
 
 DVC = Path(".dvc/tmp")
 LITTLE_ROOM = 1 << 30  # bytes
@@ -25,7 +25,7 @@ def unfinished_runs() -> Iterator[str]:
     for run in runs[:RUNS_SHOWN]:
         checkpoints = run.checkpoints()
         step = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
-        lock = run.folder / LOCK_FILE
+        lock = run.folder / RUN_LOCK
         if (trainer := holder(lock)) is not None:
             advice = f"process {trainer} is training it"
         else:
@@ -47,7 +47,7 @@ def at_work() -> Iterator[str]:
     """The processes that write to this project now."""
     for path in _locks():
         if (pid := holder(path)) is not None:
-            yield f"process {pid} is {'training a run' if path.name == LOCK_FILE else 'writing a folder'}"
+            yield f"process {pid} is {'training a run' if path.name == RUN_LOCK else 'writing a folder'}"
     if (pid := holder(DVC / "lock")) is not None:
         yield f"process {pid} is running dvc"
 
@@ -140,7 +140,7 @@ def _locks() -> list[Path]:
     """The lock files of runs and of folders of data and results."""
     folders = (*DATA.glob("*"), RESULTS, SAVED)
     locks = [path for folder in folders for path in sorted(folder.glob(".*.lock"))]
-    return [*locks, *(path for run in _runs() if (path := run.folder / LOCK_FILE).exists())]
+    return [*locks, *(path for run in _runs() if (path := run.folder / RUN_LOCK).exists())]
 
 
 def _pids(value: object) -> Iterator[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.config.paths import RUN_FILE
+from pipeline.config.paths import RUN_FILE, RUN_FINISHED, RUN_LOCK
 from pipeline.config.reading import read_json
 from pipeline.storage.checksums import damage, read_checked_json, save_folder, write_checked_json
 from pipeline.storage.files import write_json, write_text
@@ -20,7 +20,6 @@ from pipeline.weights.model_folder import WEIGHTS_FILE
 
 DAMAGED = ".damaged"
 METRICS_FILE = "metrics.json"
-LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Run:
         self.keep = keep
         self.log = folder / LOG_FILE
         self.best = folder / "best"
-        self.finished = folder / "finished"
+        self.finished = folder / RUN_FINISHED
         self.about = folder / RUN_FILE
 
     @contextmanager
@@ -64,7 +63,7 @@ class Run:
         def busy(pid: str) -> None:
             announce(f"process {pid} is training this run; waiting for it (to stop it: kill {pid})")
 
-        with locked(self.folder / LOCK_FILE, busy):
+        with locked(self.folder / RUN_LOCK, busy):
             self._recover()
             yield
 
@@ -73,7 +72,7 @@ class Run:
         if damage(self.best) is None and best_step(self.best) > 0:
             self._set_aside(self.best, f"{WEIGHTS_FILE}: the checkpoints that go with it are gone", say)
         for path in self.folder.iterdir():
-            if path.name != LOCK_FILE and path.suffix != DAMAGED:
+            if path.name != RUN_LOCK and path.suffix != DAMAGED:
                 _remove(path)
         write_checked_json(self.about, values)
 

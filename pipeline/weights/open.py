@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,10 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
-from pipeline.config.paths import RUN_FILE
+from pipeline.config.paths import MODEL, RUN_FILE, RUN_FINISHED, RUN_LOCK, runs_folder
 from pipeline.config.validation import validate
-from pipeline.storage.checksums import read_checked_json, sha256_file
+from pipeline.storage.checksums import damage, read_checked_json, sha256_file
+from pipeline.storage.lock import holder
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, gpt2_tokenizer, load_tokenizer
 from pipeline.weights.gpt2 import GPT2Weights, config_from_gpt2, is_transformers
 from pipeline.weights.hub_models import download_model
@@ -106,6 +108,27 @@ def open_model(name: str | Path, sha256: Callable[[Path], str] = sha256_file) ->
     config = config_from_gpt2(folder) if is_transformers(folder) else load_config(folder)
     weights = GPT2Weights(folder, config) if is_transformers(folder) else Weights(folder / WEIGHTS_FILE)
     return StoredModel(str(name), folder, config, weights, folder, checksums)
+
+
+def open_trained(name: str) -> StoredModel:
+    """Open a model; in place of results/model, while there is none, the newest checkpoint of a training.
+
+    That is the run that trains now, or the newest one that is not finished. A note on stderr says so. Raises
+    UserError as `open_model` does.
+    """
+    checkpoint = newest_checkpoint() if Path(name) == MODEL and not MODEL.exists() else None
+    if checkpoint is None:
+        return open_model(name)
+    print(f"note: no {MODEL} yet; this is {checkpoint}, the newest checkpoint", file=sys.stderr)
+    return open_model(checkpoint)
+
+
+def newest_checkpoint() -> Path | None:
+    """The newest whole checkpoint of the runs that are not finished, those that train now first."""
+    unfinished = [run for run in runs_folder().glob("*/") if not (run / RUN_FINISHED).exists()]
+    unfinished.sort(key=lambda run: (holder(run / RUN_LOCK) is not None, run.stat().st_mtime), reverse=True)
+    newest_first = (path for run in unfinished for path in sorted(run.glob("step-?????????"), reverse=True))
+    return next((path for path in newest_first if damage(path) is None), None)
 
 
 def find_model(name: str) -> Path:
