@@ -19,7 +19,8 @@ def main() -> None:
     # DVC's no-SCM mode.
     if Path(".git").exists() == ("no_scm = true" in config):
         _configure(*(["--unset", "core.no_scm"] if Path(".git").exists() else ["core.no_scm", "true"]))
-    if not PAGE.exists() or PAGE.stat().st_mtime < Path(dvc_plots_page.__file__).stat().st_mtime:
+    made_from = (Path(dvc_plots_page.__file__), dvc_plots_page.SCRIPT)
+    if not PAGE.exists() or PAGE.stat().st_mtime < max(path.stat().st_mtime for path in made_from):
         dvc_plots_page.write_template(PAGE)
     if PAGE.name not in config:
         _configure("plots.html_template", PAGE.name)

@@ -1,7 +1,8 @@
-"""The template for the page of `dvc plots show`, with the Vega scripts inside, so that it works offline.
+"""The template for the page of `dvc plots show`, with what draws the curves inside, so that it works offline.
 
 DVC's own template loads Vega from the web. DVC replaces `{plot_divs}` by the plots; each of them calls
-`vegaEmbed`, which the bundled scripts define. See https://dvc.org/doc/command-reference/plots/show.
+`vegaEmbed`, which the script beside this file defines. See
+https://dvc.org/doc/command-reference/plots/show.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from pathlib import Path
 
 from pipeline.storage.files import write_text
 
+SCRIPT = Path(__file__).with_suffix(".js")
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>Plots</title>
 <style>body { font-family: sans-serif; margin: 2em; } img { max-width: 100%; }</style>
-<script>SCRIPTS</script>
+<script>SCRIPT</script>
 </head>
 <body>
 {plot_divs}
@@ -27,6 +29,4 @@ PAGE = """<!DOCTYPE html>
 
 def write_template(path: Path) -> None:
     """Write the template to `path`, for DVC's setting `plots.html_template`."""
-    import vl_convert
-
-    write_text(path, PAGE.replace("SCRIPTS", vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))
+    write_text(path, PAGE.replace("SCRIPT", SCRIPT.read_text(encoding="utf-8")))
