@@ -10,26 +10,26 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
-COMMANDS := repro train-on finetune-on presets start-from sizing summary sample baselines eval-zeroshot lm-eval export \
-	import upload generate doctor verify
+COMMANDS := demo repro train-on finetune-on presets start-from sizing summary sample baselines eval-zeroshot \
+	lm-eval export import upload generate doctor verify
 
-.PHONY: help demo install ready test test-gpu faults check format bench clean $(COMMANDS)
+.PHONY: help demo install ready again test test-gpu faults check format bench clean $(COMMANDS)
 
 help:
 	@$(PYTHON3) -m pipeline.cli.commands
 
-demo: repro
-
-install: ready
+# TORCH=cu128 is a build of PyTorch, EXTRAS='hub lm-eval' are extras of pyproject.toml.
+install: $(EXTRAS:%=.venv/.installed-%) ready
 
 $(COMMANDS): ready
 	@$(COMMAND) $@
 
-train-%: ready
-	@$(COMMAND) repro --preset $*
+train-% preset-%: ready
+	@$(COMMAND) $@
 
-preset-%: ready
-	@$(COMMAND) preset $*
+lm-eval: .venv/.installed-lm-eval
+
+bench test test-gpu faults check format: .venv/.installed-dev
 
 bench: ready
 	@$(PYTHON) -m bench $(WHAT)
@@ -51,7 +51,7 @@ format: ready
 	@$(PYTHON) -m ruff check --fix-only . && $(PYTHON) -m ruff format .
 
 clean:
-	@rm -rf results dvc_plots
+	@$(PYTHON3) -m pipeline.cli.clean
 
 # Installed, and DVC set up for this copy.
 ready: .venv/.installed
@@ -59,4 +59,14 @@ ready: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON3) >/dev/null || { echo "error: no $(PYTHON3); name another: make PYTHON3=python3.12" >&2; exit 2; }
+	@$(PYTHON3) -m pipeline.cli.install $@ $(TORCH)
+
+.venv/.installed-%: .venv/.installed
 	@$(PYTHON3) -m pipeline.cli.install $@
+
+# Another build of PyTorch than the last: install again.
+ifneq ($(TORCH),)
+ifneq ($(TORCH),$(shell cat .venv/.installed 2>/dev/null))
+.venv/.installed: again
+endif
+endif

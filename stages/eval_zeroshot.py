@@ -11,14 +11,8 @@ from typing import Annotated
 import typer
 
 from pipeline.config.command_line import ModelName, Overrides, run
-from pipeline.config.params import load_params
+from pipeline.config.params import params_or_defaults
 from pipeline.config.paths import MODEL, ZEROSHOT
-from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
-from pipeline.model.load import load_model
-from pipeline.runtime.device import use_device
-from pipeline.storage.checksums import write_checked_json
-from pipeline.storage.files import check_writable
-from pipeline.weights.open import open_model
 
 File = Annotated[
     Path | None, typer.Option(help="Read this file instead of the downloaded one.", show_default=False)
@@ -45,7 +39,15 @@ def main(
     overrides: Overrides = None,
 ) -> None:
     """Measure a model on a zero-shot task."""
-    params = load_params(overrides or [])
+    # PyTorch takes seconds to import, which --help and completion need not wait for.
+    from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
+    from pipeline.model.load import load_model
+    from pipeline.runtime.device import use_device
+    from pipeline.storage.checksums import write_checked_json
+    from pipeline.storage.files import check_writable
+    from pipeline.weights.open import open_model
+
+    params = params_or_defaults(overrides or [])
     # DVC's stages give none of these options; what they change must not replace a result that DVC records.
     name = f"{task}-trial" if limit is not None or file is not None or overrides else task
     path = out or ZEROSHOT / file_name(name, model)

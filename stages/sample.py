@@ -6,20 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from pipeline.config.command_line import ModelName, Overrides, run
 from pipeline.config.errors import UserError
-from pipeline.config.params import load_params
+from pipeline.config.params import params_or_defaults
 from pipeline.config.paths import MODEL
-from pipeline.model.load import load_model
-from pipeline.runtime.device import use_device
-from pipeline.serve.samples import RULE, write_samples
-from pipeline.serve.sampling import TextStream, TokenSampler, check_memory, generate
-from pipeline.storage.files import check_writable
-from pipeline.tokens.prompt import encode_prompt
-from pipeline.weights.open import open_trained
 
 
 def main(
@@ -33,7 +25,18 @@ def main(
     ] = None,
 ) -> None:
     """Generate sample.num_samples texts with a model; the first is shown while it is generated."""
-    params = load_params(overrides or [])
+    # PyTorch takes seconds to import, which --help and completion need not wait for.
+    import torch
+
+    from pipeline.model.load import load_model
+    from pipeline.runtime.device import use_device
+    from pipeline.serve.samples import RULE, write_samples
+    from pipeline.serve.sampling import TextStream, TokenSampler, check_memory, generate
+    from pipeline.storage.files import check_writable
+    from pipeline.tokens.prompt import encode_prompt
+    from pipeline.weights.open import open_trained
+
+    params = params_or_defaults(overrides or [])
     settings = params.sample
     if out is not None and str(out) != "-":  # - means the screen only
         check_writable(out)

@@ -16,16 +16,25 @@ class Command:
     help: str
     module: str | None = None  # where its `main` (or module:function) is; None for what only make does
     make: str | None = ""  # its name in make if that differs; None if it has none there
+    means: tuple[str, ...] = ()  # what `name-<preset>` is short for, with the preset's name after it
+    anywhere: bool = False  # whether it also works outside a project's folder
 
 
 GROUPS: dict[str, tuple[Command, ...]] = {
     "Start here": (
-        Command("demo", "install, train a small GPT on Python's documentation, show the results"),
-        Command("install", "create .venv with the pinned dependencies"),
+        Command(
+            "demo", "train a small GPT on Python's documentation, show the results", "pipeline.cli.repro"
+        ),
+        Command("install", "create .venv with the pinned dependencies; TORCH=cu128, EXTRAS=hub"),
     ),
     "Train": (
         Command("repro", "run what is out of date (dvc repro), show the results", "pipeline.cli.repro"),
-        Command("train-<preset>", "the same with a preset: make train-gpt2"),
+        Command(
+            "train-<preset>",
+            "the same with a preset: make train-gpt2",
+            "pipeline.cli.repro",
+            means=("repro", "--preset"),
+        ),
         Command(
             "train-on", "the same on your own text: make train-on TEXT='notes/*.txt'", "pipeline.cli.train_on"
         ),
@@ -42,6 +51,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "put a preset into params.yaml; FORCE=1 overwrites your edits",
             "pipeline.cli.preset",
             make="preset-<name>",
+            means=("preset",),
         ),
         Command(
             "start-from",
@@ -54,7 +64,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),
-        Command("sample", "write text: make sample START='ROMEO:' MODEL=gpt2", "stages.sample"),
+        Command(
+            "sample", "write text: make sample START='ROMEO:' MODEL=gpt2", "stages.sample", anywhere=True
+        ),
         Command(
             "baselines",
             "the model beside n-grams and GPT-2 on the same text",
@@ -64,22 +76,33 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "eval-zeroshot",
             "HellaSwag, LAMBADA, WikiText-2: make eval-zeroshot MODEL=gpt2 TASKS=lambada",
             "pipeline.cli.eval_zeroshot",
+            anywhere=True,
         ),
         Command(
             "lm-eval",
             "tasks of lm-evaluation-harness: make lm-eval TASKS='arc_easy piqa'",
             "pipeline.cli.lm_eval",
+            anywhere=True,
         ),
     ),
     "Share": (
-        Command("export", "a folder for transformers; FORMAT=nanogpt for nanoGPT", "pipeline.cli.export"),
+        Command(
+            "export",
+            "a folder for transformers; FORMAT=nanogpt for nanoGPT",
+            "pipeline.cli.export",
+            anywhere=True,
+        ),
         Command(
             "import",
             "nanoGPT's or nano-gpt's checkpoint: make import CKPT=ckpt.pt META=meta.pkl",
             "pipeline.cli.import_checkpoint",
+            anywhere=True,
         ),
         Command(
-            "upload", "send results/export to the hub: make upload REPO=user/name", "pipeline.cli.upload"
+            "upload",
+            "send results/export to the hub: make upload REPO=user/name",
+            "pipeline.cli.upload",
+            anywhere=True,
         ),
     ),
     "Work on the code": (
@@ -90,13 +113,18 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("format", "format the code and fix what lint can fix"),
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
         Command("bench", "measure: make bench WHAT=nanogpt, fork or checkpoint"),
-        Command("doctor", "this machine and project, for a bug report; what to mend", "pipeline.cli.doctor"),
+        Command(
+            "doctor",
+            "this machine and project, for a bug report; what to mend",
+            "pipeline.cli.doctor",
+            anywhere=True,
+        ),
         Command(
             "verify",
             "hash every file of data/, runs/ and results/ again; what is damaged",
             "pipeline.cli.verify",
         ),
-        Command("clean", "remove results/; `make repro` makes it again"),
+        Command("clean", "remove results/; `make repro` makes it again", "pipeline.cli.clean"),
     ),
     "The stages, one at a time": (
         Command("download", "bring the dataset's text to data/<dataset>/raw/", "stages.download", make=None),

@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.repro import repro_optional
 from pipeline.config.command_line import ModelName, Overrides
 from pipeline.config.errors import UserError, one_line
-from pipeline.config.params import load_params
+from pipeline.config.params import params_or_defaults
 from pipeline.config.paths import MODEL
 from stages import eval_zeroshot
 from stages.eval_zeroshot import File, Limit
@@ -41,7 +41,7 @@ def main(
         status = repro_optional("--glob", "stages/dvc.yaml:eval_zeroshot*")
         sys.exit(2 if status else 0)
     failed = False
-    for task in tasks or load_params(overrides or []).zeroshot.tasks:
+    for task in tasks or params_or_defaults(overrides or []).zeroshot.tasks:
         try:
             eval_zeroshot.main(task, model, file, limit, overrides=overrides)
         except UserError as error:

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from pipeline.config.command_line import ModelName, Overrides
-from pipeline.config.errors import UserError
-from pipeline.config.params import load_params
+from pipeline.config.errors import UserError, missing_extra
+from pipeline.config.params import params_or_defaults
 from pipeline.config.paths import MODEL
 from pipeline.corpus.hub_datasets import first_line, is_network_error
-from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_json
 from stages.eval_zeroshot import Limit
 
@@ -31,14 +30,15 @@ def main(
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a model on tasks of lm-evaluation-harness, which needs the optional extra lm-eval."""
-    params = load_params(overrides or [])
+    params = params_or_defaults(overrides or [])
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
     except ImportError:
-        raise UserError("lm-eval is not installed; run `pip install -e '.[lm-eval]'`") from None
+        raise missing_extra("lm-eval", "lm-eval") from None
     from pipeline.evaluate.lm_eval import NAME
+    from pipeline.runtime.device import use_device
 
     manager = TaskManager(
         include_path=None if tasks_folder is None else str(tasks_folder),

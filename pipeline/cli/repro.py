@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import preset as presets
-from pipeline.cli import summary
 from pipeline.config.command_line import Force
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.presets import DEFAULT
@@ -36,6 +35,8 @@ def run_pipeline() -> None:
     status = repro()
     if status:
         sys.exit(status)
+    from pipeline.cli import summary  # imports PyTorch, which takes seconds
+
     summary.main()
 
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from pipeline.config.paths import EXPORT
-from pipeline.weights.hub_models import upload
 
 
 def main(
@@ -18,4 +17,6 @@ def main(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """List an export's files, upload them to the Hugging Face hub, and print the model's address."""
+    from pipeline.weights.hub_models import upload  # imports PyTorch, which takes seconds
+
     print(upload(folder, repo, private, say=partial(print, flush=True)))

@@ -48,17 +48,32 @@ def run(main: Callable[..., Any]) -> None:
     run_app(app)
 
 
-def run_one_of(commands: Mapping[str, tuple[str, str]], help: str, name: str) -> None:
-    """Run the command that the first argument names; `commands` is {name: (what it does, module of `main`)}.
+def run_one_of(
+    commands: Mapping[str, tuple[str, str]],
+    help: str,
+    name: str,
+    before: Callable[..., None] | None = None,
+    add_completion: bool = False,
+) -> None:
+    """Run `before`, and the command that the first argument names.
 
-    Only the module of that command is imported, because some modules import PyTorch, which is slow.
+    `commands` is {name: (what it does, module of `main`)}. Only the module of that command is imported,
+    because some modules import PyTorch, which is slow. With `add_completion`, shells can complete the line.
     """
-    app = new_app(help=help)
+    app = new_app(help=help, add_completion=add_completion)
+    if before is not None:
+        app.callback()(before)
     for command, (text, module) in commands.items():
-        called = command in sys.argv[1:2]
-        function = _imported(module) if called else _only_listed
+        function = _imported(module) if command == _called() else _only_listed
         app.command(command, short_help=text)(function)
     run_app(app, name)
+
+
+def _called() -> str:
+    """The command in the arguments, or in the unfinished line for which a shell asks how it may go on."""
+    unfinished = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
+    words = unfinished.split() if unfinished else sys.argv
+    return words[1] if len(words) > 1 else ""
 
 
 def _imported(name: str) -> Callable[..., Any]:
@@ -72,9 +87,9 @@ def _only_listed() -> None:
     """Placeholder for a command that the help lists but that is not called."""
 
 
-def new_app(**settings: Any) -> typer.Typer:
+def new_app(add_completion: bool = False, **settings: Any) -> typer.Typer:
     return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
+        add_completion=add_completion, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
     )
 
 

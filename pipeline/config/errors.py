@@ -18,6 +18,14 @@ class UserError(ValueError):
     status = 2
 
 
+def missing_extra(what: str, extra: str) -> UserError:
+    """The error for `what` needs packages of an extra of pyproject.toml that is not installed."""
+    return UserError(
+        f"{what} needs the extra {extra}, which is not installed; run `make install EXTRAS={extra}` "
+        f"(with pip: `pip install -e '.[{extra}]'`)"
+    )
+
+
 def without_passwords(text: str) -> str:
     """`text` without the `user:password@` of URLs in it, which may come from the environment."""
     return re.sub(r"(?<=://)[^/\s]*@", "", text)

@@ -20,6 +20,7 @@ from pipeline.config.reading import parse_yaml
 from pipeline.config.validation import Section, known_names, read_yaml, suggest, validate
 
 PARAMS_FILE = Path("params.yaml")
+DEFAULTS_FILE = Path(__file__).parents[2] / "presets" / "default.yaml"  # installed beside this package, too
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -284,6 +285,11 @@ def _override(text: str) -> Any:
         return parse_yaml(text) if text else None
     except UserError:
         return text
+
+
+def params_or_defaults(overrides: Sequence[str] = ()) -> Params:
+    """The parameters of the project in this folder; outside of a project the defaults, which come along."""
+    return load_params(overrides, PARAMS_FILE if PARAMS_FILE.exists() else DEFAULTS_FILE)
 
 
 def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, missing_extra
 from pipeline.corpus.progress import counted, progress
 from pipeline.storage.files import fsync
 from pipeline.storage.machine import check_disk
@@ -61,7 +61,10 @@ def _opened(
     repository: str, config: str | None, split: str, revision: str, text_column: str
 ) -> Iterator[Any]:
     """The documents of one split as a stream."""
-    import datasets
+    try:
+        import datasets
+    except ImportError:
+        raise missing_extra(f"{repository}, a dataset of the hub,", "hub") from None
 
     where = f"{repository}, revision {revision}"
     datasets.disable_progress_bars()

@@ -215,6 +215,15 @@ def test_a_dataset_with_another_number_of_documents_is_refused(repository: Path,
     assert len(kept) == 2, "what was downloaded is there for the next attempt"
 
 
+def test_huggingface_without_the_extra(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"needs the extra hub, .* run `make install EXTRAS=hub`") as error:
+        write_raw(huggingface(repository), tmp_path / "raw")
+    assert "\n" not in str(error.value)
+
+
 # huggingface_hub reads HF_ENDPOINT when it is imported, so it takes a fresh interpreter.
 FROM_THE_HUB = """
 import sys

@@ -229,4 +229,4 @@ def test_without_the_extra(tiny_project: Path, stage: Stage, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     ended = stage("lm_eval", "small_lambada")
     assert (ended.status, ended.err.count("\n")) == (2, 1)
-    assert ended.err.startswith("error: lm-eval is not installed; run `pip install -e '.[lm-eval]'`")
+    assert "needs the extra lm-eval" in ended.err and "run `make install EXTRAS=lm-eval`" in ended.err
