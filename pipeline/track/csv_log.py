@@ -10,6 +10,8 @@ from typing import TextIO
 from pipeline.storage.files import write_text
 from pipeline.track.tracker import COLUMNS, Row
 
+PROGRESS = {"step", "tokens", "lr", "seconds"}  # says where a row is, and measures nothing
+
 
 class CsvLog:
     """Appends rows to a CSV file, which a resumed run finds as it was at its checkpoint.
@@ -21,7 +23,7 @@ class CsvLog:
         self._path = path
         self._columns = list(COLUMNS)
         self._last_step = ""
-        rows = self._read() if path.exists() else []
+        rows = _read(path) if path.exists() else []
         if rows:
             self._columns = list(rows[0])
         self._file: TextIO
@@ -31,7 +33,7 @@ class CsvLog:
         new = [name for name in row if name not in self._columns]
         if new or str(row["step"]) == self._last_step:
             self._file.close()
-            rows = self._read()
+            rows = _read(self._path)
             self._columns += new
             earlier = rows.pop() if rows and rows[-1]["step"] == str(row["step"]) else {}
             self._rewrite([*rows, earlier | {name: _short(row[name]) for name in row}])
@@ -43,14 +45,21 @@ class CsvLog:
     def close(self) -> None:
         self._file.close()
 
-    def _read(self) -> list[dict[str, str]]:
-        with self._path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         write_text(self._path, format_rows(rows, self._columns))
         self._last_step = rows[-1]["step"] if rows else ""
         self._file = self._path.open("a", encoding="utf-8", newline="")
+
+
+def read_log(path: Path) -> list[Row]:
+    """The rows of a log, without what was not measured."""
+    rows = [{name: float(cell) for name, cell in row.items() if cell} for row in _read(path)]
+    return [row | {"step": int(row["step"])} for row in rows]
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def format_rows(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
@@ -58,10 +67,10 @@ def format_rows(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> st
     return "".join([_line(columns), *(_line([row.get(name) or "" for name in columns]) for row in rows)])
 
 
-def without_val_loss(row: Mapping[str, str]) -> dict[str, str] | None:
+def without_val_loss(row: dict[str, str]) -> dict[str, str] | None:
     """The row of a step that is not evaluated; None if there would be no row."""
-    rest = {**row, "val_loss": ""}
-    measured = [name for name in rest if name not in ("step", "tokens", "lr") and rest[name]]
+    rest = row | dict.fromkeys(("val_loss", "val_bpb"), "")
+    measured = [name for name in rest if name not in PROGRESS and rest[name]]
     return rest if measured or row["step"] == "0" else None
 
 

@@ -173,7 +173,7 @@ class Trainer:
         """Measure and log what is due; `due` says it of a number of steps between two times."""
         figures = Figures()
         if due(self.train.eval_interval):
-            figures["val_loss"] = self._evaluate()
+            figures |= self._evaluate()
         if self.probe_interval is not None and due(self.probe_interval):
             figures |= self._probe()
         if due(self.log_interval):
@@ -276,17 +276,18 @@ class Trainer:
         state.seconds += elapsed
         state.interval.seconds += elapsed
 
-    def _evaluate(self) -> float:
-        """Validation loss (nats) on the first `eval_iters` batches, also noted in the state."""
+    def _evaluate(self) -> Figures:
+        """Validation loss (nats, and bits per byte) on the first `eval_iters` batches, noted in the state."""
         self._sync()
         state = self.state
         with autocast(self.device, self.train.dtype):
-            val_loss = self.evaluate(self.data.val, self.train.eval_iters).loss
+            evaluation = self.evaluate(self.data.val, self.train.eval_iters)
+        val_loss = evaluation.loss
         if not math.isfinite(val_loss):
             self._stop(f"step {state.step:,}: the validation loss is {val_loss}", {"step": state.step})
         state.evaluations.append((state.step, val_loss))
         state.seconds += self.meter.restart_clock()
-        return val_loss
+        return {"val_loss": val_loss, "val_bpb": evaluation.bits_per_byte}
 
     def _probe(self) -> Figures:
         assert self.probe is not None
@@ -315,4 +316,10 @@ class Trainer:
     def _log(self, tracker: Tracker, figures: Figures) -> None:
         step = self.state.step
         rate = self.schedule(max(0, step - 1))
-        tracker.log({"step": step, "tokens": step * self.tokens_per_step, "lr": rate, **figures})
+        progress = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "lr": rate,
+            "seconds": self.state.seconds,
+        }
+        tracker.log({**progress, **figures})

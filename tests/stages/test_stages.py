@@ -86,7 +86,7 @@ def test_training_leaves_a_model_its_figures_and_its_log(tiny_project: Path, sta
     assert list(metrics) == ["val_loss", "val_bpb", "best_step", "tokens", "seconds", "params"]
     finished = json.loads(Path("results/run.json").read_text())["finished"]
     assert finished.keys() >= {"perplexity", "train_loss", "last_val_loss", "device", "torch", "init_from"}
-    assert Path("results/log.csv").read_text().startswith("step,tokens,train_loss,val_loss,lr,grad_norm,")
+    assert Path("results/log.csv").read_text().startswith("step,tokens,train_loss,val_loss,val_bpb,lr,")
     assert Path("results/live.csv").read_text() == Path("results/log.csv").read_text()
     saved = ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
     assert sorted(os.listdir("results/model")) == saved

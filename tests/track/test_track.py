@@ -31,8 +31,8 @@ def test_rows_are_csv_with_blanks_for_what_was_not_measured(tmp_path: Path) -> N
     log = CsvLog(tmp_path / "log.csv")
     log.log(row(0, val_loss=3.14159265))
     assert (tmp_path / "log.csv").read_text() == (  # readable while the run goes on
-        "step,tokens,train_loss,val_loss,lr,grad_norm,tokens_per_second,mfu\n"
-        "0,0,,3.14159,0.001,0.333333,12345.7,0.25\n"
+        "step,tokens,train_loss,val_loss,val_bpb,lr,grad_norm,tokens_per_second,mfu,seconds\n"
+        "0,0,,3.14159,,0.001,0.333333,12345.7,0.25,\n"
     )
     log.close()
 
@@ -55,7 +55,7 @@ def test_a_second_row_of_a_step_completes_the_first(tmp_path: Path) -> None:
     log.close()
     lines = (tmp_path / "log.csv").read_text().splitlines()
     assert lines[0] == ",".join([*COLUMNS, "mean_depth"])
-    assert lines[1:] == ["0,,,4,,,,,", "5,9,3,2,,,,,3.5"]
+    assert lines[1:] == ["0,,,4,,,,,,,", "5,9,3,2,,,,,,,3.5"]
 
 
 def test_a_linked_log_is_replaced_and_not_written_into(tmp_path: Path) -> None:
