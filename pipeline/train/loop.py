@@ -227,6 +227,8 @@ class Trainer:
             self.scaler.update()
             for loss in losses:
                 self.meter.add(loss, self.micro_batches)
+            if train.grad_clip:
+                self.meter.report("clipped_share", (self._grad_norm > train.grad_clip).float())
             state.interval.steps += 1
         self.optimizer.zero_grad()
         self.model.after_step()

@@ -23,10 +23,14 @@ class Meter:
     def add(self, loss: Loss, micro_batches: int) -> None:
         """Add the loss of one micro-batch, of `micro_batches` in the step."""
         self._loss += loss.cross_entropy / micro_batches
+        for name, value in loss.figures.items():  # a skipped part reports nothing
+            self.report(name, value)
+
+    def report(self, name: str, value: torch.Tensor) -> None:
+        """Add a value to those whose mean in the interval is the figure."""
         counts = self._interval.reports
-        for name, value in loss.figures.items():
-            self._figures[name] = self._figures[name] + value if name in counts else value
-            counts[name] = counts.get(name, 0) + 1  # a skipped part reports nothing
+        self._figures[name] = self._figures[name] + value if name in counts else value
+        counts[name] = counts.get(name, 0) + 1
 
     def sync(self) -> None:
         """Wait for the device and write the sums into the interval."""

@@ -13,7 +13,7 @@ from pipeline.evaluate.zeroshot import evaluate_task
 from pipeline.model.load import load_model
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import load_tokenizer
-from tests.train.runs import Runs, rows, weights_of
+from tests.train.runs import Runs, log_of, outcome, rows, stopped_at_each, weights_of
 
 RECURRENT = ["model.recurrent_shared_weights=true", "model.recurrent_depth=3", "log.log_interval=1"]
 
@@ -56,6 +56,21 @@ def test_the_log_has_what_learned_stopping_comes_to(runs: Runs) -> None:
         assert 0 <= float(row["stopping_entropy"]) < 1.8  # at most the logarithm of 6
     assert any(float(row["stopping_entropy"]) > 0.1 for row in logged)
     assert any(float(row["controller_loss"]) > 0 for row in logged)
+
+
+def test_the_share_of_clipped_steps_counts_those_since_the_row_before(runs: Runs) -> None:
+    every = log_of(runs.elsewhere("every")("log.log_interval=1"))[1:]
+    norms = sorted(row["grad_norm"] or 0 for row in every)
+    clip = f"train.grad_clip={(norms[9] + norms[10]) / 2}"
+    each_step = log_of(runs.elsewhere("each")("log.log_interval=1", clip))[1:]
+    clipped = [float((row["grad_norm"] or 0) > (norms[9] + norms[10]) / 2) for row in each_step]
+    assert [row["clipped_share"] for row in each_step] == clipped
+    assert 0 < sum(clipped) < 20
+    some = [clip, "log.log_interval=5"]
+    shares = [row["clipped_share"] for row in log_of(runs(*some)) if row["train_loss"] is not None]
+    assert shares == pytest.approx([sum(clipped[at : at + 5]) / 5 for at in (0, 5, 10, 15)])
+    assert outcome(stopped_at_each(runs.elsewhere("stopped"), [3, 7, 8, 16], *some)) == outcome(runs(*some))
+    assert "clipped_share" not in log_of(runs("train.grad_clip=0"))[-1]
 
 
 ZEROSHOT = ["zeroshot.tasks=[lambada]", "log.zeroshot_interval=8"]
