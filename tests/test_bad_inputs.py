@@ -353,6 +353,15 @@ def rows() -> Iterator[Row]:
     yield Row("baseline-out-file", nothing, "eval_baselines uniform --out params.yaml", "params.yaml")
     yield Row("import-out-file", checkpoint(), "import_checkpoint ckpt.pt --out params.yaml", "params.yaml")
     yield Row("baseline-unknown", nothing, "eval_baselines quadgram", "quadgram")
+    yield Row("experiments-without-git", nothing, "experiments", "no git repository")
+    yield Row("experiment-without-git", nothing, "experiment model.n_layer=1", "no git repository")
+    for change, line in (
+        ("model.n_layr=1", "did you mean model.n_layer"),
+        ("model.n_layer", "expected section.key=value"),
+        ("model.n_layer=two", "n_layer"),
+        ("model.n_layer=1", "no results"),
+    ):
+        yield Row(f"experiment-{change}", is_folder(".git"), f"experiment {change}", line)
     yield Row("preset-unknown", nothing, "preset gpt5", "gpt5")
     yield Row("preset-path", nothing, "preset ../params", "../params")
     yield Row("sizing-unknown", nothing, "sizing --preset gpt5", "gpt5")

@@ -43,6 +43,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "start from a model: make finetune-on TEXT='notes/*.txt' MODEL=gpt2",
             "pipeline.cli.finetune_on",
         ),
+        Command(
+            "experiment",
+            "try parameters and compare: make experiment SET='model.n_layer=2 train.seed=2'",
+            "pipeline.cli.experiment",
+        ),
     ),
     "Parameters": (
         Command("presets", "list the presets", "pipeline.cli.preset:list_presets"),
@@ -64,6 +69,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),
+        Command(
+            "experiments",
+            "all experiments beside the baseline: a table, CSV and a picture",
+            "pipeline.cli.experiments",
+        ),
         Command(
             "sample", "write text: make sample START='ROMEO:' MODEL=gpt2", "stages.sample", anywhere=True
         ),

@@ -80,10 +80,15 @@ def dvc(*arguments: str) -> int:
 
 def out_of_date(*stages: str) -> set[str]:
     """The full names, such as `eval_baselines@xz`, of those `stages` that DVC would run again."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", *stages]
-    found = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
-    status: dict[str, Any] = json.loads(found.stdout)
+    status: dict[str, Any] = json.loads(dvc_output("status", "--json", *stages))
     return set(status)
+
+
+def dvc_output(*arguments: str) -> str:
+    """What DVC prints on stdout. Raises CalledProcessError if it fails."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    ended = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
+    return ended.stdout
 
 
 def _environment() -> dict[str, str]:

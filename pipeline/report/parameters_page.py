@@ -18,7 +18,7 @@ INTRODUCTION = """\
 
 Everything in `params.yaml`, with the values of `presets/default.yaml`. `make generate` writes this page
 from `pipeline/config/`. Override a parameter for one command with `-S section.key=value`, for one
-experiment with `dvc exp run -S section.key=value`."""
+experiment with `make experiment SET=section.key=value`."""
 
 MODEL_INTRODUCTION = """\
 Every switch is off by default; [the model family](model-family.md) explains what they do together. The

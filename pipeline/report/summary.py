@@ -21,8 +21,8 @@ SHOWN_CHARACTERS = 600  # of a sample
 NEXT = """\
 Try next
   make sample START="The "                another sample, from your own prompt
-  dvc exp run -S {change:<24} change one parameter and see what it does (needs git)
-  dvc exp show                            ... compared with every other experiment
+  make experiment SET={change:<19} change one parameter and see what it does (needs git)
+  make experiments                        ... beside every other experiment
   make train-on TEXT='my/texts/*.txt'     train on your own text
   make                                    all other commands
   (run `source .venv/bin/activate` once for `dvc` and `python`)"""

@@ -1,0 +1,59 @@
+"""Run an experiment: a change of parameters, recorded by DVC. The project is afterwards as it was before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import experiments
+from pipeline.cli.repro import dvc
+from pipeline.config.errors import UserError
+from pipeline.config.params import PARAMS_FILE, load_params
+from pipeline.storage.files import write_text
+
+LOCK = Path("dvc.lock")
+
+
+def main(
+    set: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SET...", help="What to change: model.n_layer=2 train.seed=2.", show_default=False
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The experiment's name; by default DVC makes one.", show_default=False)
+    ] = None,
+) -> None:
+    """Run `dvc exp run` with these parameters, put params.yaml and results/ back, and compare.
+
+    Interrupted or failed, the project is put back too; the same command continues the training.
+    """
+    experiments.check_git()
+    load_params(set)
+    if not LOCK.exists():
+        raise UserError("there are no results to compare an experiment with yet; run `dvc repro` first")
+    named = ["--name", name] if name else []
+    with _put_back():
+        status = dvc("exp", "run", *named, *(word for change in set for word in ("--set-param", change)))
+    if status:
+        sys.exit(status)
+    print()
+    experiments.main()
+
+
+@contextmanager
+def _put_back() -> Iterator[None]:
+    """Restore params.yaml, dvc.lock and the results that it records, from DVC's cache."""
+    before = {path: path.read_text(encoding="utf-8") for path in (PARAMS_FILE, LOCK)}
+    try:
+        yield
+    finally:
+        for path, text in before.items():
+            write_text(path, text)
+        dvc("checkout", "--quiet", "--force", "dvc.yaml")
