@@ -48,6 +48,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "try parameters and compare: make experiment SET='model.n_layer=2 train.seed=2'",
             "pipeline.cli.experiment",
         ),
+        Command("watch", "follow the run that trains now, from another terminal", "pipeline.cli.watch"),
     ),
     "Parameters": (
         Command("presets", "list the presets", "pipeline.cli.preset:list_presets"),

@@ -42,6 +42,7 @@ OPTIONS = {
         "--no-run",
     ],
     "experiment": ["SET", "--name"],
+    "watch": [],
     "presets": [],
     "preset": ["NAME", "--force"],
     "start-from": ["MODEL", "--block-size"],
