@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,11 +50,23 @@ def main(
 
 @contextmanager
 def _put_back() -> Iterator[None]:
-    """Restore params.yaml, dvc.lock and the results that it records, from DVC's cache."""
+    """Restore params.yaml, dvc.lock and the results that it records, from DVC's cache.
+
+    DVC leaves the branch while it runs an experiment, and does not come back when it is terminated.
+    """
     before = {path: path.read_text(encoding="utf-8") for path in (PARAMS_FILE, LOCK)}
+    branch = _git("symbolic-ref", "--quiet", "HEAD")
     try:
         yield
     finally:
         for path, text in before.items():
             write_text(path, text)
+        if branch and _git("symbolic-ref", "--quiet", "HEAD") != branch:
+            _git("symbolic-ref", "HEAD", branch)
+            _git("reset", "--quiet", "--", *map(str, before))
         dvc("checkout", "--quiet", "--force", "dvc.yaml")
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing if it fails."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()

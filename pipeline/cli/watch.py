@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ SECONDS = 1.0  # between two looks
 SECONDS_BETWEEN_LINES = 5.0  # without a terminal
 CURVE_LINES = 8
 SAMPLE_LINES = 3
+RECENT = 10  # rows of the log that tell the speed
 PATIENCE = 5.0  # seconds in which the end of a run is published
 
 
@@ -104,10 +106,14 @@ def _progress(run: Run, rows: list[dict[str, float]]) -> Progress:
     progress = Progress(0, _steps(run))
     for row in rows:
         progress.take(row)
-    speed, last = progress.tokens_per_second, rows[-1]
-    if speed and last["step"]:
-        tokens_left = last["tokens"] / last["step"] * (progress.steps - progress.step)
-        progress.seconds_left = max(0.0, tokens_left / speed - (time.time() - _time(run.log)))
+    speeds = [row["tokens_per_second"] for row in rows[-RECENT:] if row.get("tokens_per_second")]
+    if speeds and progress.step:
+        tokens_per_step = rows[-1]["tokens"] / progress.step
+        seconds_per_step = tokens_per_step * statistics.fmean(1 / speed for speed in speeds)
+        since_row = min(
+            time.time() - _time(run.log), seconds_per_step * (progress.step - rows[-2:][0]["step"])
+        )
+        progress.seconds_left = max(0.0, seconds_per_step * (progress.steps - progress.step) - since_row)
     return progress
 
 

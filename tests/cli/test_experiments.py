@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,24 @@ def test_an_experiment_that_fails_leaves_nothing_behind_either(project: Path) ->
     assert ended.returncode == 255 and "exited with 3" in ended.stderr
     assert {name: (project / name).read_bytes() for name in PUT_BACK} == before
     assert git(project, "branch", "--show-current") == "main\n"
+
+
+def test_an_experiment_that_is_terminated_leaves_nothing_behind_either(project: Path) -> None:
+    """DVC dies and the training saves; the branch, which DVC left, is there again."""
+    before = {name: (project / name).read_bytes() for name in PUT_BACK}
+    program = [sys.executable, "-m", "pipeline.cli.main", "experiment", "train.max_iters=1000000"]
+    environment = {"PATH": os.defpath, "HOME": str(project), "PYTHONPATH": str(project), **GIT}
+    with subprocess.Popen(
+        program, cwd=project, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("step 0/") for line in process.stderr)
+        process.terminate()
+        assert "stopped after step" in process.stderr.read()
+    assert process.returncode == 143
+    assert {name: (project / name).read_bytes() for name in PUT_BACK} == before
+    assert git(project, "branch", "--show-current") == "main\n"
+    assert git(project, "status", "--porcelain", "--untracked-files=no") == ""
 
 
 def test_a_sweep_is_queued_run_shown_and_removed(project: Path) -> None:

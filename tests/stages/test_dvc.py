@@ -218,6 +218,22 @@ def test_what_cannot_be_had_and_what_is_out_of_date_is_left_out_of_the_table(pro
     assert "this model" not in ended.stdout and "| unigram" in ended.stdout
 
 
+def test_what_was_evaluated_once_is_found_in_the_run_cache(project: Path) -> None:
+    params = project / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("- gpt2\n", "- saved/other\n"))
+    try:
+        assert command(project, "baselines").returncode == 0
+        figures = project / "results/pretrained/saved/other.json"
+        written = figures.read_bytes()
+        shutil.rmtree(project / "results/pretrained")
+        again = command(project, "baselines")
+        assert "eval_baselines@saved/other' is cached - skipping run" in again.stdout
+        assert figures.read_bytes() == written
+    finally:
+        params.write_text(before)
+
+
 @pytest.mark.parametrize(
     "module", ["track/console.py", "report/tables.py", "cli/main.py", "config/presets.py"]
 )

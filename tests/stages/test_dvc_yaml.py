@@ -52,6 +52,12 @@ def test_a_stage_comes_after_the_check(name: str) -> None:
     assert any(dep.startswith(made) for dep in STAGES[name]["deps"])
 
 
+@pytest.mark.parametrize("name", [name for name in STAGES if name.startswith("stages/dvc.yaml:")])
+def test_dvc_does_not_miss_what_was_never_asked_for(name: str) -> None:
+    """Before each experiment it warns of outputs in its cache that were never made."""
+    assert all(out[path] == {"cache": False} for out in STAGES[name]["outs"] for path in out)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_known_parameters_that_determine_results(name: str) -> None:
     params = STAGES[name].get("params", [])
