@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,34 @@ def test_make_refuses_a_wrong_variable_in_one_line(
     assert ended.returncode == 2
     said = [line for line in ended.stderr.splitlines() if not line.startswith("make: ")]
     assert len(said) == 1 and said[0].startswith(expected)
+
+
+def test_the_build_is_kept_for_what_is_installed_later(
+    installed_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def pip(status: int) -> None:
+        def call(command: list[str]) -> int:
+            called.append(command)
+            return status
+
+        monkeypatch.setattr(subprocess, "call", call)
+
+    monkeypatch.chdir(installed_copy)
+    monkeypatch.setattr(install, "_has_pip", lambda python: True)
+    monkeypatch.setattr(sys, "platform", "linux")
+    pip(status=0)
+    stamp = Path(".venv") / install.STAMP
+    assert install.main(stamp, "rocm6.4") == 0
+    assert install.main(Path(f"{stamp}-hub")) == install.main(stamp) == 0
+    assert all(any(word.endswith("+rocm6.4") for word in command) for command in called)
+    pip(status=1)
+    capsys.readouterr()
+    assert install.main(stamp, "cu999") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: TORCH=cu999: was not installed; ") and err.count("\n") == 1
+    assert stamp.read_text(encoding="utf-8") == "rocm6.4"
 
 
 def test_make_installs_another_build_again_and_remembers_it(installed_copy: Path) -> None:
