@@ -11,6 +11,7 @@ from pipeline.model.load import load_model
 from pipeline.report.depth_curve import draw, write_stopping, write_table
 from pipeline.runtime.device import use_device
 from pipeline.tokens.shards import load_manifest
+from pipeline.track.open import show_later
 from pipeline.weights.open import open_model
 
 
@@ -27,6 +28,8 @@ def main(overrides: Overrides = None) -> None:
     write_stopping(STOPPING, curve)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {model.num_params():,} parameters"
     draw(DEPTH_PICTURE, [curve], baselines, title, stored.sha256)
+    losses = {depth: evaluation.loss for depth, evaluation in curve.points.items()}
+    show_later(stored.sha256, params, {"depth_curve": losses})
     print(f"{DEPTH_CURVE}: the curve\n{DEPTH_PICTURE}: the picture")
     if curve.stopping:
         print(f"{STOPPING}: mean depth and loss for each threshold of learned stopping")

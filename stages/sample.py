@@ -34,6 +34,7 @@ def main(
     from pipeline.serve.sampling import TextStream, TokenSampler, check_memory, generate
     from pipeline.storage.files import check_writable
     from pipeline.tokens.prompt import encode_prompt
+    from pipeline.track.open import show_later
     from pipeline.weights.open import open_trained
 
     params = params_or_defaults(overrides or [])
@@ -74,6 +75,7 @@ def main(
         _show(f"{text}\n{RULE}\n")
     if out is not None and str(out) != "-":
         write_samples(out, texts, stored.sha256)
+        show_later(stored.sha256, params, {"samples": texts})
         print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
 
 

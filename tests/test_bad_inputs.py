@@ -207,6 +207,13 @@ def rows() -> Iterator[Row]:
         ("zeroshot.models=[a/../b]", "a/../b"),
         ("depth.stopping_thresholds=[2.0]", "stopping_thresholds"),
         ("log.log_interval=0", "log_interval"),
+        ("log.trackers=[csv,tensorbord]", "log.trackers.1 = 'tensorbord'"),
+        ("log.trackers=wandb", "log.trackers"),
+        ("log.tensorboard_dir=params.yaml", "log.tensorboard_dir = params.yaml: not a folder"),
+        ("log.wandb_project=a/b", "wandb_project = 'a/b'"),
+        ("log.wandb_project=", "wandb_project"),
+        (f"log.wandb_project={'a' * 129}", "wandb_project"),
+        (f"log.wandb_run_name={'a' * 129}", "wandb_run_name"),
         ("sample.start=", "sample.start"),
         ("sample.recurrent_depth=3", "no loop"),
     ):

@@ -6,6 +6,7 @@ affect the results, so no stage depends on them and changing them retrains nothi
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -232,6 +233,26 @@ class Log(Section):
     zeroshot_interval: Annotated[int, Field(ge=1)] | None = Field(
         description="steps between zero-shot evaluations in log.csv; blank: none"
     )
+    trackers: list[Literal["csv", "tensorboard", "wandb"]] = Field(
+        description="where the figures go: csv (in any case), tensorboard, wandb (Weights & Biases)"
+    )
+    tensorboard_dir: Annotated[str, Field(min_length=1)] | None = Field(
+        description="for tensorboard: a folder for all runs; blank: in the folder of each run in runs/"
+    )
+    wandb_project: Annotated[
+        str, Field(max_length=128, pattern=r"^[^/\\#?%:\s]([^/\\#?%:]*[^/\\#?%:\s])?$")
+    ] = Field(description="for wandb: the project; WANDB_PROJECT in the environment goes first")
+    wandb_run_name: Annotated[str, Field(max_length=128, pattern=r"\S")] | None = Field(
+        description="for wandb: the run's name; WANDB_NAME goes first; blank: the dataset and the run's key"
+    )
+
+    def check(self) -> None:
+        """Raise UserError for what this machine lacks."""
+        if "wandb" in self.trackers and importlib.util.find_spec("wandb") is None:
+            raise UserError("log.trackers = [wandb]: it is not installed; pip install wandb, or leave it out")
+        folder = Path(self.tensorboard_dir or ".")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"log.tensorboard_dir = {folder}: not a folder; name another, or leave it blank")
 
 
 class Params(Section):
@@ -258,6 +279,7 @@ class Params(Section):
                 f"sample.recurrent_depth = {depth}: the model has no loop; leave it blank, or set "
                 "model.recurrent_shared_weights = true"
             )
+        self.log.check()
 
     def with_overrides(self, overrides: Sequence[str]) -> Params:
         """These parameters with `section.key=value` overrides, as `dvc exp run -S` applies them.

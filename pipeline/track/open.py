@@ -2,20 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from pipeline.config.errors import one_line
 from pipeline.config.params import Params
-from pipeline.track.console import Console
-from pipeline.track.csv_log import CsvLog
-from pipeline.track.tracker import Row, Tracker
+from pipeline.config.paths import LOG, MODEL, RECORD, runs_folder
+from pipeline.config.reading import read_json
+from pipeline.storage.files import write_json
+from pipeline.storage.lock import locked
+from pipeline.track.apart import Apart
+from pipeline.track.console import Console, say
+from pipeline.track.csv_log import CsvLog, read_log
+from pipeline.track.tracker import Row, Story, Tracker
+
+LATER_FILE = "later.json"  # what is found out about a run after its training
+
+Note = Callable[[str], None]
 
 
 def open_trackers(log: Path, params: Params, step: int) -> Trackers:
-    """The trackers of a run that continues at `step`: a CSV log and the screen."""
+    """The trackers of a run that continues at `step`: a CSV log, those in `log.trackers`, and the screen."""
     train = params.train
     tokens = train.batch_size * train.gradient_accumulation_steps * params.model.block_size
-    return Trackers([CsvLog(log)], Console(train.max_iters, step, tokens))
+    console = Console(train.max_iters, step, tokens)
+    csv_log = CsvLog(log)
+    return Trackers([csv_log, *_others(log.parent, params, console.note)], console)
+
+
+def show_later(weights: str, params: Params, found: dict[str, Any]) -> None:
+    """Show samples or a depth curve of the trained model in the trackers of its run, if that is still there.
+
+    `weights` is the sha256 of the model that they are of. A failure is a warning.
+    """
+    if not RECORD.exists():
+        return
+    try:
+        record = read_json(RECORD)
+        folder = runs_folder() / record["run"]
+        if folder.is_dir() and record["files"][f"{MODEL}/model.safetensors"] == weights:
+            with locked(folder / "later.lock", busy=lambda _: None):  # two stages may do so at once
+                write_json(folder / LATER_FILE, _later(folder) | found)
+                for tracker in _others(folder, params, say):
+                    tracker.close()
+    except Exception as error:
+        say(one_line(f"warning: the trackers of the run do not show this: {error}"))
+
+
+def _others(folder: Path, params: Params, note: Note) -> list[Apart]:
+    """The trackers of a run besides its CSV log, each of which shows what is known of the run up to now."""
+    names = list(dict.fromkeys(name for name in params.log.trackers if name in TRACKERS))
+    if not names:
+        return []
+    later, log = _later(folder), params.log
+    story = Story(
+        folder=folder,
+        name=log.wandb_run_name or f"{params.data.dataset}-{folder.name[:8]}",
+        params=params,
+        rows=read_log(folder / LOG.name),
+        samples=later.get("samples", []),
+        depth_curve={int(depth): loss for depth, loss in later.get("depth_curve", {}).items()},
+    )
+    return [Apart(name, partial(TRACKERS[name], story, note), note) for name in names]
+
+
+def _later(folder: Path) -> dict[str, Any]:
+    path = folder / LATER_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def _tensorboard(story: Story, note: Note) -> Tracker:
+    from pipeline.track.tensorboard import TensorBoard
+
+    return TensorBoard(story)
+
+
+def _wandb(story: Story, note: Note) -> Tracker:
+    from pipeline.track.wandb import WandB
+
+    return WandB(story, note)
+
+
+# What log.trackers can name besides csv, which each run has.
+TRACKERS: dict[str, Callable[[Story, Note], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 class Trackers:

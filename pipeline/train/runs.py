@@ -15,6 +15,7 @@ from pipeline.config.reading import read_json
 from pipeline.storage.checksums import damage, read_checked_json, save_folder, write_checked_json
 from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import locked
+from pipeline.track.wandb import FOLDER as WANDB_FOLDER
 from pipeline.train.checkpoint import LOG_FILE, best_step
 from pipeline.weights.model_folder import WEIGHTS_FILE
 
@@ -44,6 +45,8 @@ class Run:
                finished/        metrics.json, log.csv, manifest.json; it exists once the run is finished
                *.damaged        a folder of these that did not verify
                incident.json    the last loss or gradient that was not finite
+               tensorboard/, wandb/  what these trackers show; each start writes it again from log.csv
+               later.json       samples and the depth curve, for the trackers
 
     A manifest.json has the checksums of its folder's other files.
     """
@@ -72,7 +75,8 @@ class Run:
         if damage(self.best) is None and best_step(self.best) > 0:
             self._set_aside(self.best, f"{WEIGHTS_FILE}: the checkpoints that go with it are gone", say)
         for path in self.folder.iterdir():
-            if path.name != RUN_LOCK and path.suffix != DAMAGED:
+            # A process of a killed attempt may still be writing for W&B.
+            if path.name not in (RUN_LOCK, WANDB_FOLDER) and path.suffix != DAMAGED:
                 _remove(path)
         write_checked_json(self.about, values)
 

@@ -168,3 +168,11 @@ def test_missing_or_empty_file_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected `key: value` lines") as error:
         load_params(path=path)
     one_line(error)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_wandb = tiny.params("log.trackers=[wandb]")
+    with_wandb.check_sections()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="log.trackers = .*wandb.*not installed"):
+        with_wandb.check_sections()
