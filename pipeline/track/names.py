@@ -18,7 +18,7 @@ NAMES = {
     r"mean_depth": r"recurrence/mean_depth",
     r"moe(\d+)_(\w+)": r"moe/\1/\2",
     r"(hellaswag|lambada|wikitext2)_(\w+)": r"zeroshot/\1/\2",
-    r"(\w+)": r"train/\1",
+    r"(.+)": r"train/\1",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -15,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pipeline.config.params import Params
 from pipeline.config.params_yaml import params_yaml
+from pipeline.config.paths import original_project
 from pipeline.track.names import named
 from pipeline.track.tracker import Row, Story
 
@@ -30,7 +30,7 @@ class TensorBoard:
 
     def __init__(self, story: Story) -> None:
         chosen = story.params.log.tensorboard_dir
-        folder = Path(chosen, story.key) if chosen else story.folder / "tensorboard"
+        folder = original_project() / chosen / story.key if chosen else story.folder / "tensorboard"
         self._story = story
         self._last = story.rows[-1] if story.rows else {}
         folder.mkdir(parents=True, exist_ok=True)

@@ -92,9 +92,10 @@ def test_time_goes_on_from_the_last_row_as_if_there_had_been_no_break(tmp_path: 
     assert [later - times[0] for later in times] == pytest.approx([0, 10, 20, 30, 40])
 
 
-def test_all_runs_in_one_folder_keep_apart(tmp_path: Path) -> None:
+def test_all_runs_in_one_folder_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # an experiment runs in a copy of the project
     for steps, place in ((2, tmp_path / "one"), (3, tmp_path / "two")):
-        tale = story(place, steps, f"log.tensorboard_dir={tmp_path / 'board'}")
+        tale = story(place, steps, "log.tensorboard_dir=board")
         write(Story(place / place.name, tale.name, tale.params, tale.rows))
     assert {path.name for path in (tmp_path / "board").iterdir()} == {"one", "two"}
     assert in_tensorboard(tmp_path / "board" / "two")["train/loss"] == losses(range(3))
