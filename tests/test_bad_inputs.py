@@ -214,6 +214,9 @@ def rows() -> Iterator[Row]:
         ("log.wandb_project=", "wandb_project"),
         (f"log.wandb_project={'a' * 129}", "wandb_project"),
         (f"log.wandb_run_name={'a' * 129}", "wandb_run_name"),
+        ("log.health_interval=0", "health_interval"),
+        ("log.health_interval=-1", "health_interval"),
+        ("log.health_interval=often", "health_interval"),
         ("sample.start=", "sample.start"),
         ("sample.recurrent_depth=3", "no loop"),
     ):

@@ -15,9 +15,11 @@ import torch
 
 from pipeline.config.errors import UserError
 from pipeline.model.load import load_model
+from pipeline.optim.build import build_optimizer
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.device import autocast, peak_flops, use_device
 from pipeline.serve.sampling import TokenSampler, generate
+from pipeline.train import health
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted
 from tests import tiny
@@ -61,6 +63,22 @@ def test_every_variant_computes_what_it_does_on_a_cpu(name: str) -> None:
         expected = model(IDS)
         found = model.to(DEVICE)(IDS.to(DEVICE)).cpu()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_health_of_every_variant_is_what_it_is_on_a_cpu(name: str) -> None:
+    torch.set_float32_matmul_precision("highest")
+    measured = []
+    for device in ("cpu", DEVICE):
+        model = tiny.model(**VARIANTS[name]).train().to(device)
+        ids = IDS.to(device)
+        model.eval()(ids, targets=TARGETS.to(device)).total.backward()  # where nothing is drawn
+        optimizer = build_optimizer(model, tiny.params().train)
+        figures = health.of_update(model, optimizer.step) | health.of_pass(model, ids)
+        assert all(value.device.type == torch.device(device).type for value in figures.values())
+        measured.append(health.numbers(figures))
+    on_cpu, on_gpu = measured
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize(

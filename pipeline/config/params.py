@@ -233,6 +233,9 @@ class Log(Section):
     zeroshot_interval: Annotated[int, Field(ge=1)] | None = Field(
         description="steps between zero-shot evaluations in log.csv; blank: none"
     )
+    health_interval: Annotated[int, Field(ge=1)] | None = Field(
+        description="steps between measurements of each layer: norms, dead units and more; blank: none"
+    )
     trackers: list[Literal["csv", "tensorboard", "wandb"]] = Field(
         description="where the figures go: csv (in any case), tensorboard, wandb (Weights & Biases)"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.storage.files import write_text
-from pipeline.track.tracker import COLUMNS, Row
+from pipeline.track.tracker import COLUMNS, HEALTH, Row
 
 PROGRESS = {"step", "tokens", "lr", "seconds"}  # says where a row is, and measures nothing
 
@@ -16,7 +16,8 @@ PROGRESS = {"step", "tokens", "lr", "seconds"}  # says where a row is, and measu
 class CsvLog:
     """Appends rows to a CSV file, which a resumed run finds as it was at its checkpoint.
 
-    A new figure adds a column. A second row of a step completes the first.
+    A new figure adds a column. A second row of a step completes the first. What only HealthCsv shows is left
+    out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,15 +31,18 @@ class CsvLog:
         self._rewrite(rows)
 
     def log(self, row: Row) -> None:
+        row = {name: value for name, value in row.items() if not name.startswith(HEALTH)}
+        if row.keys() <= PROGRESS:
+            return
         new = [name for name in row if name not in self._columns]
         if new or str(row["step"]) == self._last_step:
             self._file.close()
             rows = _read(self._path)
             self._columns += new
             earlier = rows.pop() if rows and rows[-1]["step"] == str(row["step"]) else {}
-            self._rewrite([*rows, earlier | {name: _short(row[name]) for name in row}])
+            self._rewrite([*rows, earlier | {name: format_cell(row[name]) for name in row}])
         else:
-            self._file.write(_line([_short(row.get(name)) for name in self._columns]))
+            self._file.write(_line([format_cell(row.get(name)) for name in self._columns]))
             self._file.flush()
         self._last_step = str(row["step"])
 
@@ -78,7 +82,8 @@ def _line(cells: Sequence[str]) -> str:
     return ",".join(cells) + "\n"
 
 
-def _short(value: float | int | None) -> str:
+def format_cell(value: float | int | None) -> str:
+    """A figure as a CSV file shows it, in six digits; blank for None."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipeline.storage.lock import locked
 from pipeline.track.apart import Apart
 from pipeline.track.console import Console, say
 from pipeline.track.csv_log import CsvLog, read_log
+from pipeline.track.health_csv import HEALTH_FILE, HealthCsv, read_health
 from pipeline.track.tracker import Row, Story, Tracker
 
 LATER_FILE = "later.json"  # what is found out about a run after its training
@@ -23,13 +24,15 @@ LATER_FILE = "later.json"  # what is found out about a run after its training
 Note = Callable[[str], None]
 
 
-def open_trackers(log: Path, params: Params, step: int) -> Trackers:
-    """The trackers of a run that continues at `step`: a CSV log, those in `log.trackers`, and the screen."""
+def open_trackers(folder: Path, params: Params, step: int) -> Trackers:
+    """What shows the run in `folder`, which continues at `step`: CSV files, `log.trackers` and the screen."""
     train = params.train
     tokens = train.batch_size * train.gradient_accumulation_steps * params.model.block_size
     console = Console(train.max_iters, step, tokens)
-    csv_log = CsvLog(log)
-    return Trackers([csv_log, *_others(log.parent, params, console.note)], console)
+    files: list[Tracker] = [CsvLog(folder / LOG.name)]
+    if params.log.health_interval is not None:
+        files.append(HealthCsv(folder / HEALTH_FILE, step))
+    return Trackers([*files, *_others(folder, params, console.note)], console)
 
 
 def show_later(weights: str, params: Params, found: dict[str, Any]) -> None:
@@ -61,11 +64,19 @@ def _others(folder: Path, params: Params, note: Note) -> list[Apart]:
         folder=folder,
         name=log.wandb_run_name or f"{params.data.dataset}-{folder.name[:8]}",
         params=params,
-        rows=read_log(folder / LOG.name),
+        rows=_joined(read_log(folder / LOG.name), read_health(folder / HEALTH_FILE)),
         samples=later.get("samples", []),
         depth_curve={int(depth): loss for depth, loss in later.get("depth_curve", {}).items()},
     )
     return [Apart(name, partial(TRACKERS[name], story, note), note) for name in names]
+
+
+def _joined(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """Rows of the same step as one, in order of steps."""
+    by_step: dict[Any, Row] = {}
+    for row in (*rows, *others):
+        by_step[row["step"]] = {**by_step.get(row["step"], {}), **row}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _later(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ COLUMNS = (
     "seconds",
 )
 
+HEALTH = "health/"  # begins the names of figures of single layers, which are many
+
 Row = Mapping[str, float | int | None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -113,6 +114,8 @@ def continue_from(origin: Origin, run: Run) -> None:
         step, val_loss = origin.state.best
         write_json(folder / STATE_FILE, {"step": step, "val_loss": val_loss})
 
+    with contextlib.suppress(FileNotFoundError):  # it was not measured
+        shutil.copyfile(origin.run.health, run.health)
     run.save_best(best)
     run.save(origin.state.step, checkpoint)
 

@@ -94,7 +94,7 @@ def fit(
             )
         else:
             say(f"{run.folder}: training {trainer.model.num_params():,} parameters on {device}")
-        with open_trackers(run.log, params, trainer.state.step) as trackers:
+        with open_trackers(run.folder, params, trainer.state.step) as trackers:
             if live is not None:
                 link(live, run.log)
             try:

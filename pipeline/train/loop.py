@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from pipeline.tokens.batches import TrainingBatches, evaluation_windows
 from pipeline.tokens.keyed_random import mix, uniform
 from pipeline.tokens.shards import Tokens
 from pipeline.track.tracker import Tracker
+from pipeline.train import health
 from pipeline.train.background import Background
 from pipeline.train.checkpoint import (
     Interval,
@@ -88,6 +90,7 @@ class Trainer:
         self.steps = 0 if train.eval_only else train.max_iters
         self.probe_interval = params.log.zeroshot_interval
         self.log_interval = params.log.log_interval
+        self.health_interval = params.log.health_interval
         self.checkpoint_interval = params.runtime.checkpoint_interval or train.eval_interval
         self.state = TrainState()
         self.meter = Meter(self.state.interval, device)
@@ -104,6 +107,7 @@ class Trainer:
         self._forward: Callable[..., Loss] = compiled(model) if params.runtime.compile else model
         self._finite = Finite(device)
         self._grad_norm: torch.Tensor | None = None
+        self._health_of_update: health.Figures = {}
         self._resumed_at: int | None = None
         self._snapshot = Snapshot()
 
@@ -155,7 +159,8 @@ class Trainer:
     def _evaluate_log_and_save(self, tracker: Tracker) -> None:
         """What is due after this step, whichever step is the last."""
         step = self.state.step
-        figures = self._measure(tracker, lambda interval: step % interval == 0)
+        figures = self._health() if self._watches(step) else Figures()
+        figures = self._measure(tracker, lambda interval: step % interval == 0, figures)
         if "train_loss" in figures:
             self.state.interval = Interval()
             self.meter.begin_interval(self.state.interval)
@@ -167,11 +172,10 @@ class Trainer:
     def _end(self, tracker: Tracker) -> None:
         """What the last step has besides, so that its model is evaluated and its row is complete."""
         step = self.state.step
-        self._measure(tracker, lambda interval: step % interval != 0)
+        self._measure(tracker, lambda interval: step % interval != 0, Figures())
 
-    def _measure(self, tracker: Tracker, due: Callable[[int], bool]) -> Figures:
-        """Measure and log what is due; `due` says it of a number of steps between two times."""
-        figures = Figures()
+    def _measure(self, tracker: Tracker, due: Callable[[int], bool], figures: Figures) -> Figures:
+        """Measure what is due, as `due` says of the steps between two times, and log it with `figures`."""
         if due(self.train.eval_interval):
             figures |= self._evaluate()
         if self.probe_interval is not None and due(self.probe_interval):
@@ -181,6 +185,10 @@ class Trainer:
         if figures:
             self._log(tracker, figures)
         return figures
+
+    def _watches(self, step: int) -> bool:
+        """Whether this step, counted from 1, is measured layer by layer; 0 is the model before training."""
+        return self.health_interval is not None and step % self.health_interval == 0
 
     def _is_saved(self, step: int) -> bool:
         return step % self.checkpoint_interval == 0 or self.run.keep.forever(step)
@@ -221,18 +229,26 @@ class Trainer:
             self.scaler.scale(loss.total / self.micro_batches).backward()
             losses.append(loss)
         self.scaler.unscale_(self.optimizer)
-        self._grad_norm = clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
+        update = partial(self._update, losses)
+        if self._watches(state.step + 1):
+            self._health_of_update = health.of_update(self.model, update)
+        else:
+            update()
+        self.optimizer.zero_grad()
+        self.model.after_step()
+        state.step += 1
+
+    def _update(self, losses: list[Loss]) -> None:
+        """Clip the gradient and take the step, unless it is left out."""
+        self._grad_norm = clip_grad_norm_(self.model.parameters(), self.train.grad_clip or math.inf)
         if self._may_update(losses):
             self.scaler.step(self.optimizer)
             self.scaler.update()
             for loss in losses:
                 self.meter.add(loss, self.micro_batches)
-            if train.grad_clip:
-                self.meter.report("clipped_share", (self._grad_norm > train.grad_clip).float())
-            state.interval.steps += 1
-        self.optimizer.zero_grad()
-        self.model.after_step()
-        state.step += 1
+            if self.train.grad_clip:
+                self.meter.report("clipped_share", (self._grad_norm > self.train.grad_clip).float())
+            self.state.interval.steps += 1
 
     def _may_update(self, losses: list[Loss]) -> bool:
         """Whether to take the step: False if it is left out because it is not finite.
@@ -296,6 +312,17 @@ class Trainer:
         self._sync()
         with autocast(self.device, self.train.dtype):
             figures = self.probe(self.model)
+        self.state.seconds += self.meter.restart_clock()
+        return dict(figures)
+
+    def _health(self) -> Figures:
+        """What the last step did to the layers, and what they do on its tokens."""
+        self._sync()
+        last_step = max(1, self.state.step) - 1  # before the first step, that one
+        ids, _ = to_device(self.batches.micro_batch(last_step, self.micro_batches - 1), self.device)
+        with autocast(self.device, self.train.dtype):
+            of_pass = health.of_pass(self.model, ids)
+        figures = health.numbers(self._health_of_update | of_pass)
         self.state.seconds += self.meter.restart_clock()
         return dict(figures)
 

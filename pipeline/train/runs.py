@@ -15,6 +15,7 @@ from pipeline.config.reading import read_json
 from pipeline.storage.checksums import damage, read_checked_json, save_folder, write_checked_json
 from pipeline.storage.files import write_json, write_text
 from pipeline.storage.lock import locked
+from pipeline.track.health_csv import HEALTH_FILE
 from pipeline.track.wandb import FOLDER as WANDB_FOLDER
 from pipeline.train.checkpoint import LOG_FILE, best_step
 from pipeline.weights.model_folder import WEIGHTS_FILE
@@ -40,6 +41,7 @@ class Run:
     runs/<key>/run.json         the settings behind the key, and which run's steps it continues
                lock             held by the process that trains
                log.csv          a row for each log step
+               health.csv       a row for each layer every log.health_interval steps; no checkpoint has it
                step-<n>/        model.safetensors, optimizer.safetensors, state.json, log.csv, manifest.json
                best/            model.safetensors, state.json, manifest.json
                finished/        metrics.json, log.csv, manifest.json; it exists once the run is finished
@@ -55,6 +57,7 @@ class Run:
         self.folder = folder
         self.keep = keep
         self.log = folder / LOG_FILE
+        self.health = folder / HEALTH_FILE
         self.best = folder / "best"
         self.finished = folder / RUN_FINISHED
         self.about = folder / RUN_FILE
