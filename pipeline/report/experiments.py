@@ -101,11 +101,13 @@ class Comparison:
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
+            axes.locator_params(axis="x", nbins=4)
             for one in shown:
                 color = "tab:orange" if one is self.baseline else "tab:blue"
                 axes.plot(one.figures[name], one.figures[self.figure], "o", color=color)
             axes.margins(x=0.12, y=0.12)
-            axes.ticklabel_format(axis="x", scilimits=(-2, 5))
+            if name != "seconds":
+                axes.xaxis.set_major_formatter(lambda count, _: decimal(count))
             _label(axes, [(one.name, one.figures[name], one.figures[self.figure]) for one in shown])
         panels[0].set_ylabel(f"validation loss ({UNITS[self.figure]})")
         save_picture(figure, path)
