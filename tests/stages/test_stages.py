@@ -347,7 +347,9 @@ def test_a_diverging_run_gets_one_line_after_its_progress(trained: Path, stage: 
     errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert errors == ended.err.splitlines()[-1:]
     assert "lower train.learning_rate (now 1e+30)" in errors[0]
-    assert content(Path("results")) == before
+    live = Path("results/live.csv")
+    assert content(Path("results")) == before | {"live.csv": sha256_file(live)}
+    assert "train_loss" in live.read_text()
 
 
 LONG = [
@@ -409,7 +411,7 @@ def test_a_run_stopped_in_every_way_ends_with_the_same_model(
         else:
             assert process.returncode == 128 + what
             assert "; run the same command to continue" in err.splitlines()[-1]
-        assert not Path("results").exists()
+        assert os.listdir("results") == ["live.csv"]
 
     arguments = [argument for override in LONG for argument in ("-S", override)]
     ended = stage("train", *arguments)
