@@ -66,6 +66,12 @@ def is_missing(path: str) -> Spoil:
     return lambda: shutil.rmtree(path) if Path(path).is_dir() else os.remove(path)
 
 
+def params_are_missing() -> None:
+    """In a project, that is; elsewhere a model can be sampled without."""
+    Path("dvc.yaml").touch()
+    os.remove(PARAMS)
+
+
 def is_folder(path: str) -> Spoil:
     def spoil() -> None:
         Path(path).unlink(missing_ok=True)
@@ -134,7 +140,7 @@ class Row:
 def rows() -> Iterator[Row]:
     for id, spoil, line in (
         ("folder", is_folder(PARAMS), "is a folder"),
-        ("missing", is_missing(PARAMS), "no such file"),
+        ("missing", params_are_missing, "no such file"),
         ("fifo", is_fifo(PARAMS), "not a regular file"),
         ("huge", is_sparse(PARAMS), "shorten it"),
         ("latin-1", holds(PARAMS, b"data: \xe9\n"), "UTF-8"),

@@ -314,7 +314,8 @@ def _override(text: str) -> Any:
 
 def params_or_defaults(overrides: Sequence[str] = ()) -> Params:
     """The parameters of the project in this folder; outside of a project the defaults, which come along."""
-    return load_params(overrides, PARAMS_FILE if PARAMS_FILE.exists() else DEFAULTS_FILE)
+    in_project = PARAMS_FILE.exists() or Path("dvc.yaml").exists()
+    return load_params(overrides, PARAMS_FILE if in_project else DEFAULTS_FILE)
 
 
 def load_params(overrides: Sequence[str] = (), path: Path = PARAMS_FILE) -> Params:
