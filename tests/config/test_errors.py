@@ -94,10 +94,11 @@ PRESETS = '"$PYTHON" -m pipeline.cli.main presets'
 
 
 def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of bash in a folder with presets; CLOSED is the descriptor of a pipe that nobody reads."""
+    """Run a script of bash in a project with presets; CLOSED is the descriptor of a pipe that nobody reads."""
     if "/dev/full" in script and not Path("/dev/full").is_char_device():
         pytest.skip("there is no /dev/full")
     shutil.copytree(tiny.ROOT / "presets", folder / "presets")
+    (folder / "dvc.yaml").touch()
     reader, closed = os.pipe()
     os.close(reader)
     environment = {
@@ -133,7 +134,8 @@ def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
 def test_a_command_that_is_refused_ends_with_one_line(tmp_path: Path, script: str, expected: str) -> None:
     ended = shell(tmp_path, script)
     assert (ended.returncode, ended.stderr) == (2, f"error: {expected}{AGAIN}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["presets"], "nothing half written is left"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["dvc.yaml", "presets"], "nothing half written is left"
 
 
 @pytest.mark.parametrize(
@@ -142,4 +144,4 @@ def test_a_command_that_is_refused_ends_with_one_line(tmp_path: Path, script: st
 def test_a_mistake_has_its_status_where_no_line_can_be_shown(tmp_path: Path, stderr: str) -> None:
     ended = shell(tmp_path, f"{PRESETS} --nothing {stderr}")
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["presets"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.yaml", "presets"]

@@ -64,7 +64,7 @@ class Operations:
         for name in ("unlink", "remove", "rmdir", "mkdir", "truncate"):
             self._replace(os, name, lambda path, *_, **options: _located(path, options.get("dir_fd")))
         for name in ("replace", "rename", "link", "symlink"):
-            self._replace(os, name, lambda _, path, **options: _located(path, options.get("dst_dir_fd")))
+            self._replace(os, name, lambda _, path, *__, **options: _located(path, options.get("dst_dir_fd")))
         for name in ("write", "pwrite", "ftruncate"):
             self._replace(os, name, lambda descriptor, *_: _path_of(descriptor))
         self._replace(os, "fsync", _path_of, then=self._synced)
