@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -41,6 +42,15 @@ def main(stamp: Path, build: str = "") -> int:
     elif build:
         return _refuse(f"TORCH={build}: was not installed; {PYTORCH}torch/ lists the builds that there are")
     return status
+
+
+def add_if_missing(module: str, extra: str) -> None:
+    """Install an extra that `make` needs now and does not have. Without make, who needs it says so."""
+    if "GPT_PIPELINE_FROM_MAKE" in os.environ and importlib.util.find_spec(module) is None:
+        status = main(Path(sys.prefix, f"{STAMP}-{extra}"))
+        if status:
+            sys.exit(status)
+        importlib.invalidate_caches()
 
 
 def pip_arguments(constraints: str, build: str, extra: str) -> list[str]:

@@ -13,9 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import preset as presets
+from pipeline.cli.install import add_if_missing
 from pipeline.config.command_line import Force
 from pipeline.config.params import PARAMS_FILE, load_params
+from pipeline.config.paths import raw_folder
 from pipeline.config.presets import DEFAULT
+from pipeline.corpus.sources import load_spec
 
 
 def main(
@@ -42,7 +45,9 @@ def run_pipeline() -> None:
 
 def repro(*arguments: str) -> int:
     """Run `dvc repro` and return its exit status. Raises UserError for a broken params.yaml."""
-    load_params()  # DVC would say it in several lines
+    params = load_params()  # DVC would say it in several lines
+    if load_spec(params.data.dataset).source.kind == "huggingface" and not raw_folder(params).exists():
+        add_if_missing("datasets", "hub")
     return dvc("repro", *arguments)
 
 

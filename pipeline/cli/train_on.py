@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.install import add_if_missing
 from pipeline.cli.repro import run_pipeline
 from pipeline.cli.short_text import FROM_SCRATCH, Values, fit_short_text, merged
 from pipeline.config.errors import UserError
@@ -101,6 +102,7 @@ def describe(
     """
     folder = Path(text).expanduser()
     if is_hub_name(text):
+        add_if_missing("datasets", "hub")
         spec, own_name = spec_for_hub(text, column), dataset_name(text)
     elif holds_ids(folder):
         check_folder(folder)

@@ -110,6 +110,26 @@ def test_the_build_is_kept_for_what_is_installed_later(
     assert stamp.read_text(encoding="utf-8") == "rocm6.4"
 
 
+def test_what_make_needs_and_lacks_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = list[str]()
+
+    def installed(stamp: Path) -> int:
+        stamps.append(stamp.name)
+        return len(stamps) - 1
+
+    monkeypatch.setattr(install, "main", installed)
+    monkeypatch.delenv("GPT_PIPELINE_FROM_MAKE", raising=False)
+    install.add_if_missing("no_such_module", "hub")
+    monkeypatch.setenv("GPT_PIPELINE_FROM_MAKE", "1")
+    install.add_if_missing("pytest", "dev")
+    assert stamps == []
+    install.add_if_missing("no_such_module", "hub")
+    assert stamps == [".installed-hub"]
+    with pytest.raises(SystemExit) as ended:
+        install.add_if_missing("no_such_module", "hub")
+    assert ended.value.code == 1
+
+
 def test_make_installs_another_build_again_and_remembers_it(installed_copy: Path) -> None:
     def planned(*arguments: str) -> str:
         command = ["make", "-n", "--no-print-directory", "install", *arguments]

@@ -94,7 +94,7 @@ PRESETS = '"$PYTHON" -m pipeline.cli.main presets'
 
 
 def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of bash in a project with presets; CLOSED is the descriptor of a pipe that nobody reads."""
+    """Run a script of bash in a project; CLOSED is the descriptor of a pipe that nobody reads."""
     if "/dev/full" in script and not Path("/dev/full").is_char_device():
         pytest.skip("there is no /dev/full")
     shutil.copytree(tiny.ROOT / "presets", folder / "presets")

@@ -54,6 +54,15 @@ def test_a_run_that_was_stopped_often_has_each_step_once(runs: Runs) -> None:
     check_complete(in_tensorboard(runs.only() / "tensorboard"), rows(fitted))
 
 
+def test_the_health_of_layers_is_shown_once_each_time(runs: Runs) -> None:
+    stopped_at_each(runs, [5, 13], "log.trackers=[tensorboard,wandb]", "log.health_interval=4")
+    steps = [0, 4, 8, 12, 16, 20]
+    for shown in (in_tensorboard(runs.only() / "tensorboard"), in_wandb(runs.only())):
+        figures = {name: [step for step, _ in found] for name, found in shown.items() if "health" in name}
+        assert len(figures) > 20
+        assert all(found == steps[-len(found) :] and len(found) >= 5 for found in figures.values()), figures
+
+
 def test_a_longer_run_shows_the_steps_of_the_one_that_it_continues(runs: Runs) -> None:
     runs("train.max_iters=12", BOARD)
     fitted = runs(BOARD)
