@@ -45,8 +45,8 @@ def main(stamp: Path, build: str = "") -> int:
 
 
 def add_if_missing(module: str, extra: str) -> None:
-    """Install an extra that `make` needs now and does not have. Without make, who needs it says so."""
-    if "GPT_PIPELINE_FROM_MAKE" in os.environ and importlib.util.find_spec(module) is None:
+    """Install an extra that is needed now, in what `make install` made; elsewhere that is for the user."""
+    if Path(sys.prefix, STAMP).exists() and importlib.util.find_spec(module) is None:
         status = main(Path(sys.prefix, f"{STAMP}-{extra}"))
         if status:
             sys.exit(status)

@@ -38,6 +38,11 @@ LANGUAGES = (
     ".pl .py .pyi .r .rb .rs .scala .sh .sql .swift .toml .ts .tsx .yaml .yml"
 )
 SOURCE_CODE = tuple(LANGUAGES.split())
+# Those that text is found in, the most frequent first; not those of old Macs and of DOS.
+ENCODINGS = [
+    *("utf_16", "utf_32", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257"),
+    *("koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949", "latin_1"),
+]
 SAMPLE_BYTES = 1 << 18  # of which an encoding is guessed
 ENOUGH_BYTES = 64  # for a guess
 
@@ -112,7 +117,8 @@ def unpacked(path: Path, encoding: str | None = None) -> Iterator[Iterator[tuple
 def find_encoding(path: Path) -> str | None:
     """The encoding of a file of text that is not UTF-8, or of the first such file in an archive; else None.
 
-    It is guessed from the first bytes, by charset-normalizer. Raises UserError if that is not possible.
+    It is guessed from the first bytes, by charset-normalizer; of those that fit equally well, it is the first
+    in ENCODINGS. Raises UserError if that is not possible.
     """
     from charset_normalizer import from_bytes
 
@@ -121,17 +127,15 @@ def find_encoding(path: Path) -> str | None:
             if plain.suffix.lower() == ".parquet" or (wrong := _not_utf8_at(plain)) is None:
                 continue
             with plain.open("rb") as file:
-                guess = (
-                    from_bytes(file.read(SAMPLE_BYTES)).best()
-                    if plain.stat().st_size >= ENOUGH_BYTES
-                    else None
-                )
-            if guess is None:
+                start = file.read(SAMPLE_BYTES)
+            guesses = from_bytes(start, cp_isolation=ENCODINGS) if len(start) >= ENOUGH_BYTES else ()
+            if not guesses:
                 raise UserError(
                     f"{shown}: not UTF-8 at byte {wrong}, and its encoding is not clear; convert it, or name "
                     "the encoding: ENCODING=latin-1 (--encoding)"
                 )
-            return guess.encoding
+            fit = {guess.encoding: (guess.chaos, -guess.coherence) for guess in guesses}
+            return min(fit, key=lambda name: (fit[name], ENCODINGS.index(name)))
     return None
 
 

@@ -20,7 +20,7 @@ import zstandard
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import corpus_files, read_pieces
-from pipeline.corpus.formats import READERS, is_known
+from pipeline.corpus.formats import READERS, find_encoding, is_known
 from pipeline.corpus.own_text import dataset_name, files_of, spec_for_text
 from pipeline.corpus.sources import DocumentSplit, TailSplit, load_spec, write_raw, write_spec
 
@@ -188,6 +188,23 @@ def test_another_encoding_is_found_said_and_recorded(
     assert load_spec("mine", tmp_path) == made
     write_raw(made, tmp_path / "raw")
     assert texts(tmp_path / "raw")[0] == POEM
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("La fenêtre était fermée, où est le café à côté? ", "latin-1"),
+        ("The naïve café owner said “hello” — and left. ", "cp1252"),
+        ("Der Bär läuft über die Straße und hört den Vögeln zu. ", "latin-1"),
+        ("Zażółć gęślą jaźń, stary statek płynie przez szerokie morze. ", "cp1250"),
+        ("Старый корабль плывёт по широкому морю, и никто не знает почему. ", "koi8-r"),
+        ("老船在宽阔的海面上航行,没有人知道为什么。", "gb18030"),
+    ],
+)
+def test_a_frequent_encoding_is_found(tmp_path: Path, text: str, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes((text * 50).encode(encoding))
+    found = find_encoding(tmp_path / "a.txt")
+    assert found is not None and (text * 50).encode(encoding).decode(found) == text * 50
 
 
 def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
