@@ -10,7 +10,7 @@ import os
 
 # Rounds of a loop of GNU's OpenMP, which PyTorch for Linux has. With its 300,000, two trainings on the same
 # cores wait for each other's idle threads most of the time; see docs/decisions.md.
-SPIN_COUNT = "6000"
+SPIN_COUNT = "1000"
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
