@@ -28,6 +28,8 @@ from pipeline.storage.checksums import MANIFEST_FILE, checksum, read_checked_jso
 from pipeline.storage.dvc_cache import LOCKS, SET_ASIDE, locked_outputs, objects
 from pipeline.tokens.shards import load_manifest
 from pipeline.tokens.tokenizers import TOKENIZER_FILE
+from pipeline.track.health_csv import HEALTH_FILE
+from pipeline.track.open import LATER_FILE
 from pipeline.train.checkpoint import LOG_FILE
 
 PUBLISH = "`dvc repro -f -s train` publishes it again"
@@ -133,14 +135,19 @@ def checkpoints() -> Found:
             yield _checked_json(run / RUN_FILE, start_over)
         if (run / "finished").is_dir():
             yield from _folder(run / "finished", "the next training makes it again from the last checkpoint")
-            yield from _log(run)
+            yield from _tables(run)
+        if (run / LATER_FILE).exists():
+            yield _checked_json(
+                run / LATER_FILE, "remove it; `dvc repro -f sample depth_curve` makes it again"
+            )
 
 
-def _log(run: Path) -> Found:
-    """The log of a finished run, which is no longer written to."""
+def _tables(run: Path) -> Found:
+    """The log and the health of a finished run, which are no longer written to."""
     with suppress(OSError, ValueError):  # `_folder` reports it
-        copy = run / "finished" / LOG_FILE
-        yield Recorded(run / LOG_FILE, read_manifest(copy.parent)[LOG_FILE], f"`cp {copy} {run}`")
+        recorded = read_manifest(run / "finished")
+        for name in {LOG_FILE, HEALTH_FILE} & recorded.keys():
+            yield Recorded(run / name, recorded[name], f"`cp {run / 'finished' / name} {run}`")
 
 
 def models() -> Found:

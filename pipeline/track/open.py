@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.errors import one_line
+from pipeline.config.errors import UserError, one_line
 from pipeline.config.params import Params
 from pipeline.config.paths import LOG, MODEL, RECORD, runs_folder
 from pipeline.config.reading import read_json
-from pipeline.storage.files import write_json
+from pipeline.storage.checksums import read_checked_json, write_checked_json
 from pipeline.storage.lock import locked
 from pipeline.track.apart import Apart
 from pipeline.track.console import Console, say
@@ -47,7 +47,7 @@ def show_later(weights: str, params: Params, found: dict[str, Any]) -> None:
         folder = runs_folder() / record["run"]
         if folder.is_dir() and record["files"][f"{MODEL}/model.safetensors"] == weights:
             with locked(folder / "later.lock", busy=lambda _: None):  # two stages may do so at once
-                write_json(folder / LATER_FILE, _later(folder) | found)
+                write_checked_json(folder / LATER_FILE, _later(folder) | found)
                 for tracker in _others(folder, params, say):
                     tracker.close()
     except Exception as error:
@@ -80,8 +80,11 @@ def _joined(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
 
 
 def _later(folder: Path) -> dict[str, Any]:
-    path = folder / LATER_FILE
-    return read_json(path) if path.exists() else {}
+    """What stages have found out about a run; nothing if that is damaged, because they find it out again."""
+    try:
+        return read_checked_json(folder / LATER_FILE, "remove it")
+    except UserError:
+        return {}
 
 
 def _tensorboard(story: Story, note: Note) -> Tracker:

@@ -137,7 +137,8 @@ class Run:
 
         def write(folder: Path) -> None:
             write_json(folder / METRICS_FILE, metrics)
-            write_text(folder / LOG_FILE, self.log.read_text(encoding="utf-8"))
+            for table in filter(Path.exists, (self.log, self.health)):
+                shutil.copyfile(table, folder / table.name)
 
         save_folder(self.finished, write)
         self._delete(self.checkpoints()[:-1])
