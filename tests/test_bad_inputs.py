@@ -378,6 +378,7 @@ def rows() -> Iterator[Row]:
         ("model.n_layer=1", "no results"),
     ):
         yield Row(f"experiment-{change}", is_folder(".git"), f"experiment {change}", line)
+    yield Row("experiment-name", is_folder(".git"), "experiment model.n_layer=1 --name a/b", "NAME=a/b")
     yield Row("preset-unknown", nothing, "preset gpt5", "gpt5")
     yield Row("preset-path", nothing, "preset ../params", "../params")
     yield Row("sizing-unknown", nothing, "sizing --preset gpt5", "gpt5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.storage.files import write_text
 
 LOCK = Path("dvc.lock")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def main(
@@ -37,11 +39,14 @@ def main(
     """
     experiments.check_git()
     load_params(set)
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(f"NAME={name}: not a name that git takes; use letters, digits and - _")
     if not LOCK.exists():
         raise UserError("there are no results to compare an experiment with yet; run `dvc repro` first")
     named = ["--name", name] if name else []
     with _put_back():
         status = dvc("exp", "run", *named, *(word for change in set for word in ("--set-param", change)))
+    print(f"{PARAMS_FILE} and results/ are as they were before")
     if status:
         sys.exit(status)
     print()

@@ -266,7 +266,10 @@ def files_of(text: str) -> list[Path]:
         found = []
     paths = sorted({Path(path).absolute() for path in found if not os.path.isdir(path)})
     if not paths:
-        raise UserError(f"TEXT={text}: no such file; a glob needs quotes: TEXT='texts/*.txt'")
+        raise UserError(
+            f"TEXT={text}: no such file; a glob needs quotes: TEXT='texts/*.txt', and several texts braces: "
+            "TEXT='{one,two}.txt'"
+        )
     for path in paths:
         if not is_known(path.name):
             kind = path.suffix or "(no extension)"

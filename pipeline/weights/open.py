@@ -118,6 +118,14 @@ def open_trained(name: str) -> StoredModel:
     """
     checkpoint = newest_checkpoint() if Path(name) == MODEL and not MODEL.exists() else None
     if checkpoint is None:
+        if (
+            Path(name) == MODEL
+            and not MODEL.exists()
+            and any(_is_training(run) for run in runs_folder().glob("*/"))
+        ):
+            raise UserError(
+                f"model {MODEL}: a training runs, but has no checkpoint yet; try again a little later"
+            )
         return open_model(name)
     print(f"note: no {MODEL} yet; this is {checkpoint}, the newest checkpoint", file=sys.stderr)
     return open_model(checkpoint)
@@ -126,9 +134,13 @@ def open_trained(name: str) -> StoredModel:
 def newest_checkpoint() -> Path | None:
     """The newest whole checkpoint of the runs that are not finished, those that train now first."""
     unfinished = [run for run in runs_folder().glob("*/") if not (run / RUN_FINISHED).exists()]
-    unfinished.sort(key=lambda run: (holder(run / RUN_LOCK) is not None, run.stat().st_mtime), reverse=True)
+    unfinished.sort(key=lambda run: (_is_training(run), run.stat().st_mtime), reverse=True)
     newest_first = (path for run in unfinished for path in sorted(run.glob("step-?????????"), reverse=True))
     return next((path for path in newest_first if damage(path) is None), None)
+
+
+def _is_training(run: Path) -> bool:
+    return holder(run / RUN_LOCK) is not None
 
 
 def find_model(name: str) -> Path:

@@ -203,6 +203,15 @@ def test_a_run_that_trains_goes_before_one_that_does_not(interrupted: Run, stage
         assert f"this is {other.folder}/" in stage("sample").err
 
 
+def test_a_training_without_a_checkpoint_is_waited_for(interrupted: Run, stage: Stage) -> None:
+    for checkpoint in interrupted.checkpoints():
+        shutil.rmtree(checkpoint)
+    with training(interrupted):
+        ended = stage("sample")
+    assert ended.status == 2 and ended.err.count("\n") == 1
+    assert "a training runs, but has no checkpoint yet" in ended.err
+
+
 def test_a_model_that_is_there_or_named_is_used(interrupted: Run, stage: Stage) -> None:
     ended = stage("sample", "--model", "saved/none")
     assert ended.status == 2 and "note" not in ended.err
