@@ -40,7 +40,7 @@ def show_later(weights: str, params: Params, found: dict[str, Any]) -> None:
 
     `weights` is the sha256 of the model that they are of. A failure is a warning.
     """
-    if not RECORD.exists():
+    if not RECORD.exists() or not TRACKERS.keys() & {*params.log.trackers}:
         return
     try:
         record = read_json(RECORD)
