@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pipeline.cli.preset import apply, show_changes
 from pipeline.cli.repro import run_pipeline
-from pipeline.cli.short_text import FINETUNING, fit_short_text, merged
+from pipeline.cli.short_text import FINETUNING, fit_short_text
 from pipeline.cli.start_from import BlockSize, start_values
 from pipeline.cli.train_on import Column, Encoding, Name, NoRun, SkipBad, Text, describe
 from pipeline.config.command_line import Force, ModelName
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE
-from pipeline.config.presets import composed
+from pipeline.config.presets import composed, merged
 from pipeline.corpus.sources import write_spec
 
 PRESET = "finetune-on"
@@ -38,7 +38,7 @@ def main(
             "into its folder"
         )
     spec, short = fit_short_text(composed(PRESET, values=values), spec, FINETUNING)
-    changed = apply(PRESET, force, values=merged(values, short))
+    changed = apply(PRESET, force, values=merged([values, short]))
     write_spec(spec, path)
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
     print(f"{PARAMS_FILE}: training finetunes {model} on {data['data']['dataset']}")

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 from pipeline.config.params import Params
+from pipeline.config.presets import flatten
 from pipeline.corpus.own_text import VALIDATION
 from pipeline.corpus.sources import DatasetSpec, FilesSource
 
@@ -42,8 +43,7 @@ def fit_short_text(params: Params, spec: DatasetSpec, aim: Aim) -> tuple[Dataset
     if values:
         amount = f"{spec.source.characters:,} characters"
         print(f"a short text, of {amount}, so the parameters get smaller (the rule is in docs/guide.md)")
-    by_name = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
-    return spec.model_copy(update={"short_text": by_name}), values
+    return spec.model_copy(update={"short_text": flatten(values)}), values
 
 
 def _values(params: Params, characters: int, aim: Aim) -> Values:
@@ -70,11 +70,6 @@ def _values(params: Params, characters: int, aim: Aim) -> Values:
     return values
 
 
-def merged(one: Values, other: Values) -> Values:
-    """The values of both, where those of `other` win."""
-    return {section: one.get(section, {}) | other.get(section, {}) for section in one | other}
-
-
 def _tokenizer(params: Params, characters: int) -> Values:
     """A vocabulary for a BPE that is to be learned; bytes where even a small one is too large."""
     most = characters // OCCURRENCES // 64 * 64
@@ -85,4 +80,4 @@ def _tokenizer(params: Params, characters: int) -> Values:
 
 def _power_of_two(limit: int) -> int:
     """The largest one up to `limit`, at least 1."""
-    return 1 << max(0, limit.bit_length() - 1) if limit else 1
+    return 1 << max(0, limit.bit_length() - 1)

@@ -9,11 +9,11 @@ import typer
 
 from pipeline.cli.install import add_if_missing
 from pipeline.cli.repro import run_pipeline
-from pipeline.cli.short_text import FROM_SCRATCH, Values, fit_short_text, merged
+from pipeline.cli.short_text import FROM_SCRATCH, Values, fit_short_text
 from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE, Params, load_params
 from pipeline.config.paths import DATA
-from pipeline.config.presets import before_short_text, overlay
+from pipeline.config.presets import before_short_text, flatten, merged, overlay
 from pipeline.config.validation import validate
 from pipeline.corpus.own_text import (
     dataset_name,
@@ -76,15 +76,13 @@ def main(
     params = load_params()  # a broken params.yaml stops here, before anything is written
     path, spec, values = describe(text, column, name, encoding, skip_bad)
     earlier = before_short_text(params.model_dump())
-    params = validate(Params, merged(params.model_dump(), earlier), PARAMS_FILE)
+    params = validate(Params, merged([params.model_dump(), earlier]), PARAMS_FILE)
     spec, short = fit_short_text(params, spec, FROM_SCRATCH)
-    values = merged(merged(earlier, values), short)
+    values = merged([earlier, values, short])
     write_spec(spec, path)
     write_text(PARAMS_FILE, overlay(PARAMS_FILE.read_text(encoding="utf-8"), values))
     print(f"{path}: {spec.description}, validation split by {spec.split.by}")
-    changed = ", ".join(
-        f"{section}.{key} is now {value}" for section, keys in values.items() for key, value in keys.items()
-    )
+    changed = ", ".join(f"{name} is now {value}" for name, value in flatten(values).items())
     print(f"{PARAMS_FILE}: {changed}")
     print(f"(before `dvc exp run --temp`, which works on a copy, add it to git: git add {path})")
     if not no_run:

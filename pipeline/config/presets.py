@@ -59,7 +59,7 @@ def composed(name: str, folder: Path = FOLDER, values: Values | None = None) -> 
     """The parameters for a preset (see `compose`)."""
     path = _path(name, folder)
     layers = [*_layers(name, folder), values or {}]
-    return validate(Params, _merged(layers), path if values is None else PARAMS_FILE)
+    return validate(Params, merged(layers), path if values is None else PARAMS_FILE)
 
 
 def replacement(
@@ -124,7 +124,7 @@ def yaml_to_write() -> YAML:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{dotted name: (before, after)} of the parameters that differ; None for a missing one."""
-    old, new = _flatten(before), _flatten(after)
+    old, new = flatten(before), flatten(after)
     return {
         name: (old.get(name), new.get(name))
         for name in new | old
@@ -164,7 +164,7 @@ def before_short_text(values: Mapping[str, Any], folder: Path = FOLDER) -> dict[
 
 def _set_for_short_text(values: Mapping[str, Any]) -> set[str]:
     """The dotted names of the parameters that are as `train-on` set them for a short text."""
-    now = _flatten(values)
+    now = flatten(values)
     try:
         set_by_it = read_yaml(Path("data", str(now.get("data.dataset")), "dataset.yaml")).get("short_text")
     except UserError:  # no dataset, or a broken one
@@ -205,14 +205,14 @@ def _layers(name: str, folder: Path, above: tuple[str, ...] = ()) -> list[dict[s
     return [*_layers(base, folder, (*above, name)), values]
 
 
-def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge sections key by key; later layers win. What is not a section is kept for `validate` to refuse."""
-    merged: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for layer in layers:
         for section, keys in layer.items():
-            known = merged.get(section, {})
-            merged[section] = {**known, **keys} if isinstance(keys, Mapping) and known is not None else keys
-    return merged
+            known = result.get(section, {})
+            result[section] = {**known, **keys} if isinstance(keys, Mapping) and known is not None else keys
+    return result
 
 
 def _path(name: str, folder: Path) -> Path:
@@ -227,11 +227,12 @@ def _parse(text: str) -> dict[str, Any]:
     return values
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -80,15 +80,19 @@ def last_part(url: str) -> str:
     return Path(unquote(urlsplit(url).path)).name or "index"
 
 
+def downloaded(folder: Path) -> Path | None:
+    """The file that `fetch_unknown` completed in `folder`, if it did."""
+    return next((path for path in folder.glob("*") if not path.name.startswith(".")), None)
+
+
 def fetch_unknown(url: str, folder: Path, complete_name: Callable[[str, Path], str]) -> Path:
     """Download the file at `url`, whose checksum nobody knows yet, to `folder`, and return its path.
 
     Its name there is `complete_name(the last part of the URL, the file)`. A file that an earlier call
     completed is returned as it is. See `fetch` for the mirror, for interruptions and for what is raised.
     """
-    for earlier in folder.glob("*"):
-        if not earlier.name.startswith("."):
-            return earlier
+    if (earlier := downloaded(folder)) is not None:
+        return earlier
     folder.mkdir(parents=True, exist_ok=True)
     name = last_part(url)
     partial = _Partial(folder / name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError, without_passwords
 from pipeline.corpus.distinct import Distinct
-from pipeline.corpus.fetch import download_folder, fetch_unknown, is_html, last_part
+from pipeline.corpus.fetch import download_folder, downloaded, fetch_unknown, is_html, last_part
 from pipeline.corpus.formats import (
     PACKED,
     check_encoding,
@@ -95,7 +95,7 @@ def spec_for_text(
         # Counted again, because what was read of the bad files is not left out of the counts.
         distinct = Distinct()
         for file in files:
-            _count(file.unchanged(), text_column, file.encoding, distinct, lambda _: None)
+            _count(Path(file.path), text_column, file.encoding, distinct, lambda _: None)
     distinct.empty += len(paths) - len(not_empty)
     by_document = distinct.documents >= FEW_DOCUMENTS
     print(_summary(len(files), distinct, by_document))
@@ -121,14 +121,18 @@ def _spec(text: str, source: FilesSource | HuggingFaceSource, by_document: bool)
 def _downloaded(url: str) -> Path:
     """The file at a URL. Raises UserError if it cannot be had, or is of no known kind."""
     folder = download_folder(url)
-    if there := [path for path in folder.glob("*") if not path.name.startswith(".")]:
-        print(f"{there[0]}: downloaded before; to do it again, remove it")
+    if (earlier := downloaded(folder)) is not None:
+        print(f"{earlier}: downloaded before; to do it again, remove it")
     path = fetch_unknown(url, folder, _with_known_ending)
     if not is_known(path.name):
-        kind = path.suffix or "(no extension)"
         path.unlink()
-        raise UserError(f"TEXT={url}: unknown file type {kind}; docs/guide.md lists those that can be read")
+        raise _unknown_kind(f"TEXT={url}", path)
     return path
+
+
+def _unknown_kind(where: str, path: Path) -> UserError:
+    kind = path.suffix or "(no extension)"
+    return UserError(f"{where}: unknown file type {kind}; docs/guide.md lists those that can be read")
 
 
 def _with_known_ending(name: str, path: Path) -> str:
@@ -272,8 +276,7 @@ def files_of(text: str) -> list[Path]:
         )
     for path in paths:
         if not is_known(path.name):
-            kind = path.suffix or "(no extension)"
-            raise UserError(f"{path}: unknown file type {kind}; docs/guide.md lists those that can be read")
+            raise _unknown_kind(str(path), path)
     return paths
 
 
