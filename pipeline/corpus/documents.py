@@ -22,7 +22,7 @@ from pipeline.storage.checksums import sha256_file
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ParquetFile, ParquetWriter
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 PIECE_CHARS = 1 << 16
@@ -102,19 +102,26 @@ def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
 def write_parquet(path: Path, texts: Iterable[str]) -> None:
     """Write a .parquet file for read_file, in groups of rows of ROW_GROUP_CHARS or more."""
     import pyarrow
-    from pyarrow.parquet import ParquetWriter
 
-    schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string())])
     group, characters = list[str](), 0
-    with ParquetWriter(path, schema, compression="zstd") as writer:
+    with parquet_writer(path) as writer:
         for text in texts:
             group.append(text)
             characters += len(text)
             if characters >= ROW_GROUP_CHARS:
-                writer.write_table(pyarrow.table({"text": group}, schema))
+                writer.write_table(pyarrow.table({"text": group}, writer.schema))
                 group, characters = [], 0
         if group:
-            writer.write_table(pyarrow.table({"text": group}, schema))
+            writer.write_table(pyarrow.table({"text": group}, writer.schema))
+
+
+def parquet_writer(path: Path) -> ParquetWriter:
+    """A writer of tables with the column `text` alone."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string())])
+    return ParquetWriter(path, schema, compression="zstd")
 
 
 def count_documents(raw: Path) -> int:

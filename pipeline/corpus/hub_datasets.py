@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.errors import UserError, missing_extra
+from pipeline.corpus.documents import parquet_writer
 from pipeline.corpus.progress import counted, progress
 from pipeline.storage.files import fsync
 from pipeline.storage.machine import check_disk
@@ -128,19 +129,16 @@ def _written(tables: Iterator[pyarrow.Table], path: Path) -> Iterator[tuple[int,
     Rows without a text are left out. Yields the number of documents in each row group that was written, and
     of those left out. Raises UserError if the column holds anything but strings.
     """
-    import pyarrow
     import pyarrow.types as types
     from pyarrow.compute import is_valid
-    from pyarrow.parquet import ParquetWriter
 
-    schema = pyarrow.schema([pyarrow.field("text", pyarrow.large_string())])
     writer = None
     for group in _grouped(tables):
         column = group.schema.field(0)
         if not (types.is_string(column.type) or types.is_large_string(column.type)):
             raise UserError(f"column {column.name!r} holds {column.type}; correct source.text_column")
-        writer = writer or ParquetWriter(path, schema, compression="zstd")
-        texts = group.rename_columns(["text"]).cast(schema)
+        writer = writer or parquet_writer(path)
+        texts = group.rename_columns(["text"]).cast(writer.schema)
         texts = texts.filter(is_valid(texts["text"])) if texts["text"].null_count else texts
         writer.write_table(texts)
         yield texts.num_rows, group.num_rows - texts.num_rows

@@ -31,8 +31,7 @@ class HealthCsv:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        kept = [row for row in text.splitlines(keepends=True) if _is_complete(row) and _step(row) <= step]
+        kept = [row for row in _complete_rows(path) if int(row.partition(",")[0]) <= step]
         write_text(path, "".join([f"step,layer,{','.join(COLUMNS)}\n", *kept]))
         self._file = path.open("a", encoding="utf-8", newline="")
 
@@ -55,23 +54,19 @@ class HealthCsv:
 def read_health(path: Path) -> list[Row]:
     """The rows of such a file by step, without what was not measured; none if there is no file."""
     rows: dict[int, dict[str, float | int | None]] = {}
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else ()
-    ):
-        if _is_complete(line):
-            step, layer, *cells = line.strip("\n").split(",")
-            figures = {
-                f"{HEALTH}{column}/{layer}": float(cell)
-                for column, cell in zip(COLUMNS, cells, strict=True)
-                if cell
-            }
-            rows.setdefault(int(step), {"step": int(step)}).update(figures)
+    for row in _complete_rows(path):
+        step, layer, *cells = row.removesuffix("\n").split(",")
+        figures = {
+            f"{HEALTH}{column}/{layer}": float(cell)
+            for column, cell in zip(COLUMNS, cells, strict=True)
+            if cell
+        }
+        rows.setdefault(int(step), {"step": int(step)}).update(figures)
     return list(rows.values())
 
 
-def _is_complete(row: str) -> bool:
-    return re.fullmatch(rf"\d+(,[^,]*){{{1 + len(COLUMNS)}}}\n", row) is not None
-
-
-def _step(row: str) -> int:
-    return int(row.partition(",")[0])
+def _complete_rows(path: Path) -> list[str]:
+    """The lines below the heading that are whole; none if there is no file."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    complete = re.compile(rf"\d+(,[^,]*){{{1 + len(COLUMNS)}}}\n")
+    return [line for line in text.splitlines(keepends=True) if complete.fullmatch(line)]
