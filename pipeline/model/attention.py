@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from pipeline.model.attend import attend
 from pipeline.model.context import Context
+from pipeline.model.linear import Linear
 from pipeline.model.position import ALiBi, Rotary
 
 
@@ -22,7 +23,7 @@ class ValueMix(nn.Module):
 
     def forward(self, values: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Both arguments and the result are (B, T, key and value channels)."""
-        return values + self.weight * embedding
+        return values + (self.weight * embedding).to(values.dtype)
 
 
 class CausalSelfAttention(nn.Module):
@@ -53,8 +54,8 @@ class CausalSelfAttention(nn.Module):
         self.head_size = n_embd // n_head
         self.dropout = dropout
         channels = n_embd + 2 * self.n_kv_head * self.head_size
-        self.c_attn = nn.Linear(n_embd, channels, bias=bias)
-        self.c_proj = nn.Linear(n_embd, n_embd, bias=bias)
+        self.c_attn = Linear(n_embd, channels, bias=bias)
+        self.c_proj = Linear(n_embd, n_embd, bias=bias)
         self.resid_dropout = nn.Dropout(dropout)
         self.rotary = rotary
         self.alibi = alibi
@@ -75,14 +76,8 @@ class CausalSelfAttention(nn.Module):
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
         if self.n_kv_head != self.n_head:
             k, v = (part.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for part in (k, v))
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-        )
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, mask, dropout, is_causal=mask is None and T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 

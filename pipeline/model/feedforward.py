@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.model.linear import Linear
+
 
 class ReLU2(nn.Module):
     """The square of ReLU (So et al. 2021)."""
@@ -54,9 +56,9 @@ class FeedForward(nn.Module):
     def __init__(self, n_embd: int, bias: bool, dropout: float, activation: str = "gelu") -> None:
         super().__init__()
         before, after = widths(n_embd, activation)
-        self.c_fc = nn.Linear(n_embd, before, bias=bias)
+        self.c_fc = Linear(n_embd, before, bias=bias)
         self.activation = ACTIVATIONS[activation]()
-        self.c_proj = nn.Linear(after, n_embd, bias=bias)
+        self.c_proj = Linear(after, n_embd, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, context: object = None) -> torch.Tensor:

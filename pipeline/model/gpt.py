@@ -14,6 +14,7 @@ from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.halting import LearnedStopping
 from pipeline.model.hooks import Part
+from pipeline.model.linear import linear
 from pipeline.model.trunk import Trunk
 
 
@@ -53,7 +54,7 @@ class TiedProjection(nn.Module):
         self._embedding = (embedding,)  # a tuple, so that it is not registered a second time
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._embedding[0].weight)
+        return linear(x, self._embedding[0].weight)
 
 
 class Softcap(nn.Module):

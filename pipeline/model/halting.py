@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.model.context import Context
 from pipeline.model.hooks import Part
+from pipeline.model.linear import Linear
 
 
 class Steps(Protocol):
@@ -78,9 +79,9 @@ class StoppingGate(Part):
         self.min_prob = min_prob
         self.warmup_steps = warmup_steps
         self.norm = nn.LayerNorm(n_embd, bias=bias)
-        self.hidden = nn.Linear(n_embd, n_embd)
+        self.hidden = Linear(n_embd, n_embd)
         self.activation = nn.GELU()
-        self.logit = nn.Linear(n_embd, 1)
+        self.logit = Linear(n_embd, 1)
         self.register_buffer("steps", torch.zeros(()))  # optimizer steps taken
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

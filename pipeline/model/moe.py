@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.model.context import Context
 from pipeline.model.feedforward import ACTIVATIONS, widths
 from pipeline.model.hooks import Part
+from pipeline.model.linear import Linear
 
 
 class Routing(NamedTuple):
@@ -50,7 +51,7 @@ class Router(Part):
         self.top_k = top_k
         self.dummy_share = dummy_share
         self.bias_update_rate = bias_update_rate
-        self.scores = nn.Linear(n_embd, candidates)
+        self.scores = Linear(n_embd, candidates)
         self.register_buffer("bias", torch.zeros(candidates))
         self._load: torch.Tensor | None = None  # assignments since the last step
 

@@ -12,6 +12,7 @@ from pipeline.model.block import Block, LayerDropout
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.halting import EveryStep, LearnedStopping, StickyDropout
+from pipeline.model.linear import Linear
 from pipeline.model.trunk import Trunk
 
 
@@ -36,7 +37,7 @@ class ConcatenatedNoise(nn.Module):
         super().__init__()
         self.channels = channels
         self.std = std
-        self.mix = nn.Linear(n_embd + channels, n_embd, bias=bias)
+        self.mix = Linear(n_embd + channels, n_embd, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = (*x.shape[:-1], self.channels)
@@ -49,7 +50,7 @@ class Injection(nn.Module):
 
     def __init__(self, n_embd: int, bias: bool) -> None:
         super().__init__()
-        self.adapter = nn.Linear(2 * n_embd, n_embd, bias=bias)
+        self.adapter = Linear(2 * n_embd, n_embd, bias=bias)
 
     def forward(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         return x + self.adapter(torch.cat([x, start], dim=-1))
