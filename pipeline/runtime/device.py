@@ -11,6 +11,7 @@ import torch
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Runtime
+from pipeline.runtime.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,6 +33,7 @@ GPU_PEAK_FLOPS = {
 
 def use_device(runtime: Runtime) -> torch.device:
     """Set up and return the device that `runtime` names. Raises UserError if this machine lacks it."""
+    keep_freed_memory()
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     device = torch.device(_best_device_type() if runtime.device == "auto" else runtime.device)
