@@ -67,18 +67,30 @@ class Train(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         description="of matrix products: float32, bfloat16, or float16 with scaled gradients"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        description="adamw, or muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest"
+    )
     learning_rate: float = Field(ge=0, description="the peak, reached after warmup_iters")
-    weight_decay: float = Field(ge=0, description="on matrices and embeddings, not on biases and norms")
+    muon_learning_rate: float = Field(ge=0, description="for muon: the peak for the matrices of the blocks")
+    embedding_learning_rate: float = Field(ge=0, description="for muon: the peak for the embeddings")
+    weight_decay: float = Field(
+        ge=0,
+        description="on matrices and embeddings, not on biases and norms; for muon: on its matrices only",
+    )
+    muon_momentum: Fraction = Field(description="for muon: decay of the running mean of the gradient")
     beta1: Fraction = Field(description="AdamW: decay of the running mean of the gradient")
     beta2: Fraction = Field(description="AdamW: decay of the running mean of its square")
     grad_clip: float = Field(ge=0, description="largest gradient norm; 0.0: no limit")
     skip_nonfinite_steps: int = Field(
         ge=0, description="leave out so many steps whose loss or gradient is not finite before stopping"
     )
-    decay_lr: bool = Field(description="warm up, then decay along a cosine; false: keep learning_rate")
+    decay_lr: bool = Field(description="warm up, and decay later; false: keep learning_rate")
     warmup_iters: int = Field(ge=0, description="steps of linear warmup")
     lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
-    min_lr: float = Field(ge=0, description="where the cosine ends; usually learning_rate / 10")
+    min_lr: float = Field(ge=0, description="where the decay ends; usually learning_rate / 10")
+    cooldown_iters: Annotated[int, Field(ge=1)] | None = Field(
+        description="keep the peak and decay linearly in the last so many of lr_decay_iters; blank: a cosine"
+    )
     eval_interval: int = Field(ge=1, description="steps between evaluations")
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
         description="batches in each evaluation; blank: the whole split, as at the end"
@@ -100,7 +112,19 @@ class Train(Section):
                 f"warmup_iters = {self.warmup_iters} is above lr_decay_iters = {self.lr_decay_iters}; "
                 "warm up for fewer steps"
             )
+        if self.cooldown_iters is not None and self.cooldown_iters + self.warmup_iters > self.lr_decay_iters:
+            raise ValueError(
+                f"cooldown_iters = {self.cooldown_iters} and warmup_iters = {self.warmup_iters} exceed "
+                f"lr_decay_iters = {self.lr_decay_iters}; cool down for fewer steps"
+            )
         return self
+
+    @property
+    def cooldown_start(self) -> int | None:
+        """The step from which the learning rate falls linearly; None if it does not."""
+        if not self.decay_lr or self.cooldown_iters is None:
+            return None
+        return self.lr_decay_iters - self.cooldown_iters
 
 
 class Runtime(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.feedforward import FeedForward
 from pipeline.model.gpt import GPT, Embedding, Head, Softcap, TiedProjection
 from pipeline.model.halting import EveryStep, LearnedStopping, StickyDropout, StoppingGate
+from pipeline.model.linear import Linear
 from pipeline.model.moe import Experts, MixtureOfExperts, Router
 from pipeline.model.norm import RMSNorm
 from pipeline.model.position import ALiBi, Rotary
@@ -44,11 +46,14 @@ def build_gpt(config: GPTConfig) -> GPT:
     )
     trunk = _trunk(c)
     lm_head = (
-        TiedProjection(embed.wte) if c.tie_word_embeddings else nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        TiedProjection(embed.wte) if c.tie_word_embeddings else Linear(c.n_embd, c.vocab_size, bias=False)
     )
     head = Head(_norm(c), lm_head, Softcap(c.logit_softcap) if c.logit_softcap else None)
     model = GPT(embed, trunk, head, c.block_size)
-    initialize(model, residual_writes=2 * len(trunk.blocks()))
+    if c.init == "unit":
+        initialize_to_unit_scale(model)
+    else:
+        initialize(model, residual_writes=2 * len(trunk.blocks()))
     return model
 
 
@@ -178,6 +183,23 @@ def initialize(model: nn.Module, residual_writes: int) -> None:
         elif parameter.dim() >= 2:
             scale = 1 / math.sqrt(residual_writes) if name.endswith("c_proj.weight") else 1.0
             nn.init.normal_(parameter, std=0.02 * scale)
+
+
+def initialize_to_unit_scale(model: nn.Module) -> None:
+    """Embeddings of variance 1, and matrices that turn inputs of variance 1 into outputs of variance 1/4.
+
+    With embeddings of variance 1, a high learning rate suits them. Matrices are uniform, as in nanochat
+    (Karpathy 2025); docs/speed-log.md has the gains. Norms and scalar weights keep their module's own
+    initialization.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif re.search(r"\b(wte|wpe|vte)\.weight$", name):
+            nn.init.normal_(parameter)
+        elif parameter.dim() >= 2:
+            bound = 0.5 * math.sqrt(3 / parameter.shape[-1])
+            nn.init.uniform_(parameter, -bound, bound)
 
 
 class _NoInitialization(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,39 +10,73 @@ from torch import nn
 
 from pipeline.config.params import Train
 from pipeline.optim.adamw import AdamW
-from pipeline.optim.schedule import Constant, Schedule, WarmupCosine
+from pipeline.optim.muon import Muon
+from pipeline.optim.optimizer import Optimizer, Rule
+from pipeline.optim.schedule import Constant, Schedule, WarmupCosine, WarmupStableDecay
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float32}
 
 
-def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices and embeddings, but not on biases and norms."""
-    groups = parameter_groups(model, train.weight_decay)
-    return AdamW(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2))
+def build_optimizer(model: nn.Module, train: Train) -> Optimizer:
+    """The optimizer that the `train` section describes, for the parameters of a model."""
+    return Optimizer(parameter_groups(model, train))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups, with and without weight decay; `param_names` has their parameters' names.
+def parameter_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
+    """Groups of parameters that are updated alike; `param_names` has their parameters' names.
 
-    A group's learning rate is `lr_scale` times the schedule's.
+    A group's learning rate is `lr_scale` times the schedule's. AdamW decays matrices and embeddings, but not
+    biases and norms. With Muon, only its own matrices decay: those of the trunk.
     """
-    matrices: list[tuple[str, nn.Parameter]] = []
-    vectors: list[tuple[str, nn.Parameter]] = []
+    adamw = AdamW(train.beta1, train.beta2)
+    rate, decay = train.learning_rate, train.weight_decay
+    rules: dict[str, tuple[Rule, float, float]] = {
+        "matrix": (adamw, rate, decay),
+        "embedding": (adamw, rate, decay),
+        "head": (adamw, rate, decay),
+        "vector": (adamw, rate, 0.0),
+    }
+    if train.optimizer == "muon":
+        muon = Muon(train.muon_momentum, DTYPES[train.dtype])
+        rules |= {
+            "matrix": (muon, train.muon_learning_rate, decay),
+            "embedding": (adamw, train.embedding_learning_rate, 0.0),
+            "head": (adamw, rate, 0.0),
+        }
+    members: dict[tuple[Rule, float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
-        # The stacked biases of experts have two dimensions, but are still biases.
-        decays = parameter.dim() >= 2 and not name.endswith("bias")
-        (matrices if decays else vectors).append((name, parameter))
+        members.setdefault(rules[kind_of(name, parameter)], []).append((name, parameter))
     return [
         {
             "params": [parameter for _, parameter in named],
             "param_names": [name for name, _ in named],
-            "weight_decay": decay,
-            "lr_scale": 1.0,
+            "rule": rule,
+            "lr": group_rate,
+            "weight_decay": weight_decay,
+            "lr_scale": group_rate / rate if rate else 0.0,
         }
-        for named, decay in ((matrices, weight_decay), (vectors, 0.0))
+        for (rule, group_rate, weight_decay), named in members.items()
     ]
+
+
+def kind_of(name: str, parameter: nn.Parameter) -> str:
+    """What a parameter is: a matrix of the blocks, an embedding, an output projection (head) or a vector.
+
+    The matrices of routers and stopping gates count as output projections: each row scores one choice.
+    """
+    if parameter.dim() < 2 or name.endswith("bias"):  # experts' biases are stacked, but are biases
+        return "vector"
+    if re.search(r"\b(wte|wpe|vte)\b", name):
+        return "embedding"
+    return "head" if re.search(r"\b(lm_head|router|halting)\b", name) else "matrix"
 
 
 def build_schedule(train: Train) -> Schedule:
     """The learning rate schedule that the `train` section describes."""
     if not train.decay_lr:
         return Constant(train.learning_rate)
-    return WarmupCosine(train.learning_rate, train.warmup_iters, train.lr_decay_iters, train.min_lr)
+    if train.cooldown_start is None:
+        return WarmupCosine(train.learning_rate, train.warmup_iters, train.lr_decay_iters, train.min_lr)
+    return WarmupStableDecay(
+        train.learning_rate, train.warmup_iters, train.cooldown_start, train.lr_decay_iters, train.min_lr
+    )

@@ -66,7 +66,8 @@ def fit(
     settings = params.train.model_dump() | {"init_from": start.weights or "scratch"}
     identity = Identity(manifest.fingerprint, start.config.with_derived(), settings, code_of_steps())
     identity, origin = _choose(identity, params, runs_folder, say)
-    keep = Keep(params.runtime.keep_checkpoints, params.runtime.keep_every)
+    runtime = params.runtime
+    keep = Keep(runtime.keep_checkpoints, runtime.keep_every, params.train.cooldown_start)
     run = Run(runs_folder / identity.key, keep)
     if not run.finished.exists():
         check_memory(params, start.config, device, note=say)

@@ -265,7 +265,7 @@ class Trainer:
                 self._finite.forget()
                 return False
             self._stop_if_not_finite()
-        self.optimizer.found_inf = self._finite.found  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._finite.found
         return True
 
     def _stop_if_not_finite(self) -> None:

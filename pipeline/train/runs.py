@@ -26,13 +26,19 @@ METRICS_FILE = "metrics.json"
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints are kept: the `newest` so many, and one every `every` steps for good."""
+    """Which checkpoints are kept: the `newest` so many; for good, one every `every` steps and that of a step.
+
+    That one is where the cooldown starts: a longer run continues from there.
+    """
 
     newest: int = 2
     every: int | None = None
+    cooldown_start: int | None = None
 
     def forever(self, step: int) -> bool:
-        return self.every is not None and step > 0 and step % self.every == 0
+        return step > 0 and (
+            step == self.cooldown_start or (self.every is not None and step % self.every == 0)
+        )
 
 
 class Run:

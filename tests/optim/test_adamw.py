@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from pipeline.model.gpt import GPT
 from pipeline.optim.build import build_optimizer
+from pipeline.optim.schedule import set_learning_rate
 from pipeline.optim.state import load_named_state, named_state
 from tests import tiny
 
@@ -99,6 +100,7 @@ def test_it_equals_pytorchs_own_to_the_bit() -> None:
         for group in build_optimizer(models[1], TRAIN).param_groups
     ]
     theirs = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), fused=True)
+    set_learning_rate(ours, 0.01)
     for model, optimizer in zip(models, (ours, theirs), strict=True):
         take_steps(model, optimizer, 5)
     for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
@@ -110,6 +112,8 @@ def test_it_does_not_import_the_compiler() -> None:
     program = """
 import sys, torch
 from pipeline.optim.build import build_optimizer
+from pipeline.optim.optimizer import Optimizer
+from pipeline.optim.schedule import set_learning_rate
 from pipeline.optim.state import named_state
 from tests import tiny
 model = tiny.model()

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.model.gpt import GPT, Loss
+from pipeline.optim.adamw import AdamW
+from pipeline.optim.muon import Muon
+from pipeline.optim.optimizer import Optimizer, Rule
 from pipeline.train.finite import Finite, NotFinite
 from tests.train.runs import Runs, log_of, outcome, weights_of
 
@@ -104,21 +107,21 @@ def test_without_waiting_the_first_one_is_remembered_and_nothing_more_is_updated
     assert incident is not None and (incident.step, incident.loss, incident.grad_norm) == (3, math.inf, 2)
 
 
-def test_the_optimizer_changes_nothing_from_then_on() -> None:
-    from pipeline.optim.adamw import AdamW
-
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = AdamW([{"params": [parameter], "weight_decay": 0.1}], lr=0.1)
+@pytest.mark.parametrize("rule", [AdamW(), Muon()], ids=["adamw", "muon"])
+def test_the_optimizer_changes_nothing_from_then_on(rule: Rule) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, 3))
+    group = {"params": [parameter], "param_names": ["p"], "lr": 0.1, "weight_decay": 0.1, "rule": rule}
+    optimizer = Optimizer([group])
     optimizer.found_inf = torch.zeros(())
 
     def state() -> list[torch.Tensor]:
         return [parameter.detach().clone(), *(value.clone() for value in optimizer.state[parameter].values())]
 
     for _ in range(2):
-        parameter.grad = torch.full((3,), 0.5)
+        parameter.grad = torch.full((3, 3), 0.5)
         optimizer.step()
     before = state()
     optimizer.found_inf.fill_(1.0)
-    parameter.grad = torch.full((3,), math.nan)
+    parameter.grad = torch.full((3, 3), math.nan)
     optimizer.step()
     assert all(map(torch.equal, before, state()))
