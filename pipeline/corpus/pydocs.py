@@ -1,11 +1,12 @@
-"""The built-in corpus: Python's language reference and the docstrings of its standard library.
+"""The built-in corpora: Python's documentation, and the source code of its standard library.
 
-Both are read from the source files of the running interpreter with `ast`: nothing is imported or executed.
+Both are read from the source files of the running interpreter: nothing is imported or executed.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import os
 import re
@@ -49,6 +50,22 @@ def documents(stdlib: Path | None = None) -> Iterator[tuple[str, str]]:
     if not modules:
         raise UserError(f"{root}: no standard library sources for {sys.executable}; {REMEDY}")
     return _joined([*sorted(_without_excerpts(topics).items()), *modules])
+
+
+def modules(stdlib: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Yield (name, source code) of each module of the standard library, sorted by name.
+
+    Modules that share a passage of PASSAGE characters are joined, as in `documents`. One that is not UTF-8 is
+    left out. Raises UserError if the interpreter has no sources.
+    """
+    root = stdlib or Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in _sources(root):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found.append((_module_name(path, root), _clean(path.read_text(encoding="utf-8"))))
+    if not found:
+        raise UserError(f"{root}: no standard library sources for {sys.executable}; {REMEDY}")
+    return _joined(sorted(found))
 
 
 def _topics(path: Path) -> dict[str, str]:
@@ -106,12 +123,16 @@ def _words(text: str) -> str:
 
 def _modules(root: Path) -> Iterator[tuple[str, str]]:
     for path in _sources(root):
-        parts = path.relative_to(root).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
+        name = _module_name(path, root)
         tree = _parse(path)
         sections = [section for section in _sections(tree, "") if section] if tree else []
         if sections:
             yield name, _clean("\n\n".join([f"{name}\n{'=' * len(name)}", *sections]))
+
+
+def _module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
 def _sources(root: Path) -> Iterator[Path]:

@@ -59,6 +59,16 @@ class PydocsSource(TextSource):
         write_jsonl(folder / "documents.jsonl", records)
 
 
+class StdlibSource(TextSource):
+    """The source code of the running Python's standard library (see pipeline.corpus.pydocs)."""
+
+    kind: Literal["stdlib"]
+
+    def write(self, folder: Path) -> None:
+        records = ({"name": name, "text": text} for name, text in pydocs.modules())
+        write_jsonl(folder / "documents.jsonl", records)
+
+
 class UrlSource(TextSource):
     """One file at a URL, verified by checksum; .jsonl and .parquet files hold their text in `text`."""
 
@@ -211,7 +221,8 @@ class GivenSplit(Section):
 
 
 Source = Annotated[
-    PydocsSource | UrlSource | HuggingFaceSource | FilesSource | NanoGPTSource, Field(discriminator="kind")
+    PydocsSource | StdlibSource | UrlSource | HuggingFaceSource | FilesSource | NanoGPTSource,
+    Field(discriminator="kind"),
 ]
 Split = Annotated[TailSplit | DocumentSplit | GivenSplit, Field(discriminator="by")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.pydocs import documents
+from pipeline.corpus.pydocs import documents, modules
 from pipeline.corpus.sources import load_spec, write_raw
 from pipeline.tokens.shards import SplitName, open_split, open_tokenizer
 from pipeline.tokens.write_shards import tokenize
@@ -55,6 +55,21 @@ def test_the_demos_splits_share_no_passage_of_100_characters(tmp_path: Path) -> 
         assert not any(
             hash(train_form[start : start + 100]) in in_val for start in range(len(train_form) - 99)
         )
+
+
+def test_the_source_code_of_modules(stdlib: Path) -> None:
+    (stdlib / "alone.py").write_text("x = 1\n\n")
+    shared = "# " + "the same long line of comment in two modules, " * 3
+    (stdlib / "one.py").write_text(f"{shared}\nOne = 1\n")
+    (stdlib / "package").mkdir()
+    (stdlib / "package" / "__init__.py").write_text(f"{shared}\nTwo = 2\n")
+    (stdlib / "package" / "latin.py").write_bytes(b"# caf\xe9\n")
+    (stdlib / "test").mkdir()
+    (stdlib / "test" / "support.py").write_text("left out\n")
+    assert dict(modules(stdlib)) == {
+        "alone": "x = 1\n",
+        "one + package": f"{shared}\nOne = 1\n\n{shared}\nTwo = 2\n",
+    }
 
 
 def test_layout_of_a_module(stdlib: Path) -> None:
