@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -100,6 +102,10 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
     line and the exit status is 2, or that of the error. After Ctrl-C it is 130. A mistake of the program
     gives a traceback.
     """
+    # Python would search for unreachable objects again and again while PyTorch is imported, and once more at
+    # the end: a quarter of a second that finds nothing.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     _open_streams()
     command: Any = get_command(app)
     from_make = bool(os.environ.pop(FROM_MAKE, ""))
