@@ -18,13 +18,14 @@ from pipeline.model.load import load_model
 from pipeline.optim.build import build_optimizer
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.device import autocast, peak_flops, use_device
-from pipeline.serve.sampling import TokenSampler, generate
+from pipeline.serve.sampling import Reader, TokenSampler, generate
 from pipeline.train import health
 from pipeline.train.fit import FittedRun
 from pipeline.train.loop import Interrupted
 from tests import tiny
 from tests.conftest import Ended
 from tests.family import VARIANTS
+from tests.model.test_family import logits_of
 from tests.train.runs import Runs, log_of, stop_at
 
 pytestmark = pytest.mark.gpu
@@ -146,6 +147,28 @@ def test_sampling_with_the_cache_writes_what_it_writes_without(dtype: str) -> No
         for _ in range(6):
             ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], dim=1)
     assert [int(token) for token in cached] == ids[0, 1:].tolist()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("lengths", [[3], [1, 8, 3]], ids=str)
+@torch.inference_mode()
+def test_captured_steps_have_the_logits_of_a_cpu(name: str, lengths: list[int]) -> None:
+    """Past two windows, without TF32."""
+    torch.set_float32_matmul_precision("highest")
+    prompts = [ids[:length] for ids, length in zip(IDS.repeat(2, 1), lengths, strict=False)]
+    new = torch.randint(11, (len(prompts), 20), generator=torch.Generator().manual_seed(0))
+    expected = logits_of(tiny.model(**VARIANTS[name]), prompts, new)
+    on_gpu = [prompt.to(DEVICE) for prompt in prompts]
+    found = logits_of(tiny.model(**VARIANTS[name]).to(DEVICE), on_gpu, new.to(DEVICE))
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_plain_models_are_captured() -> None:
+    reader = Reader(tiny.model(position="rotary").to(DEVICE), [IDS[0].to(DEVICE)], 20, None)
+    with torch.inference_mode():
+        reader.start()
+        reader.next(torch.tensor([3], device=DEVICE))
+    assert reader.replay is not None
 
 
 def test_the_stages_run_on_the_gpu(tiny_project: Path, stage: Callable[..., Ended]) -> None:

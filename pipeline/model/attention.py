@@ -64,22 +64,36 @@ class CausalSelfAttention(nn.Module):
         self.value_mix = value_mix
 
     def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
-        B, T, C = x.shape
+        """(B, T, C) -> (B, T, C), or (B, 1, C) if the context asks for the last position only."""
         q, k, v = self._heads(x, context)
+        if context.last_only:
+            q = q[:, :, -1:]
         if context.cache is not None:
             k, v = context.cache.append(layer_index, k, v, context.rows)
-        past = k.shape[2] - T
-        mask = None  # is_causal covers a first chunk; a single new token may attend to every cached position
-        if self.alibi is not None:
-            mask = self.alibi(T, past + T, like=q)
-        elif past and T > 1:
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        mask = self._mask(q, context, x.shape[1])
         if self.n_kv_head != self.n_head:
             k, v = (part.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for part in (k, v))
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, mask, dropout, is_causal=mask is None and T > 1)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        # Without a mask, a first pass is causal, and one last query sees every key.
+        y = attend(q, k, v, mask, dropout, is_causal=mask is None and q.shape[2] > 1)
+        y = y.transpose(1, 2).flatten(2)
         return self.resid_dropout(self.c_proj(y))
+
+    def _mask(self, q: torch.Tensor, context: Context, T: int) -> torch.Tensor | None:
+        """Which keys are seen, or what is added to their scores, (1 or B, 1 or heads, queries, keys)."""
+        cache = context.cache
+        if self.alibi is None and (cache is None or not cache.needs_mask):
+            return None
+        if cache is not None:
+            ages, mask = cache.ages if self.alibi is not None else None, cache.mask(context.rows)
+        else:
+            positions = torch.arange(T, device=q.device)
+            ages = positions[:, None] - positions
+            mask = (ages >= 0)[None, None]
+        queries = slice(T - q.shape[2], T)
+        if self.alibi is None or ages is None:
+            return mask[:, :, queries]
+        return self.alibi(ages[queries], mask[:, :, queries], like=q)
 
     def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
         """Append the keys and values of x (B, T, C) to the KV cache without computing attention."""
@@ -99,5 +113,6 @@ class CausalSelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q, context.first_position), self.rotary(k, context.first_position)
+            positions = context.positions(T)
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
         return q, k, v

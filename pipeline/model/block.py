@@ -21,8 +21,12 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
-        """`layer_index` says which entry of the KV cache belongs to this application of the block."""
-        x = x + self.attn(self.ln_1(x), context, layer_index)
+        """`layer_index` says which entry of the KV cache belongs to this application of the block.
+
+        The result is (B, 1, C) if the context asks for the last position only.
+        """
+        y = self.attn(self.ln_1(x), context, layer_index)
+        x = (x[:, -1:] if context.last_only else x) + y
         return x + self.mlp(self.ln_2(x), context)
 
     def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:

@@ -35,7 +35,8 @@ class Context:
     """The state of one forward pass over B sequences: KV cache, value embeddings and report.
 
     `value_embedding` is (B, T, key and value channels). `rows` are the indices of these sequences in the
-    batch; None means all of them.
+    batch; None means all of them. `next_only` says that only the last position's output is needed; the layer
+    that then computes no other finds `last_only` set.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class Context:
         value_embedding: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
         report: Report | None = None,
+        next_only: bool = False,
     ) -> None:
         self.cache = cache
         self.value_embedding = value_embedding
         self.rows = rows
         self.report = Report() if report is None else report
+        self.next_only = next_only
+        self.last_only = False
 
     def select(self, rows: torch.Tensor) -> Context:
         """The same forward pass restricted to the sequences in `rows`."""
@@ -60,6 +64,10 @@ class Context:
             self.report,
         )
 
-    @property
-    def first_position(self) -> int:
-        return self.cache.length if self.cache is not None else 0
+    def positions(self, T: int) -> slice | torch.Tensor:
+        """The positions of this pass over T tokens, (T,), counted from where the KV cache began."""
+        return slice(T) if self.cache is None else self.cache.positions
+
+    def own_positions(self, T: int) -> slice | torch.Tensor:
+        """The positions of these tokens in each sequence's own text, (T,) or (B, T)."""
+        return slice(T) if self.cache is None else self.cache.own_positions

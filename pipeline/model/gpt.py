@@ -15,6 +15,7 @@ from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.halting import LearnedStopping
 from pipeline.model.hooks import Part
 from pipeline.model.linear import linear
+from pipeline.model.position import Rotary
 from pipeline.model.trunk import Trunk
 
 
@@ -36,8 +37,7 @@ class Embedding(nn.Module):
     def forward(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
         x = self.wte(ids)
         if self.wpe is not None:
-            first = context.first_position
-            x = x + self.wpe.weight[first : first + ids.shape[1]]
+            x = x + self.wpe.weight[context.own_positions(ids.shape[1])]
         if self.vte is not None:
             context.value_embedding = self.vte(ids)
         return self.drop(x)
@@ -116,6 +116,11 @@ class GPT(nn.Module):
         return self.trunk.depths
 
     @property
+    def slides(self) -> bool:
+        """Whether the KV cache can slide: attention sees relative positions, and no position is learned."""
+        return self.embed.wpe is None
+
+    @property
     def stopping(self) -> LearnedStopping | None:
         """The learned halting policy, if the model has one."""
         return next((part for part in self.modules() if isinstance(part, LearnedStopping)), None)
@@ -155,7 +160,7 @@ class GPT(nn.Module):
         self, ids: torch.Tensor, cache: KVCache | None = None, depth: int | None = None
     ) -> torch.Tensor:
         """Logits (B, vocabulary) for the token after ids (B, T)."""
-        return self.head(self.hidden_states(ids, cache, depth)[:, -1])
+        return self.head(self._read(ids, Context(cache, next_only=True), depth)[:, -1])
 
     def logits_by_depth(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits (B, T, vocabulary) after each number of steps in `depths`.
@@ -171,6 +176,11 @@ class GPT(nn.Module):
         context = Context()
         logits = self.head(self._read(ids, context, None))
         return logits, context.report.mean_depth
+
+    def count_anew(self, cache: KVCache) -> None:
+        """Count the positions of a full cache from `block_size` less on. Do so before 2 x `block_size`."""
+        rotary = next((part for part in self.modules() if isinstance(part, Rotary)), None)
+        cache.count_anew(None if rotary is None else rotary.turn_back)
 
     def after_step(self) -> None:
         """Call `after_step` of every part; do this after each optimizer step."""
@@ -205,7 +215,13 @@ class GPT(nn.Module):
         return x
 
     def _embed(self, ids: torch.Tensor, context: Context) -> torch.Tensor:
-        assert ids.shape[1] <= self.block_size, f"{ids.shape[1]} tokens, but block_size is {self.block_size}"
+        cache, length = context.cache, ids.shape[1]
+        assert length <= self.block_size, f"{length} tokens, but block_size is {self.block_size}"
+        if cache is not None:
+            assert self.slides or cache.length + length <= self.block_size, (
+                "the KV cache is full: learned positions need a new one for the shifted window"
+            )
+            cache.begin(length, ids.device)
         x: torch.Tensor = self.embed(ids, context)
         return x
 

@@ -66,6 +66,8 @@ class Stack(Trunk):
 
     def readings(self, x: torch.Tensor, context: Context) -> Iterator[torch.Tensor]:
         for layer_index, block in enumerate(self.h):
+            if context.next_only:
+                context.last_only = layer_index == self.depth - 1
             x = block(x, context, layer_index)
             yield x
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from pipeline.model.build import build_gpt
 from pipeline.model.cache import KVCache
@@ -13,7 +15,7 @@ from pipeline.model.gpt import GPT
 from pipeline.model.load import load_model
 from pipeline.optim.build import build_optimizer
 from pipeline.runtime.compiled import compiled
-from pipeline.serve.sampling import TokenSampler, generate
+from pipeline.serve.sampling import Reader, TokenSampler, generate
 from pipeline.weights.model_folder import save_config, save_weights
 from tests import tiny
 from tests.family import VARIANTS
@@ -69,12 +71,12 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @each
 @torch.no_grad()
 def test_decoding_with_the_cache_equals_decoding_without(name: str) -> None:
-    """Greedily, three sequences at once, beyond the window; and logits of chunks of every size."""
+    """Greedily, three sequences at once; and logits of chunks of every size."""
     model = model_of(name)
-    greedy = TokenSampler(greedy=True)
-    cached = torch.stack(list(generate(model, IDS[:, :3], 10, greedy, 11)), dim=1)
+    tokens = 10 if model.embed.wpe else 6  # beyond the window only if it is read anew
+    cached = torch.stack(list(generate(model, IDS[:, :3], tokens, TokenSampler(greedy=True), 11)), dim=1)
     ids = IDS[:, :3]
-    for _ in range(10):
+    for _ in range(tokens):
         ids = torch.cat([ids, model(ids[:, -8:])[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(cached, ids[:, 3:])
     for chunks in ([3, 5], [1] * 8, [4, 1, 1, 2]):
@@ -82,6 +84,67 @@ def test_decoding_with_the_cache_equals_decoding_without(name: str) -> None:
         parts = [model(part, cache) for part in IDS.split(chunks, dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), model(IDS), atol=1e-5, rtol=0)
         assert cache.length == 8
+
+
+PROMPTS = [IDS[0, :1], IDS[1, :3], IDS[2], torch.cat([IDS[0], IDS[1, :4]])]  # the last exceeds the window
+NEW = torch.randint(11, (4, 20), generator=torch.Generator().manual_seed(0))  # past two windows
+
+
+@each
+@torch.no_grad()
+def test_prompts_of_different_lengths_are_read_as_if_alone(name: str) -> None:
+    model = model_of(name)
+    together = logits_of(model, PROMPTS, NEW)
+    for row, prompt in enumerate(PROMPTS):
+        alone = logits_of(model, [prompt], NEW[row : row + 1])
+        torch.testing.assert_close(together[row], alone[0], atol=2e-5, rtol=0)
+
+
+@each
+@torch.no_grad()
+@pytest.mark.parametrize("prompts", [PROMPTS[:2], PROMPTS[1:2]], ids=["padded", "one"])
+def test_fixed_shapes_change_no_logit(name: str, prompts: list[torch.Tensor]) -> None:
+    """What a CUDA graph captures, without the capture; as far as the cache reaches."""
+    model = model_of(name)
+    tokens = NEW[: len(prompts), : 20 if model.slides else 5]
+    free, fixed = (Reader(model, prompts, tokens.shape[1], None) for _ in range(2))
+    torch.testing.assert_close(fixed.start(), free.start(), atol=0, rtol=0)
+    fixed.cache.fix_shapes()
+    for token in tokens.T:
+        torch.testing.assert_close(fixed.next(token), free.next(token), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if VARIANTS[name].get("position", "learned") != "learned"]
+)
+@torch.no_grad()
+def test_a_cache_that_slides_equals_attention_to_the_last_positions(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass over the whole text, of a model with the same weights and a longer window, through a band."""
+    found = logits_of(model_of(name), PROMPTS, NEW)
+    attention = functional.scaled_dot_product_attention
+
+    def banded(q: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
+        T = q.shape[2]
+        band = torch.ones(T, T, dtype=torch.bool).tril().triu(-7).log()
+        mask = band if settings["attn_mask"] is None else band + settings["attn_mask"]
+        return attention(q, *args, **{**settings, "attn_mask": mask, "is_causal": False})
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", banded)
+    longer = tiny.model(**VARIANTS[name], block_size=64)
+    for row, prompt in enumerate(PROMPTS):
+        text = torch.cat([prompt[-8:], NEW[row]])[None]
+        whole = longer(text)[0, min(len(prompt), 8) - 1 :]
+        torch.testing.assert_close(found[row], whole, atol=2e-5, rtol=0)
+
+
+def logits_of(model: GPT, prompts: list[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    """The logits (B, 1 + T, vocabulary) after the prompts and after each of the tokens (B, T)."""
+    reader = Reader(model, prompts, tokens.shape[1], None)
+    logits = [reader.start()]
+    logits += [reader.next(token).clone() for token in tokens.T]  # a CUDA graph writes into the same tensor
+    return torch.stack(logits, dim=1)
 
 
 @each

@@ -15,7 +15,7 @@ def test_rotary_by_hand() -> None:
     """Four channels at position 2: pairs (0, 2) and (1, 3) turn by 2 and by 2 / 100."""
     x = torch.zeros(1, 1, 3, 4)
     x[0, 0, 2] = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    turned = Rotary(head_size=4, block_size=3)(x, first_position=0)[0, 0, 2]
+    turned = Rotary(head_size=4, block_size=3)(x, slice(3))[0, 0, 2]
     expected = torch.tensor([math.cos(2), -math.sin(0.02), math.sin(2), math.cos(0.02)])
     torch.testing.assert_close(turned, expected)
 
@@ -30,15 +30,16 @@ def test_rotary_is_hugging_faces_llama() -> None:
     positions = torch.arange(3, 13)[None]
     their_q, their_k = apply_rotary_pos_emb(q, k, *theirs(q, positions))
     ours = Rotary(head_size=8, block_size=13)
-    torch.testing.assert_close(ours(q, 3), their_q)
-    torch.testing.assert_close(ours(k, 3), their_k)
+    for at in (slice(3, 13), positions[0]):
+        torch.testing.assert_close(ours(q, at), their_q)
+        torch.testing.assert_close(ours(k, at), their_k)
 
 
 def test_rotary_scores_depend_on_distances_only() -> None:
     torch.manual_seed(0)
     rotary = Rotary(head_size=16, block_size=64)
     q, k = torch.randn(16), torch.randn(16)
-    at_each = [rotary(part.expand(1, 1, 64, 16), 0)[0, 0] for part in (q, k)]
+    at_each = [rotary(part.expand(1, 1, 64, 16), slice(64))[0, 0] for part in (q, k)]
     scores = at_each[0] @ at_each[1].T
     for distance in (0, 1, 17, -5):
         diagonal = scores.diagonal(distance)
@@ -49,10 +50,10 @@ def test_rotary_scores_depend_on_distances_only() -> None:
 def test_rotary_keeps_lengths_and_the_first_position() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 8)
-    turned = Rotary(head_size=8, block_size=32)(x, 0)
+    turned = Rotary(head_size=8, block_size=32)(x, slice(32))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
-    assert Rotary(8, 32)(x.bfloat16(), 0).dtype == torch.bfloat16
+    assert Rotary(8, 32)(x.bfloat16(), slice(32)).dtype == torch.bfloat16
 
 
 def test_alibi_slopes_of_the_paper() -> None:
@@ -70,20 +71,29 @@ def test_alibi_slopes_are_hugging_faces_blooms(n_head: int) -> None:
     assert slopes(n_head) == pytest.approx(theirs[:, 0, 1].tolist())
 
 
+def bias(alibi: ALiBi, queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
+    positions = torch.arange(keys)
+    ages = positions[keys - queries :, None] - positions
+    return alibi(ages, (ages >= 0)[None, None], like)[0]
+
+
 def test_alibi_bias_by_hand() -> None:
-    bias = ALiBi(n_head=2)(3, 3, like=torch.zeros(()))  # slopes 1/16 and 1/256
+    found = bias(ALiBi(n_head=2), 3, 3, like=torch.zeros(()))  # slopes 1/16 and 1/256
     never = -math.inf
     by_hand = torch.tensor([[0, never, never], [-1, 0, never], [-2, -1, 0]])
-    torch.testing.assert_close(bias, torch.stack([by_hand / 16, by_hand / 256]))
+    torch.testing.assert_close(found, torch.stack([by_hand / 16, by_hand / 256]))
 
 
-def test_alibi_aligns_the_last_query_with_the_last_key() -> None:
-    alibi = ALiBi(n_head=4)
-    like = torch.zeros((), dtype=torch.bfloat16)
-    whole = alibi(6, 6, like=like)
-    assert torch.equal(alibi(2, 6, like=like), whole[:, 4:])
-    assert torch.equal(alibi(1, 6, like=like), whole[:, 5:])
-    assert whole.dtype == torch.bfloat16
+def test_alibi_has_the_dtype_of_the_scores() -> None:
+    assert bias(ALiBi(n_head=4), 6, 6, like=torch.zeros((), dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_turning_back_is_being_at_a_lower_position() -> None:
+    torch.manual_seed(0)
+    rotary = Rotary(head_size=8, block_size=32)
+    x = torch.randn(2, 3, 20, 8)
+    back = rotary.turn_back(rotary(x, slice(40, 60)), 32)
+    torch.testing.assert_close(back, rotary(x, slice(8, 28)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("position", ["rotary", "alibi"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.config.errors import UserError
 from pipeline.model.gpt import GPT
@@ -151,10 +152,16 @@ def test_padding_ids_are_never_drawn() -> None:
 
 def test_no_more_is_computed_than_asked_for() -> None:
     model = tiny.model()
-    calls = []
-    model.trunk.register_forward_hook(lambda module, args, output: calls.append(output.shape[1]))
-    decode(model, PROMPT, 5, TokenSampler(greedy=True))
-    assert calls == [3, 1, 1, 1, 1]
+    calls: dict[nn.Module, list[int]] = {}
+    blocks = model.trunk.blocks()
+    for part in (blocks[0], blocks[-1].get_submodule("mlp"), model.head):
+        part.register_forward_hook(
+            lambda module, args, output: calls.setdefault(module, []).append(args[0].shape[-2])
+        )
+    decode(model, PROMPT, 8, TokenSampler(greedy=True))
+    positions, of_the_last_layer, _ = calls.values()
+    assert positions == [3, 1, 1, 1, 1, 1, 8, 8], "beyond the window of 8, all positions are learned anew"
+    assert of_the_last_layer == [1] * 8
 
 
 TEXT = "né 漢字 🙂!"
