@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 import typer
@@ -17,15 +18,19 @@ from pipeline.config.paths import MODEL
 def main(
     overrides: Overrides = None,
     start: Annotated[
-        str | None, typer.Option(help="The prompt, or FILE:path; overrides sample.start.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="The prompt, or FILE:path; overrides sample.start. Given several times, all are continued.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelName = str(MODEL),
     out: Annotated[
         Path | None, typer.Option(help="Also save the samples to this file.", show_default=False)
     ] = None,
 ) -> None:
-    """Generate sample.num_samples texts with a model; the first is shown while it is generated."""
-    # PyTorch takes seconds to import, which --help and completion need not wait for.
+    """Generate sample.num_samples texts after each prompt; the first is shown while it is generated."""
+    # PyTorch takes a second to import, which --help and completion need not wait for.
     import torch
 
     from pipeline.model.load import load_model
@@ -49,8 +54,9 @@ def main(
             "leave it blank, or train with model.recurrent_shared_weights = true"
         )
     tokenizer = stored.tokenizer()
-    prompt, ids = encode_prompt(settings.start if start is None else start, tokenizer)
-    check_memory(stored.config, settings.num_samples, len(ids) + settings.max_new_tokens, device)
+    prompts = [encode_prompt(text, tokenizer) for text in start or [settings.start]]
+    longest = max(len(ids) for _, ids in prompts)
+    check_memory(stored.config, len(prompts), settings.num_samples, longest + settings.max_new_tokens, device)
     gpt = load_model(stored, device)
     sampler = TokenSampler(
         temperature=settings.temperature,
@@ -59,24 +65,33 @@ def main(
         greedy=settings.greedy,
         generator=torch.Generator(device).manual_seed(settings.seed),
     )
-    streams = [TextStream(tokenizer) for _ in range(settings.num_samples)]
-    texts = [prompt] * settings.num_samples
-    _show(prompt)
-    batch = torch.from_numpy(ids).to(device).expand(settings.num_samples, -1)  # (B, T)
+    batch = [prompt for prompt in prompts for _ in range(settings.num_samples)]
+    streams = [TextStream(tokenizer) for _ in batch]
+    texts = [[prompt] for prompt, _ in batch]  # the pieces of each
+    _show(texts[0][0])
+    ids = [torch.from_numpy(ids).to(device) for _, ids in batch]
     vocab_size, depth = tokenizer.vocab_size, settings.recurrent_depth
-    for tokens in generate(gpt, batch, settings.max_new_tokens, sampler, vocab_size, depth):
-        pieces = [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        _show(pieces[0])
-    endings = [stream.finish() for stream in streams]
-    _show(endings[0] + f"\n{RULE}\n")
-    texts = [text + ending for text, ending in zip(texts, endings, strict=True)]
-    for text in texts[1:]:
-        _show(f"{text}\n{RULE}\n")
+    began = perf_counter()
+    first_token = 0.0  # seconds until it was there
+    for tokens in generate(gpt, ids, settings.max_new_tokens, sampler, vocab_size, depth):
+        for text, stream, token in zip(texts, streams, tokens.tolist(), strict=True):
+            text.append(stream.feed(token))
+        first_token = first_token or perf_counter() - began
+        _show(texts[0][-1])
+    seconds = perf_counter() - began
+    for text, stream in zip(texts, streams, strict=True):
+        text.append(stream.finish())
+    _show(texts[0][-1] + f"\n{RULE}\n")
+    samples = ["".join(text) for text in texts]
+    for sample in samples[1:]:
+        _show(f"{sample}\n{RULE}\n")
+    made = f"{len(samples)} samples of {settings.max_new_tokens} tokens in {seconds:.1f} s"
     if out is not None and str(out) != "-":
-        write_samples(out, texts, stored.sha256)
-        show_later(stored.sha256, params, {"samples": texts})
-        print(f"{out}: {settings.num_samples} samples of {settings.max_new_tokens} tokens", file=sys.stderr)
+        write_samples(out, samples, stored.sha256)
+        show_later(stored.sha256, params, {"samples": samples})
+        made = f"{out}: {made}"
+    speed = len(samples) * settings.max_new_tokens / seconds
+    print(f"{made}: {speed:,.0f} tokens/s, first token after {first_token:.2f} s", file=sys.stderr)
 
 
 def _show(text: str) -> None:

@@ -166,10 +166,18 @@ def _open_streams() -> None:
 
 
 def _read_variables(command: Any) -> None:
-    """Read each option and argument also from the environment variable that has its name in capitals."""
+    """Read each option and argument also from the environment variable that has its name in capitals.
+
+    Arguments may be several words. An option is one value, even if the command line may repeat it.
+    """
     for one in getattr(command, "commands", {"": command}).values():
         for parameter in one.params:
-            if parameter.name not in ("help", "overrides"):
+            if parameter.name in ("help", "overrides"):
+                continue
+            value = os.environ.get(parameter.name.upper())
+            if value and getattr(parameter, "multiple", False):
+                sys.argv += [parameter.opts[0], value]
+            else:
                 parameter.envvar = parameter.name.upper()
 
 

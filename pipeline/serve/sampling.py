@@ -54,10 +54,13 @@ class TokenSampler:
         return probabilities
 
 
-def check_memory(config: GPTConfig, samples: int, tokens: int, device: torch.device) -> None:
-    """Raise UserError if the keys and values of so many samples of `tokens` tokens cannot fit into memory."""
+def check_memory(config: GPTConfig, prompts: int, samples: int, tokens: int, device: torch.device) -> None:
+    """Raise UserError if the keys and values of so many samples of each prompt cannot fit into memory.
+
+    `tokens` are those of the longest prompt and of its sample.
+    """
     width = config.n_embd // config.n_head * (config.n_kv_head or config.n_head)
-    values = 2 * model_size(config).applications * min(config.block_size, tokens) * width
+    values = prompts * 2 * model_size(config).applications * min(config.block_size, tokens) * width
     needed, room = samples * values * 4, memory_of(device)
     if needed > room.total:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.command_line import FROM_MAKE
 from pipeline.config.paths import MODEL
 from pipeline.corpus.own_text import spec_for_text
 from pipeline.corpus.sources import write_spec
@@ -139,6 +141,32 @@ def test_sampling_shows_and_saves_the_same_text(trained: Path, stage: Stage) -> 
     assert samples[0] != samples[1]
     assert stage("sample", "--start", "the sea").out == ended.out
     assert stage("sample", "--start", "the sea", "-S", "sample.seed=2").out != ended.out
+
+
+def test_sampling_says_how_fast_it_was_but_not_in_the_file(trained: Path, stage: Stage) -> None:
+    ended = stage("sample", "--out", "results/samples.txt")
+    made = r"results/samples\.txt: 2 samples of 20 tokens in \d+\.\d s: [\d,]+ tokens/s, "
+    assert re.fullmatch(made + r"first token after \d+\.\d\d s\n", ended.err)
+    assert "tokens" not in Path("results/samples.txt").read_text()
+
+
+def test_sampling_after_several_prompts_continues_each(trained: Path, stage: Stage) -> None:
+    greedy = ("-S", "sample.greedy=true", "-S", "sample.num_samples=1")
+    prompts = ["a", "the sea", "the old ship sinks"]
+    alone = [stage("sample", "--start", prompt, *greedy).out for prompt in prompts]
+    together = stage("sample", *(word for prompt in prompts for word in ("--start", prompt)), *greedy)
+    assert together.out == "".join(alone)
+    assert stage("sample", "--start", "a", "--start", "the sea").out.count(f"\n{RULE}\n") == 4
+    assert "sample.start: character 'Q'" in error_line(stage("sample", "--start", "a", "--start", "Q"))
+
+
+def test_make_reads_one_prompt_whatever_is_in_it(
+    trained: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = stage("sample", "--start", "the old sea\n").out
+    monkeypatch.setenv(FROM_MAKE, "1")
+    monkeypatch.setenv("START", "the old sea\n")
+    assert stage("sample").out == expected
 
 
 def test_sampling_from_a_file_to_the_screen_only(trained: Path, stage: Stage) -> None:
