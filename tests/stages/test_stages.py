@@ -169,6 +169,27 @@ def test_make_reads_one_prompt_whatever_is_in_it(
     assert stage("sample").out == expected
 
 
+SLOW_TO_IMPORT = {"torch._dynamo", "torch._inductor", "sympy", "pyarrow", "transformers", "huggingface_hub"}
+IMPORTED = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*sorted(set(sys.modules) & SLOW)))
+runpy.run_module("stages.NAME", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_nothing_is_imported_that_is_slow_and_not_needed(trained: Path, name: str) -> None:
+    code = IMPORTED.replace("SLOW", str(SLOW_TO_IMPORT)).replace("NAME", name)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-1] == ""
+
+
 def test_sampling_from_a_file_to_the_screen_only(trained: Path, stage: Stage) -> None:
     Path("prompt.txt").write_text("né\n" * 20)
     ended = stage("sample", "--start", "FILE:prompt.txt", "--out", "-", "-S", "sample.num_samples=1")
