@@ -12,13 +12,16 @@ from torch.nn import functional as F
 # operator that its compiler uses calls oneDNN, in true float32 and at full rate on any CPU.
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
+FEW_ROWS = 64  # for fewer, such as those of a decoding step, oneDNN takes longer to start
+
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: (…, in) -> (…, out) for a weight (out, in)."""
-    if _through_onednn(x, weight):
-        y: torch.Tensor = _OneDNNLinear.apply(x, weight, bias)
-        return y
-    return F.linear(x, weight, bias)
+    if not _through_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    y: torch.Tensor = (_OneDNNLinear.apply if differentiable else _product)(x, weight, bias)
+    return y
 
 
 class Linear(nn.Linear):
@@ -30,8 +33,12 @@ class Linear(nn.Linear):
 
 def matmul_t(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b.T for float32 matrices (N, K) and (M, K) on a CPU, by oneDNN; either may be a transposed view."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    return product
+    return _product(a, b, None)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -39,7 +46,7 @@ def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         HAS_ONEDNN
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
+        and x.numel() >= FEW_ROWS * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler chooses for itself
     )
@@ -49,8 +56,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return y
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.model.linear import Linear, linear
 
-SHAPES = [((2, 3, 8), 5), ((7, 8), 1), ((1, 1, 4), 4), ((0, 4), 3)]
+SHAPES = [((20, 5, 8), 5), ((100, 8), 1), ((64, 1, 4), 4), ((2, 4), 3), ((0, 4), 3)]
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_outputs_and_gradients_are_those_of_double_precision(
 
 
 def test_strided_inputs_need_no_copy_by_the_caller() -> None:
-    x, weight = random(4, 6).detach(), random(6, 5).detach()
+    x, weight = random(80, 6).detach(), random(6, 5).detach()
     torch.testing.assert_close(linear(x[:, ::2], weight.t()[:, ::2]), x[:, ::2] @ weight.t()[:, ::2].t())
 
 
@@ -44,6 +44,6 @@ def test_autocast_decides_the_precision() -> None:
 
 
 def test_only_the_gradients_that_are_needed() -> None:
-    x, weight = random(2, 4).detach(), random(3, 4)
+    x, weight = random(70, 4).detach(), random(3, 4)
     linear(x, weight).sum().backward()
     assert x.grad is None and weight.grad is not None
