@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,7 @@ from pipeline.report.tables import markdown_table
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_text
 from pipeline.tokens.shards import load_manifest
+from pipeline.train.checkpoint import LOG_FILE
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted
 
@@ -59,7 +62,9 @@ def main(
             fitted = fit(its_params, tokens_folder(params), runs_folder(), say)
         except Interrupted:
             sys.exit(130)
-        compared.append((curve_of(name, fitted, its_params, device), fitted.metrics))
+        log = (fitted.run.finished / LOG_FILE).read_text(encoding="utf-8").splitlines()
+        metrics = fitted.metrics | {"experts_per_token": experts_per_token(log)}
+        compared.append((curve_of(name, fitted, its_params, device), metrics))
     compared.sort(key=lambda pair: pair[0].final.loss)
     curves = [curve for curve, _ in compared]
     write_tables(CURVES, curves)
@@ -92,15 +97,35 @@ def curve_of(name: str, fitted: FittedRun, params: Params, device: torch.device)
     return measure(name, model, params, tokens_folder(params), device)
 
 
+def experts_per_token(log: Iterable[str]) -> float | None:
+    """How many experts computed a token, averaged over the layers, from the last row of a log.csv."""
+    *_, last = csv.DictReader(log)
+    loads = {name: share for name, share in last.items() if share and re.fullmatch(r"moe\d+_load_\d+", name)}
+    layers = {name.partition("_")[0] for name in loads}
+    return sum(map(float, loads.values())) / len(layers) if layers else None
+
+
 def markdown(compared: Sequence[Compared]) -> str:
     """A table of the variants, and one of thresholds for each variant with learned stopping."""
-    cells = [("variant", "parameters", "depth", "val loss", "bits per byte", "seconds", "tokens/s")]
+    cells = [
+        (
+            "variant",
+            "parameters",
+            "experts a token",
+            "depth",
+            "val loss",
+            "bits per byte",
+            "seconds",
+            "tokens/s",
+        )
+    ]
     for curve, metrics in compared:
-        own = curve.own_stopping
+        own, experts = curve.own_stopping, metrics["experts_per_token"]
         cells.append(
             (
                 curve.name,
                 f"{metrics['params']:,}",
+                "" if experts is None else f"{experts:.2f}",
                 f"{curve.trained_depth}" if own is None else f"{own.mean_depth:.2f} of {curve.trained_depth}",
                 f"{curve.final.loss:.4f}",
                 f"{curve.final.bits_per_byte:.4f}",
@@ -108,7 +133,7 @@ def markdown(compared: Sequence[Compared]) -> str:
                 f"{metrics['tokens_per_second']:,.0f}",
             )
         )
-    tables = [markdown_table(cells, "<>>>>>>")]
+    tables = [markdown_table(cells, "<>>>>>>>")]
     for curve in (curve for curve, _ in compared if curve.stopping):
         rows = [(curve.name, "mean depth", "val loss")]
         for point in curve.stopping:

@@ -17,6 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "recurrent_prelude_injection": True,
     },
     "moe": {"moe": True},
+    "moe-dummy": {"moe": True, "moe_dummy": True},
     "moe-hard": {"moe": True, "moe_hard_routing": True},
     "moe-shared": {"moe": True, "share_moe_experts": True},
     "layer-dropout": {"share_parameters_across_layers": True, "layer_dropout": 0.1},

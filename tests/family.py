@@ -71,13 +71,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer_dropout": 0.2,
     },
     "recurrent-moe": {**RECURRENT, **MOE},
+    "recurrent-shared-experts": {**RECURRENT, **MOE, "share_moe_experts": True},  # the fork's experiment 15
+    "recurrent-shared-experts-scaled": {  # and 16
+        **RECURRENT,
+        **MOE,
+        "share_moe_experts": True,
+        "scale_loss_by_n_layer": True,
+    },
     "recurrent-edges-shared-experts": {
         **RECURRENT,
         **MOE,
         "fixed_edge_blocks": True,
         "share_moe_experts": True,
     },
-    "moe-top-all": {**MOE, "moe_top_k": 4},
+    "moe-top-all": {**MOE, "moe_top_k": 3},
+    "moe-dummy": {**MOE, "moe_dummy": True},
+    "moe-dummy-share": {**MOE, "moe_dummy": True, "moe_dummy_share": 0.3},
     "moe-losses": {**MOE, "moe_aux_loss_weight": 0.01, "moe_z_loss_weight": 0.001},
     "moe-swiglu-no-bias": {**MOE, "activation": "swiglu", "bias": False},
     "layer-dropout-plain": {"layer_dropout": 0.3},

@@ -58,6 +58,8 @@ def _parameters(size: ModelSize) -> Rows:
     for part, number in size.parts.items():
         yield part, f"{number:,}", f"{number / size.parameters:.1%}"
     yield "all", f"{size.parameters:,}", "100.0%"
+    if size.experts_per_token:
+        yield "experts that compute a token", f"{size.experts_per_token:g}", ""
 
 
 def _compute(params: Params, size: ModelSize) -> Rows:

@@ -171,12 +171,10 @@ class Model(Section):
         False, "a norm after each application", needs="loops", in_gpt2=False
     )
 
-    moe: bool = switch(False, "experts, and a dummy expert that returns its input", in_gpt2=False)
-    moe_num_experts: Repeats = switch(
-        4, "experts in each layer, not counting the dummy", needs="moe", may_stay=True
-    )
+    moe: bool = switch(False, "each token goes to a few of several experts", in_gpt2=False)
+    moe_num_experts: Repeats = switch(4, "experts in each layer", needs="moe", may_stay=True)
     moe_top_k: Repeats = switch(
-        2, "experts per token, chosen among the experts and the dummy", needs="moe", may_stay=True
+        2, "experts per token; with moe_dummy, the dummy may be one of them", needs="moe", may_stay=True
     )
     moe_hard_routing: bool = switch(
         False, "one expert per token, whatever moe_top_k says (Fedus et al. 2022)", needs="moe"
@@ -184,11 +182,13 @@ class Model(Section):
     share_moe_experts: bool = switch(
         False, "the same experts in all layers, each layer with a router of its own", needs="moe"
     )
+    moe_dummy: bool = switch(
+        False, "a dummy among the experts, which returns its input and costs nothing", needs="moe"
+    )
     moe_dummy_share: Fraction | None = switch(
         None,
-        "the dummy's share of all choices; blank: 0.45, or 0.9 / moe_top_k if that is less",
-        needs="moe",
-        may_stay=True,
+        "the dummy's share of all choices; blank: the router decides",
+        needs="moe_dummy",
         changes_weights=False,
     )
     moe_bias_update_rate: NonNegative = switch(
@@ -286,16 +286,6 @@ class Model(Section):
     def choices(self) -> int:
         """How many candidates a token chooses in a mixture of experts."""
         return 1 if self.moe_hard_routing else self.moe_top_k
-
-    @property
-    def dummy_share(self) -> float | None:
-        """The dummy's share of all choices, which the selection bias maintains; None without the bias.
-
-        By default nine of ten tokens choose the dummy, or 45% of them if each makes only one choice.
-        """
-        if self.moe_bias_update_rate == 0:
-            return None
-        return min(0.45, 0.9 / self.choices) if self.moe_dummy_share is None else self.moe_dummy_share
 
     @property
     def prelude(self) -> int:

@@ -128,26 +128,25 @@ def _noise_mode_fits_its_size(m: Model) -> None:
 
 
 def _enough_experts(m: Model) -> None:
-    candidates = m.moe_num_experts + 1
-    if m.moe and m.moe_top_k > candidates:
+    if m.moe and m.moe_top_k > m.moe_num_experts + m.moe_dummy:
+        limit = f"moe_num_experts + 1 = {m.moe_num_experts + 1} (the dummy counts too)"
         raise ValueError(
-            f"moe_top_k = {m.moe_top_k} is above moe_num_experts + 1 = {candidates} (the dummy counts "
-            "too); lower it"
+            f"moe_top_k = {m.moe_top_k} is above "
+            f"{limit if m.moe_dummy else f'moe_num_experts = {m.moe_num_experts}'}; lower it"
         )
     share = m.moe_dummy_share
-    if m.moe and share is not None and share * m.choices >= 1:
+    if share is not None and share * m.choices >= 1:
         raise ValueError(
             f"moe_dummy_share = {share} cannot be reached: a token chooses the dummy at most once, which is "
             f"1 / {m.choices} of its choices; lower it, or leave it blank"
         )
-    if m.moe and share is not None and m.moe_bias_update_rate == 0:
+    if share is not None and m.moe_bias_update_rate == 0:
         raise ValueError(
             f"moe_dummy_share = {share} needs updates of the selection bias, but moe_bias_update_rate = 0 "
             "turns them off; leave moe_dummy_share blank"
         )
-    mixtures = 1 + m.prelude + m.coda if m.loops else m.n_layer
-    if m.share_moe_experts and mixtures == 1:
-        raise ValueError("share_moe_experts = true, but only one block has experts; set it to false")
+    if m.share_moe_experts and not m.loops and m.n_layer == 1:
+        raise ValueError("share_moe_experts = true, but there is only one layer; set it to false")
 
 
 def _one_halting_policy(m: Model) -> None:

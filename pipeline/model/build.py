@@ -118,7 +118,9 @@ def _mixtures(c: GPTConfig) -> Callable[[], MixtureOfExperts]:
         owner = not (c.share_moe_experts and banks)
         if owner:
             banks.append(Experts(c.moe_num_experts, c.n_embd, c.bias, c.activation))
-        router = Router(c.n_embd, c.moe_num_experts + 1, c.choices, c.dummy_share, c.moe_bias_update_rate)
+        router = Router(
+            c.n_embd, c.moe_num_experts, c.choices, c.moe_dummy, c.moe_dummy_share, c.moe_bias_update_rate
+        )
         made.append(
             MixtureOfExperts(
                 f"moe{len(made)}",

@@ -1,25 +1,30 @@
 """A mixture of experts in the feed-forward slot of a block (Shazeer et al. 2017).
 
-Tokens are sorted by expert, so that each expert computes one dense slice of them. Besides the experts, the
-router can choose a dummy that returns its input and costs nothing.
+The tokens are sorted by expert, so that each expert computes one dense slice of them. On request the router
+can also choose a dummy, which returns its input and costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.model.context import Context
 from pipeline.model.feedforward import ACTIVATIONS, widths
 from pipeline.model.hooks import Part
-from pipeline.model.linear import Linear
+from pipeline.model.linear import Linear, linear
+
+# An expert's slice is filled up with rows of zeros to a multiple of this, so that there are few shapes:
+# oneDNN compiles a kernel for each, which takes longer than the product itself.
+SLICE = 32
 
 
 class Routing(NamedTuple):
-    """The candidates chosen for each token. The last candidate is the dummy."""
+    """The candidates chosen for each token: experts, and after them the dummy if there is one."""
 
     logits: torch.Tensor  # (N, candidates)
     probabilities: torch.Tensor  # (N, candidates)
@@ -28,7 +33,7 @@ class Routing(NamedTuple):
 
 
 class Router(Part):
-    """Scores the candidates for each token and picks `top_k` of them; the last candidate is the dummy.
+    """Scores the candidates for each token and picks `top_k` of them: `experts`, and a dummy on request.
 
     A chosen expert's output is weighted by its probability. This gives the router a gradient, even with a
     single choice (Fedus et al. 2022). The selection adds a bias to the probabilities. The bias has no
@@ -42,18 +47,27 @@ class Router(Part):
     def __init__(
         self,
         n_embd: int,
-        candidates: int,
+        experts: int,
         top_k: int,
+        dummy: bool = False,
         dummy_share: float | None = None,
         bias_update_rate: float = 0.001,
     ) -> None:
         super().__init__()
+        self.experts = experts
         self.top_k = top_k
+        self.dummy = dummy
         self.dummy_share = dummy_share
         self.bias_update_rate = bias_update_rate
-        self.scores = Linear(n_embd, candidates)
-        self.register_buffer("bias", torch.zeros(candidates))
+        self.scores = Linear(n_embd, experts + dummy)
+        self.register_buffer("bias", torch.zeros(experts + dummy))
         self._load: torch.Tensor | None = None  # assignments since the last step
+
+    @property
+    def experts_per_token(self) -> float:
+        """How many experts compute a token, on average; a dummy without a share is taken for one of many."""
+        share = 1 / (self.experts + 1) if self.dummy_share is None else self.dummy_share
+        return self.top_k * (1 - share) if self.dummy else self.top_k
 
     def forward(self, x: torch.Tensor) -> Routing:
         """Route tokens (N, C)."""
@@ -72,34 +86,43 @@ class Router(Part):
         """Move the selection bias: down for overloaded candidates, up for underused ones."""
         if self._load is None:
             return
-        load = self._load.float()
-        direction = (load[:-1].mean() - load[:-1]).sign()
+        load, experts = self._load.float(), slice(self.experts)
+        direction = (load[experts].mean() - load[experts]).sign()
         # Centered, because raising all experts together would lower the dummy's share.
-        self.bias[:-1] += self.bias_update_rate * (direction - direction.mean())
+        self.bias[experts] += self.bias_update_rate * (direction - direction.mean())
         if self.dummy_share is not None:
             self.bias[-1] += self.bias_update_rate * (self.dummy_share * load.sum() - load[-1]).sign()
         self._load = None
 
 
 class StackedLinear(nn.Module):
-    """One linear layer per expert, with all weights in one tensor (experts, out, in)."""
+    """The weights of one linear layer per expert, in one tensor (experts, out, in)."""
 
     def __init__(self, experts: int, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(experts, out_features)) if bias else None
 
-    def forward(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """(N, in) -> (N, out): the first counts[0] rows go to expert 0, the next counts[1] to expert 1, …"""
-        weight: torch.Tensor = self.weight
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-        y: torch.Tensor = _GroupedLinear.apply(x, weight, counts)
-        if self.bias is not None:
-            rows = torch.tensor(counts, device=x.device)
-            y = y + self.bias.to(y.dtype).repeat_interleave(rows, dim=0, output_size=sum(counts))
-        return y
+    def grouped(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """(rows, in) -> (rows, out): the first sizes[0] rows go to expert 0, the next sizes[1] to expert 1, …
+
+        In bfloat16. The rows after the last expert's are zero.
+        """
+        ends = sizes.cumsum(0)
+        row = torch.arange(len(x), device=x.device)[:, None]
+        used = row < ends[-1]  # the product leaves the other rows as the memory was, and so does its gradient
+        x = torch.where(used, x, 0)
+        y = F.grouped_mm(x, self.weight.to(x.dtype).transpose(1, 2), offs=ends.to(torch.int32))
+        y = torch.where(used, y, 0)
+        if self.bias is None:
+            return y
+        is_of = (row < ends) & (row >= ends - sizes)  # (rows, experts)
+        return y + is_of.to(x.dtype) @ self.bias.to(x.dtype)  # its gradient is the same in every run
+
+    def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The weight and the bias of each expert."""
+        biases = [None] * len(self.weight) if self.bias is None else self.bias.unbind()
+        return zip(self.weight.unbind(), biases, strict=True)
 
 
 class Experts(nn.Module):
@@ -112,10 +135,52 @@ class Experts(nn.Module):
         self.c_fc = StackedLinear(count, n_embd, before, bias)
         self.activation = ACTIVATIONS[activation]()
         self.c_proj = StackedLinear(count, after, n_embd, bias)
+        self._aligned = all(width % 8 == 0 for width in (n_embd, before, after))
 
-    def forward(self, x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """(N, C) -> (N, C). Rows are sorted by expert; `counts` has the number of rows per expert."""
-        return self.c_proj(self.activation(self.c_fc(x, counts)), counts)
+    def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """(rows, C) -> (rows, C). Rows are sorted by expert; `sizes` (experts) has how many each has.
+
+        What comes out after the last expert's rows is undefined.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if x.dtype == torch.bfloat16 and self._aligned:  # what PyTorch's grouped product can compute
+            return self.c_proj.grouped(self.activation(self.c_fc.grouped(x, sizes)), sizes)
+        return self._one_by_one(x, sizes)
+
+    @torch.compiler.disable
+    def _one_by_one(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """Each expert in turn, so that what it computes stays in a CPU's cache. A GPU is asked for sizes."""
+        numbers = sizes.tolist()
+        *groups, rest = x.split([*numbers, len(x) - sum(numbers)])
+        said = [
+            linear(self.activation(linear(rows, *fc)), *proj)
+            for rows, fc, proj in zip(groups, self.c_fc.parts(), self.c_proj.parts(), strict=True)
+        ]
+        return torch.cat([*said, rest])
+
+
+class Slots(NamedTuple):
+    """A place for each choice among rows that are sorted by candidate."""
+
+    of_choices: torch.Tensor  # (N · top_k): the row of each choice
+    sizes: torch.Tensor  # (experts): the rows of each expert, with those that fill up its slice
+    rows: int  # all rows; those after the last expert's are the dummy's or unused
+
+
+def assign(choices: torch.Tensor, load: torch.Tensor, experts: int) -> Slots:
+    """A counting sort of the choices (N · top_k), of which each candidate has `load` (candidates).
+
+    The number of rows is known without asking the device for the load.
+    """
+    few = len(choices) < SLICE * experts  # filling up would cost more than it saves
+    unit = 1 if few else SLICE
+    sizes = (load + (unit - 1)) // unit * unit
+    starts = sizes.cumsum(0) - sizes
+    candidates = torch.arange(len(load), device=choices.device)
+    rank = (choices == candidates[:, None]).cumsum(1) - 1  # (candidates, N · top_k)
+    slots = (rank + starts[:, None]).gather(0, choices[None])[0]
+    return Slots(slots, sizes[:experts], len(choices) + len(load) * (unit - 1))
 
 
 class MixtureOfExperts(Part):
@@ -125,7 +190,6 @@ class MixtureOfExperts(Part):
     `name` is the prefix of this module's figures in the log.
     """
 
-    eager = ("forward",)  # the number of tokens per expert depends on the data
     eager_recursively = ("_report",)
 
     def __init__(
@@ -153,10 +217,7 @@ class MixtureOfExperts(Part):
         """Parameters owned here but not used for a token; negative if it uses another layer's experts."""
         (experts,) = self._experts
         params = sum(parameter.numel() for parameter in experts.parameters())
-        dummy_share = self.router.dummy_share
-        if dummy_share is None:
-            dummy_share = 1 / (experts.count + 1)
-        used = round(params * self.router.top_k * (1 - dummy_share) / experts.count)
+        used = round(params * self.router.experts_per_token / experts.count)
         return (params if "experts" in self._modules else 0) - used
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
@@ -165,58 +226,32 @@ class MixtureOfExperts(Part):
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)
         routing = self.router(tokens)
         choices = routing.chosen.flatten()  # (N · top_k)
-        load = torch.bincount(choices, minlength=experts.count + 1)
+        load = torch.zeros_like(routing.logits[0], dtype=torch.long)  # (candidates)
+        load = load.scatter_add(0, choices, torch.ones_like(choices))
         if self.training:
             self.router.record(load)
             self._report(routing, load, context)
 
-        counts = load[:-1].tolist()
-        by_expert = choices.argsort(stable=True)[: sum(counts)]  # drops the dummy's choices, which sort last
-        token = by_expert // self.router.top_k
-        outputs = experts(tokens.index_select(0, token), counts)
-        weights = routing.weights.flatten().index_select(0, by_expert)
-        for_dummy = routing.weights.masked_fill(routing.chosen != experts.count, 0).sum(-1, keepdim=True)
-        mixed = (tokens * for_dummy).index_add(0, token, (outputs * weights[:, None]).to(tokens.dtype))
-        return self.dropout(mixed.view(x.shape))
+        slots = assign(choices, load, experts.count)
+        heard = tokens.repeat_interleave(self.router.top_k, dim=0)  # (N · top_k, C)
+        rows = heard.new_zeros(slots.rows, x.shape[-1]).index_copy(0, slots.of_choices, heard)
+        said = experts(rows, slots.sizes).index_select(0, slots.of_choices)
+        if self.router.dummy:
+            said = torch.where((choices == experts.count)[:, None], heard, said)
+        weighted = said.view(*routing.chosen.shape, -1) * routing.weights[..., None]
+        return self.dropout(weighted.sum(1, dtype=x.dtype).view(x.shape))
 
     def _report(self, routing: Routing, load: torch.Tensor, context: Context) -> None:
-        probabilities = routing.probabilities
-        tokens = len(probabilities)
+        experts, tokens = slice(self.router.experts), len(routing.probabilities)
         report = context.report
-        report.add(f"{self.name}_load", load[:-1] / tokens)
-        report.add(f"{self.name}_dummy", load[-1] / tokens)
-        report.add(f"{self.name}_entropy", torch.special.entr(probabilities.detach()).sum() / tokens)
+        report.add(f"{self.name}_load", load[experts] / tokens)
+        if self.router.dummy:
+            report.add(f"{self.name}_dummy", load[-1] / tokens)
+        report.add(f"{self.name}_entropy", torch.special.entr(routing.probabilities.detach()).sum() / tokens)
         if self.aux_loss_weight:
-            load_share = load[:-1] / load[:-1].sum().clamp_min(1)
-            mean_probability = probabilities[:, :-1].mean(0)
+            load_share = load[experts] / load[experts].sum().clamp_min(1)
+            mean_probability = routing.probabilities[:, experts].mean(0)
             balance = len(load_share) * (load_share * mean_probability).sum() / mean_probability.sum()
             report.losses.append(self.aux_loss_weight * balance)
         if self.z_loss_weight:
             report.losses.append(self.z_loss_weight * routing.logits.logsumexp(-1).square().mean())
-
-
-class _GroupedLinear(torch.autograd.Function):
-    """x (N, in), weight (groups, out, in), number of rows in each group -> (N, out).
-
-    Forward and backward write slices of one preallocated output, so nothing is concatenated or zeroed.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.counts = list(counts)
-        y = x.new_empty(x.shape[0], weight.shape[1])
-        for rows, rows_y, matrix in zip(x.split(ctx.counts), y.split(ctx.counts), weight, strict=True):
-            torch.mm(rows, matrix.t(), out=rows_y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        x, weight = ctx.saved_tensors
-        (gradient,) = gradients
-        d_x, d_weight = torch.empty_like(x), torch.empty_like(weight)
-        parts = (tensor.split(ctx.counts) for tensor in (x, d_x, gradient.contiguous()))
-        for rows, d_rows, d_y, matrix, d_matrix in zip(*parts, weight, d_weight, strict=True):
-            torch.mm(d_y, matrix, out=d_rows)
-            torch.mm(d_y.t(), rows, out=d_matrix)
-        return d_x, d_weight, None

@@ -15,6 +15,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_on_meta
 from pipeline.model.gpt import GPT
+from pipeline.model.moe import Router
 from pipeline.storage.machine import binary, memory
 
 # The part that a parameter belongs to: the first pattern found in its name decides.
@@ -50,6 +51,7 @@ class ModelSize:
     table_bytes: int  # of tables that are computed and not saved, such as rotary positions
     applications: int  # of blocks to a token; a shared block counts once per application
     flops_per_token: int  # forward and backward, see `GPT.flops_per_token`
+    experts_per_token: float  # that compute a token in each mixture, on average; 0 without any
 
     @property
     def parameters(self) -> int:
@@ -104,12 +106,14 @@ def _extrapolated(config: GPTConfig, repeated: Sequence[str]) -> Counter[str]:
 def _counted(model: GPT) -> Counter[str]:
     """Every count of ModelSize, and the parameters of each part."""
     saved = model.state_dict()
-    counts = Counter(
+    routers = [part for part in model.modules() if isinstance(part, Router)]
+    counts: Counter[str] = Counter(
         tensors=len(saved),
         values=sum(tensor.numel() for tensor in saved.values()),
         table_bytes=sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved),
         applications=len(model.trunk.blocks()),
         flops_per_token=model.flops_per_token(),
+        experts_per_token=max((router.experts_per_token for router in routers), default=0),  # type: ignore[arg-type]
     )
     for name, parameter in model.named_parameters():
         counts[_part(name)] += parameter.numel()

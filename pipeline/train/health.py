@@ -130,7 +130,7 @@ class _Observer(TorchFunctionMode):
         self._fired: Figures = {}  # (groups, units): whether a unit fired
         self._block = ""  # the one that is being computed
         self._applications: Counter[nn.Module] = Counter()
-        self._rows: list[int] | None = None  # of each expert
+        self._active: list[torch.Tensor] = []  # (rows, units), in the order of the rows
         repeats = Counter(model.trunk.blocks())
         self._hooks: list[RemovableHandle] = []
         for path, module in model.named_modules():
@@ -177,18 +177,23 @@ class _Observer(TorchFunctionMode):
         yield block.register_forward_hook(end)
 
     def _watch_units(self, name: str, module: FeedForward | Experts) -> Iterator[RemovableHandle]:
-        def begin(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._rows = inputs[1] if isinstance(module, Experts) else None
-
         def see(_: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
             units = output.shape[-1]
-            active = inputs[0][..., :units].reshape(-1, units) > 0  # of SwiGLU, that is the gate
-            groups = active.split(self._rows or [len(active)])
+            self._active.append(inputs[0][..., :units].reshape(-1, units) > 0)  # of SwiGLU, that is the gate
+
+        def end(_: nn.Module, inputs: tuple[torch.Tensor, Any], output: torch.Tensor) -> None:
+            active = torch.cat(self._active)
+            self._active.clear()
+            groups = [active]
+            if isinstance(module, Experts):
+                x, sizes = inputs
+                active &= x[: len(active)].any(-1, keepdim=True)  # rows of zeros only fill up a slice
+                groups = list(active[: int(sizes.sum())].split(sizes.tolist()))
             fired = torch.stack([group.any(0) for group in groups])
             self._fired[name] = self._fired[name] | fired if name in self._fired else fired
 
-        yield module.register_forward_pre_hook(begin)
         yield module.activation.register_forward_hook(see)
+        yield module.register_forward_hook(end)
 
 
 def _measured(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -98,7 +98,10 @@ def save_config(config: GPTConfig, folder: Path) -> None:
 def load_config(folder: Path) -> GPTConfig:
     """The config of the model saved in `folder`. Raises UserError if it is missing or invalid."""
     path = folder / CONFIG_FILE
-    return validate(GPTConfig, read_config(path), path)
+    values = read_config(path)
+    if "moe_dummy" not in values:  # saved when every mixture had a dummy
+        values["moe_dummy"] = values.get("moe", False)
+    return validate(GPTConfig, values, path)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -206,10 +206,9 @@ def _config(args: dict[str, Any], tied: bool, path: Path) -> GPTConfig:
             )
     names = [*NANOGPT_ARGS, *(name for name in FORK_ARGS if _has_effect(name, args))]
     values = {"bias": True, "dropout": 0.0} | {name: args[name] for name in names if name in args}
-    loops = args.get("share_parameters_across_layers")
-    one_block = not args.get("fixed_edge_blocks") if loops else args.get("n_layer") == 1
-    if one_block:  # it has no other block to share experts with
-        values.pop("share_moe_experts", None)
+    if args.get("n_layer") == 1 and not args.get("share_parameters_across_layers"):
+        values.pop("share_moe_experts", None)  # there is no other block to share experts with
+    values["moe_dummy"] = values.get("moe", False)  # the fork's mixtures always have one
     return validate(GPTConfig, values | {"tie_word_embeddings": tied}, f"{path}: model_args")
 
 

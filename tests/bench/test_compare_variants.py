@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare_variants import markdown
+from bench.compare_variants import experts_per_token, markdown
 from pipeline.evaluate.depth import DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
@@ -116,20 +116,26 @@ def test_the_tables_say_in_how_many_steps_a_model_reaches_what() -> None:
         DepthCurve("recurrent", "steps of the shared block", points, trained_depth=2),
         DepthCurve("stopping", "steps of the shared block", points, 2, stopping, threshold=0.5),
     ]
-    metrics = {"params": 12345, "seconds": 61.2, "tokens_per_second": 9876.5}
+    metrics = {"params": 12345, "experts_per_token": 1.125, "seconds": 61.2, "tokens_per_second": 9876.5}
     overview, by_threshold = markdown([(curve, metrics) for curve in curves]).split("\n\n")
 
     def cells(table: str) -> list[list[str]]:
         return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
 
-    assert cells(overview)[0][:4] == ["variant", "parameters", "depth", "val loss"]
-    assert [row[:4] for row in cells(overview)[2:]] == [
-        ["recurrent", "12,345", "2", "2.0000"],
-        ["stopping", "12,345", "1.25 of 2", "2.2500"],
+    assert cells(overview)[0][:5] == ["variant", "parameters", "experts a token", "depth", "val loss"]
+    assert [row[:5] for row in cells(overview)[2:]] == [
+        ["recurrent", "12,345", "1.12", "2", "2.0000"],
+        ["stopping", "12,345", "1.12", "1.25 of 2", "2.2500"],
     ]
-    assert cells(overview)[2][5:] == ["61", "9,876"]
+    assert cells(overview)[2][6:] == ["61", "9,876"]
     assert cells(by_threshold)[2:] == [
         ["stops above 0.3", "0.50", "4.0000"],
         ["stops above 0.5", "1.25", "2.2500"],
         ["never stops", "2.00", "2.0000"],
     ]
+
+
+def test_the_experts_that_computed_a_token_are_those_of_the_last_row() -> None:
+    head = "step,moe0_load_0,moe0_load_1,moe0_dummy,moe1_load_0,moe1_load_1,moe1_dummy"
+    assert experts_per_token([head, "1,1,1,0,1,1,0", "2,0.5,0.25,1.25,0.75,1,0.25"]) == 1.25
+    assert experts_per_token(["step,train_loss", "1,2.5"]) is None

@@ -55,6 +55,14 @@ def test_a_vocabulary_that_is_not_known_yet_is_not_counted(
     assert numbers(ended)["token embedding"] == "16"
 
 
+def test_it_says_how_many_experts_compute_a_token(tiny_project: Path, stage: Callable[..., Ended]) -> None:
+    row = "experts that compute a token"
+    assert row not in numbers(stage("sizing"))
+    assert numbers(stage("sizing", "-S", "model.moe=true"))[row] == "2"
+    dummy = ("-S", "model.moe_dummy=true", "-S", "model.moe_dummy_share=0.25", "-S", "model.n_layer=5")
+    assert numbers(stage("sizing", "-S", "model.moe=true", *dummy))[row] == "1.5"
+
+
 def test_a_mistake_is_one_line(stage: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny.ROOT)
     for arguments in (("--preset", "gtp2"), ("-S", "model.n_layer=0"), ("-S", "train.init_from=nowhere")):

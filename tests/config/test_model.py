@@ -61,11 +61,16 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ("moe=true moe_top_k=0", "model.moe_top_k = 0: should be greater than or equal to 1"),
         ("moe=true moe_top_k=-1", "model.moe_top_k = -1: should be greater than or equal to 1"),
         (
-            "moe=true moe_top_k=6",
+            "moe=true moe_dummy=true moe_top_k=6",
             "moe_top_k = 6 is above moe_num_experts + 1 = 5 (the dummy counts too); lower it",
         ),
-        ("moe=true moe_top_k=6 moe_hard_routing=true", "moe_top_k = 6 is above moe_num_experts + 1 = 5 "),
-        ("moe=true moe_num_experts=2 moe_top_k=4", "moe_top_k = 4 is above moe_num_experts + 1 = 3 "),
+        (
+            "moe=true moe_top_k=5 moe_hard_routing=true",
+            "moe_top_k = 5 is above moe_num_experts = 4; lower it",
+        ),
+        ("moe=true moe_num_experts=2 moe_top_k=3", "moe_top_k = 3 is above moe_num_experts = 2; lower it"),
+        ("moe_dummy=true", f"moe_dummy = true {MOE}"),
+        ("moe=true moe_dummy_share=0.2", "moe_dummy_share = 0.2 needs moe_dummy = true, or leave it at"),
         ("moe=true moe_num_experts=0", "model.moe_num_experts = 0: should be greater than or equal to 1"),
         ("moe=true moe_aux_loss_weight=-1.0", "model.moe_aux_loss_weight = -1.0: should be greater than"),
         ("moe_hard_routing=true", f"moe_hard_routing = true {MOE}"),
@@ -73,17 +78,20 @@ GATE = f"{RECURRENT}learned_stopping=true "
         ("moe_aux_loss_weight=0.01", f"moe_aux_loss_weight = 0.01 {MOE}"),
         ("moe_z_loss_weight=0.01", f"moe_z_loss_weight = 0.01 {MOE}"),
         (
-            "moe=true moe_dummy_share=0.5",
+            "moe=true moe_dummy=true moe_dummy_share=0.5",
             "moe_dummy_share = 0.5 cannot be reached: a token chooses the dummy at most once",
         ),
-        ("moe=true moe_top_k=3 moe_dummy_share=0.34", "moe_dummy_share = 0.34 cannot be reached: "),
         (
-            "moe=true moe_dummy_share=0.2 moe_bias_update_rate=0.0",
+            "moe=true moe_dummy=true moe_top_k=3 moe_dummy_share=0.34",
+            "moe_dummy_share = 0.34 cannot be reached: ",
+        ),
+        (
+            "moe=true moe_dummy=true moe_dummy_share=0.2 moe_bias_update_rate=0.0",
             "moe_dummy_share = 0.2 needs updates of the selection bias, but moe_bias_update_rate = 0 turns",
         ),
         (
-            f"{RECURRENT}moe=true share_moe_experts=true",
-            "share_moe_experts = true, but only one block has experts; set it to false",
+            "n_layer=1 moe=true share_moe_experts=true",
+            "share_moe_experts = true, but there is only one layer; set it to false",
         ),
         # a loop
         (
@@ -215,8 +223,8 @@ def test_what_contradicts_itself_or_would_do_nothing_gets_one_line(switches: str
 @pytest.mark.parametrize(
     "switches",
     [
-        "moe=true moe_top_k=5",
-        "moe=true moe_num_experts=1 moe_top_k=2",
+        "moe=true moe_dummy=true moe_top_k=5",
+        "moe=true moe_dummy=true moe_num_experts=1 moe_top_k=2",
         "moe=true moe_num_experts=1 moe_top_k=1",
         f"{RECURRENT}recurrent_depth=1 recurrent_max_depth=1",
         f"{RECURRENT}recurrent_backprop_depth=8",
@@ -248,7 +256,7 @@ def test_recurrent_shared_weights_alone_implies_sharing(more: str) -> None:
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_hard_routing_picks_one_expert_whatever_top_k_says(top_k: int) -> None:
     model = small(f"moe=true moe_hard_routing=true moe_top_k={top_k}")
     router = model.get_submodule("trunk.h.0.mlp.router")
@@ -294,7 +302,7 @@ FREE: dict[str, str] = {
     "recurrent_backprop_depth": f"{RECURRENT}recurrent_backprop_depth=1",
     "recurrent_noise_mode": f"{RECURRENT}recurrent_noise_mode=add recurrent_noise_std=0.1",
     "recurrent_noise_std": f"{RECURRENT}recurrent_noise_mode=add recurrent_noise_std=0.2",
-    "moe_dummy_share": "moe=true moe_dummy_share=0.2",
+    "moe_dummy_share": "moe=true moe_dummy=true moe_dummy_share=0.2",
     "moe_bias_update_rate": "moe=true moe_bias_update_rate=0.1",
     "moe_aux_loss_weight": "moe=true moe_aux_loss_weight=0.1",
     "moe_z_loss_weight": "moe=true moe_z_loss_weight=0.1",

@@ -48,6 +48,15 @@ def test_round_trip_is_exact(folder: Path) -> None:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_a_mixture_saved_before_its_dummy_could_be_left_out_has_one(tmp_path: Path) -> None:
+    save_config(tiny.config(moe=True, moe_dummy=True), tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["moe_dummy"]
+    path.write_text(json.dumps(values))
+    assert load_config(tmp_path) == tiny.config(moe=True, moe_dummy=True)
+
+
 def test_the_same_weights_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     state = tiny.model().state_dict()
     other = tmp_path / "other"

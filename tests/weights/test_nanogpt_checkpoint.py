@@ -73,6 +73,7 @@ FORKS_ARGS: dict[str, Any] = {
     "recurrent_noise_concat_dim": None,
     "recurrent_extra_layernorm": False,
 }
+FORKS_MOE = {"moe_dummy": True}  # its mixtures always have one, without a switch
 LOOP = {**SHARED, **RECURRENT}  # there recurrence does not imply sharing
 
 
@@ -267,14 +268,16 @@ def test_half_precision_becomes_single_and_an_untied_head_stays_untied(tmp_path:
         {**MOE, "bias": False, "moe_top_k": 3},
         {**MOE, "share_moe_experts": True},
         {**LOOP, **MOE},
+        {**LOOP, **MOE, "share_moe_experts": True},
         {**LOOP, **MOE, "fixed_edge_blocks": True, "share_moe_experts": True},
     ],
     ids=lambda switches: "-".join(switches) or "gpt2",
 )
 def test_the_forks_variants_are_read_with_equal_logits(tmp_path: Path, switches: dict[str, Any]) -> None:
-    gpt = tiny.model(**switches)
+    ours = {**switches, **FORKS_MOE} if "moe" in switches else switches
+    gpt = tiny.model(**ours)
     path = saved(tmp_path / "ckpt.pt", theirs(gpt), "_orig_mod.", **{**FORKS_ARGS, **switches})
-    assert read_checkpoint(path).config == tiny.config(**switches)
+    assert read_checkpoint(path).config == tiny.config(**ours)
     for depth in (None, 2) if switches.get("recurrent_shared_weights") else (None,):
         with torch.no_grad():
             assert torch.equal(read_logits(path, depth), gpt(IDS, depth=depth))
@@ -314,8 +317,8 @@ def test_what_the_fork_ignores_is_ignored(tmp_path: Path, switches: dict[str, An
 
 
 def test_one_blocks_experts_are_shared_with_none(tmp_path: Path) -> None:
-    gpt = tiny.model(**LOOP, **MOE)
-    switches = {**LOOP, **MOE, "share_moe_experts": True}
+    gpt = tiny.model(**MOE, **FORKS_MOE, n_layer=1)
+    switches = {**MOE, "share_moe_experts": True, "n_layer": 1}
     path = saved(tmp_path / "ckpt.pt", theirs(gpt), **{**FORKS_ARGS, **switches})
     with torch.no_grad():
         assert torch.equal(read_logits(path), gpt(IDS))
@@ -342,10 +345,12 @@ def test_a_model_that_is_not_here_is_refused_by_its_switch(tmp_path: Path, switc
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", sorted(theirs(tiny.model(moe=True, moe_num_experts=2, n_layer=1))))
+@pytest.mark.parametrize(
+    "name", sorted(theirs(tiny.model(moe=True, moe_dummy=True, moe_num_experts=2, n_layer=1)))
+)
 def test_a_missing_extra_or_misshapen_tensor_is_named(tmp_path: Path, name: str) -> None:
     switches: dict[str, Any] = {"moe": True, "moe_num_experts": 2, "n_layer": 1}
-    tensors = theirs(tiny.model(**switches))
+    tensors = theirs(tiny.model(**switches, **FORKS_MOE))
     lacking = {other: tensor for other, tensor in tensors.items() if other != name}
     for changed, problem in (
         (lacking, f"lacks {name}"),
