@@ -10,6 +10,10 @@ BENCHMARKS = {
     "fork": ("the model family against nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
     "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
     "checkpoint": ("what saving, resuming and opening a large corpus cost", "bench.checkpoint"),
+    "ablation": (
+        "take ingredients out of the active recipe: loss and time over several seeds",
+        "bench.ablation",
+    ),
     "variants": ("train every variant of the model and compare their depth curves", "bench.compare_variants"),
 }
 

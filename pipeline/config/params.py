@@ -89,7 +89,7 @@ class Train(Section):
     lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
     min_lr: float = Field(ge=0, description="where the decay ends; usually learning_rate / 10")
     cooldown_iters: Annotated[int, Field(ge=1)] | None = Field(
-        description="keep the peak and decay linearly in the last so many of lr_decay_iters; blank: a cosine"
+        description="keep the peak; decay linearly in the last so many of lr_decay_iters; blank: a cosine"
     )
     eval_interval: int = Field(ge=1, description="steps between evaluations")
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(

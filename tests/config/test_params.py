@@ -112,6 +112,7 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ),
         ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
+        ("train.cooldown_iters=1350", "cooldown_iters = 1350 and warmup_iters = 100 exceed lr_decay_iters = "),
         ("baselines.models=[]", "baselines.models = []: "),
         (
             "baselines.models=[user/model@main]",

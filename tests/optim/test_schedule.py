@@ -37,6 +37,23 @@ def test_without_decay_the_rate_is_constant(step: int) -> None:
     assert build_schedule(tiny.params(*NANOGPT, "train.decay_lr=false").train)(step) == 6e-4
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.01 / 3), (1, 0.02 / 3), (2, 0.01), (11, 0.01), (12, 0.01), (16, 0.0055), (20, 0.001), (99, 0.001)],
+)
+def test_warmup_stable_decay(step: int, expected: float) -> None:
+    train = tiny.params("train.cooldown_iters=8").train
+    assert build_schedule(train)(step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_until_the_cooldown_the_length_of_a_run_does_not_matter() -> None:
+    short, long = (
+        build_schedule(tiny.params("train.cooldown_iters=5", f"train.lr_decay_iters={steps}").train)
+        for steps in (20, 1000)
+    )
+    assert [short(step) for step in range(15)] == [long(step) for step in range(15)]
+
+
 def test_warmup_may_last_until_the_end_of_the_decay() -> None:
     train = tiny.params("train.warmup_iters=20", "train.lr_decay_iters=20").train
     rates = [build_schedule(train)(step) for step in range(22)]

@@ -83,6 +83,27 @@ def test_it_ends_as_a_fresh_run(
     assert outcome(runs(*before)) == outcome(runs.elsewhere("again")(*before)), "the earlier run is whole"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_longer_run_continues_from_where_the_cooldown_began(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    def recipe(steps: int) -> list[str]:
+        return [
+            f"train.optimizer={optimizer}",
+            f"train.max_iters={steps}",
+            f"train.lr_decay_iters={steps}",
+            "train.cooldown_iters=8",
+            "train.learning_rate=0.002",
+            "train.muon_learning_rate=0.01",
+            "train.embedding_learning_rate=0.01",
+        ]
+
+    runs(*recipe(20), "runtime.checkpoint_interval=2")
+    extended, taken = steps_of(runs, monkeypatch, *recipe(30))
+    assert taken == list(range(12, 30))
+    assert outcome(extended) == outcome(runs.elsewhere("fresh")(*recipe(30)))
+
+
 def test_evaluations_that_would_not_have_been_made_choose_no_model(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
