@@ -62,7 +62,7 @@ def tiny_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokens: P
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     values = {section: dict(keys) for section, keys in tiny.params().model_dump().items()}
-    write_text(Path("params.yaml"), overlay(tiny.params_yaml(), values))
+    write_text(Path("params.yaml"), overlay(tiny.params_yaml("nanogpt"), values))
     shutil.copytree(tiny_tokens, "data/tiny/char")
     return tmp_path
 

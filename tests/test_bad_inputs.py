@@ -195,7 +195,7 @@ def rows() -> Iterator[Row]:
         ("train.init_from=a\0b", "init_from"),
         ("train.beta1=1.0", "beta1"),
         ("train.warmup_iters=99999", "warmup_iters"),
-        ("train.cooldown_iters=99999", "cooldown_iters"),
+        ("train.cooldown_share=1.5", "cooldown_share"),
         ("train.min_lr=9.0", "min_lr"),
         ("train.dtype=int8", "dtype"),
         ("model.n_layer=0", "n_layer"),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pipeline.config.model import GPTConfig
-from pipeline.config.params import Params, load_params
-from pipeline.config.presets import compose
+from pipeline.config.params import Params
+from pipeline.config.presets import compose, composed
 from pipeline.model.build import build_gpt
 from pipeline.model.gpt import GPT
 
@@ -66,14 +66,16 @@ def text(words: int = 600) -> str:
     return "".join(draw.choice(WORDS) + draw.choice("   \n") for _ in range(words))
 
 
-def params_yaml() -> str:
-    """The text of params.yaml under the default preset."""
-    return compose("default", ROOT / "presets")
+def params_yaml(preset: str = "default") -> str:
+    """The text of params.yaml under a preset."""
+    return compose(preset, ROOT / "presets")
 
 
 def params(*overrides: str) -> Params:
     """Parameters of a run of 20 steps, whose checkpoints fall between rows of the log."""
-    return load_params([*OVERRIDES, *overrides], ROOT / "presets" / "default.yaml")
+    """Of a tiny GPT-2 trained with AdamW, unless `overrides` say otherwise."""
+    plain = composed("nanogpt", ROOT / "presets")
+    return plain.with_overrides([*OVERRIDES, *overrides])
 
 
 def config(**changes: Any) -> GPTConfig:

@@ -88,8 +88,8 @@ class Train(Section):
     warmup_iters: int = Field(ge=0, description="steps of linear warmup")
     lr_decay_iters: int = Field(ge=1, description="step at which min_lr is reached; usually max_iters")
     min_lr: float = Field(ge=0, description="where the decay ends; usually learning_rate / 10")
-    cooldown_iters: Annotated[int, Field(ge=1)] | None = Field(
-        description="keep the peak; decay linearly in the last so many of lr_decay_iters; blank: a cosine"
+    cooldown_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="keep the peak, then decay linearly in this last share of lr_decay_iters; blank: a cosine"
     )
     eval_interval: int = Field(ge=1, description="steps between evaluations")
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
@@ -112,19 +112,19 @@ class Train(Section):
                 f"warmup_iters = {self.warmup_iters} is above lr_decay_iters = {self.lr_decay_iters}; "
                 "warm up for fewer steps"
             )
-        if self.cooldown_iters is not None and self.cooldown_iters + self.warmup_iters > self.lr_decay_iters:
+        if self.cooldown_start is not None and self.cooldown_start < self.warmup_iters:
             raise ValueError(
-                f"cooldown_iters = {self.cooldown_iters} and warmup_iters = {self.warmup_iters} exceed "
-                f"lr_decay_iters = {self.lr_decay_iters}; cool down for fewer steps"
+                f"cooldown_share = {self.cooldown_share} begins after step {self.cooldown_start}, but "
+                f"warmup_iters = {self.warmup_iters}; warm up or cool down for fewer steps"
             )
         return self
 
     @property
     def cooldown_start(self) -> int | None:
         """The step from which the learning rate falls linearly; None if it does not."""
-        if not self.decay_lr or self.cooldown_iters is None:
+        if not self.decay_lr or self.cooldown_share is None:
             return None
-        return self.lr_decay_iters - self.cooldown_iters
+        return self.lr_decay_iters - round(self.cooldown_share * self.lr_decay_iters)
 
 
 class Runtime(Section):

@@ -43,7 +43,7 @@ ENDING = {
     "eval_only",
     "always_save_checkpoint",
 }  # of `train`: no step sees them
-SCHEDULE = {"learning_rate", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "cooldown_iters"}
+SCHEDULE = {"learning_rate", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "cooldown_share"}
 EVALUATION = {"eval_iters"}  # no step sees it either, but the losses that choose the best model do
 
 BLOCK = {INDENT: "{", DEDENT: "}", NEWLINE: ";"}  # so that the width of an indentation does not matter

@@ -11,8 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig, Model
-from pipeline.config.params import load_params
-from pipeline.config.validation import read_yaml
+from pipeline.config.presets import composed
 from pipeline.model.build import build_gpt
 from pipeline.model.load import parameter_shapes
 from pipeline.model.recurrence import Recurrence
@@ -20,20 +19,19 @@ from tests import tiny
 from tests.conftest import Ended
 from tests.family import VARIANTS
 
-DEFAULT = tiny.ROOT / "presets" / "default.yaml"
+PLAIN = composed("nanogpt", tiny.ROOT / "presets")
 
 
 def model_section(*switches: str) -> Model:
-    return load_params([f"model.{switch}" for switch in switches], DEFAULT).model
+    return PLAIN.with_overrides([f"model.{switch}" for switch in switches]).model
 
 
-def test_the_default_preset_is_the_plain_gpt2() -> None:
+def test_nanogpts_preset_is_the_plain_gpt2() -> None:
     """Every switch is at its default, which is what a saved config that knows nothing of it means."""
     fields = Model.model_fields.items()
     defaults = {name: field.default for name, field in fields if field.default is not PydanticUndefined}
     assert len(defaults) == len(Model.model_fields) - 6, "the sizes alone have no default"
-    found = read_yaml(tiny.ROOT / "params.yaml")["model"]
-    assert {name: found[name] for name in defaults} == defaults
+    assert {name: getattr(PLAIN.model, name) for name in defaults} == defaults
 
 
 @pytest.mark.parametrize("name", VARIANTS)

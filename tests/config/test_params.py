@@ -53,7 +53,7 @@ def test_every_parameter_is_in_the_file_with_a_comment() -> None:
 
 def test_values_survive_loading(params_file: Path) -> None:
     params = load_params(path=params_file)
-    assert params.train.learning_rate == 3e-3
+    assert params.train.learning_rate == 0.01
     assert params.sample.start == "\n"
     assert params.sample.top_p is None
 
@@ -110,9 +110,9 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
             "baselines.models=[bigarm]",
             "models = 'bigarm': not one of uniform, unigram, bigram, trigram, kneser-ney, xz, gpt2, ",
         ),
-        ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.003; lower min_lr"),
+        ("train.min_lr=0.5", "min_lr = 0.5 is above learning_rate = 0.01; lower min_lr"),
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
-        ("train.cooldown_iters=1350", "cooldown_iters = 1350 and warmup_iters = 100 exceed lr_decay_iters = "),
+        ("train.warmup_iters=400", "cooldown_share = 0.6 begins after step 280, but warmup_iters = 400; "),
         ("baselines.models=[]", "baselines.models = []: "),
         (
             "baselines.models=[user/model@main]",

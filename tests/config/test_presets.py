@@ -23,9 +23,14 @@ NANOGPT_DEFAULTS: dict[str, Any] = {
     "sample.recurrent_depth": None,
     "train.init_from": "scratch",
     "train.seed": 1337,
+    "train.optimizer": "adamw",
+    "train.muon_learning_rate": 0.04,  # not used
+    "train.embedding_learning_rate": 0.3,
+    "train.muon_momentum": 0.9,
     "train.weight_decay": 0.1,
     "train.beta1": 0.9,
     "train.grad_clip": 1.0,
+    "train.cooldown_share": None,
     "train.skip_nonfinite_steps": 0,
     "train.decay_lr": True,
     "train.eval_only": False,
@@ -333,7 +338,7 @@ def test_dvc_changes_the_value_and_nothing_else(tmp_path: Path) -> None:
     default = presets.compose("default", FOLDER)
     path.write_text(default)
     apply_overrides(str(path), ["train.max_iters=61"])
-    assert path.read_text() == default.replace("max_iters: 1400 ", "max_iters: 61   ")
+    assert path.read_text() == default.replace("max_iters: 700 ", "max_iters: 61  ")
 
 
 def test_a_preset_may_empty_a_list(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ class World:
         raw = self._new("raw")
         values = tiny.params(*SETTINGS).model_dump()
         values["baselines"] |= {"models": [BASELINE], "pretrained": []}
-        write_text(raw.folder / "params.yaml", overlay(tiny.params_yaml(), values))
+        write_text(raw.folder / "params.yaml", overlay(tiny.params_yaml("nanogpt"), values))
         write_spec(spec_for_text(str(text)), raw.folder / "data/tiny/dataset.yaml")
         self._derive("raw", "downloaded", "download")
         self._derive("downloaded", "tokens", "tokenize")

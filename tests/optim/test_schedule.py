@@ -42,13 +42,13 @@ def test_without_decay_the_rate_is_constant(step: int) -> None:
     [(0, 0.01 / 3), (1, 0.02 / 3), (2, 0.01), (11, 0.01), (12, 0.01), (16, 0.0055), (20, 0.001), (99, 0.001)],
 )
 def test_warmup_stable_decay(step: int, expected: float) -> None:
-    train = tiny.params("train.cooldown_iters=8").train
+    train = tiny.params("train.cooldown_share=0.4").train
     assert build_schedule(train)(step) == pytest.approx(expected, rel=1e-12)
 
 
 def test_until_the_cooldown_the_length_of_a_run_does_not_matter() -> None:
     short, long = (
-        build_schedule(tiny.params("train.cooldown_iters=5", f"train.lr_decay_iters={steps}").train)
+        build_schedule(tiny.params("train.cooldown_share=0.25", f"train.lr_decay_iters={steps}").train)
         for steps in (20, 1000)
     )
     assert [short(step) for step in range(15)] == [long(step) for step in range(15)]

@@ -69,7 +69,7 @@ def new_project(folder: Path) -> dict[str, dict[str, Any]]:
     write_text(folder / ".dvc/config.local", "[core]\n    no_scm = true\n")
     values = tiny.params("train.max_iters=2", "depth.eval_iters=2").model_dump()
     values["baselines"] |= {"models": ["unigram"], "pretrained": ["gpt2"]}
-    write_text(folder / "params.yaml", overlay(tiny.params_yaml(), values))
+    write_text(folder / "params.yaml", overlay(tiny.params_yaml("nanogpt"), values))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         write_text(Path("text/tiny.txt"), tiny.text())
@@ -86,7 +86,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert dvc(folder, "repro", "train").returncode == 0
     shutil.copytree(folder / "results/model", folder / "saved/other", copy_function=shutil.copyfile)
     values["baselines"]["models"] = BASELINES
-    write_text(folder / "params.yaml", overlay(tiny.params_yaml(), values))
+    write_text(folder / "params.yaml", overlay(tiny.params_yaml("nanogpt"), values))
     first = dvc(folder, "repro")
     assert first.returncode == 0, first.stdout + first.stderr
     yield folder

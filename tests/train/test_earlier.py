@@ -92,7 +92,7 @@ def test_a_longer_run_continues_from_where_the_cooldown_began(
             f"train.optimizer={optimizer}",
             f"train.max_iters={steps}",
             f"train.lr_decay_iters={steps}",
-            "train.cooldown_iters=8",
+            f"train.cooldown_share={8 / steps}",
             "train.learning_rate=0.002",
             "train.muon_learning_rate=0.01",
             "train.embedding_learning_rate=0.01",
