@@ -72,9 +72,13 @@ def seed(device: torch.device, value: int) -> None:
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Copy tensors to the device; to a CUDA GPU asynchronously, from pinned memory."""
-    if device.type == "cuda":
-        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
-    return tuple(tensor.to(device) for tensor in batch)
+    beside = device.type == "cuda"
+    return tuple(tensor.to(device, non_blocking=beside) for tensor in pinned(batch, device))
+
+
+def pinned(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The tensors in memory that a CUDA GPU can copy from by itself; for another device, as they are."""
+    return tuple(tensor.pin_memory() for tensor in batch) if device.type == "cuda" else batch
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:

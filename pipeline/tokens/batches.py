@@ -16,6 +16,8 @@ from pipeline.config.errors import UserError
 from pipeline.tokens.keyed_random import mix, permute
 from pipeline.tokens.shards import Tokens
 
+TOGETHER = 32  # micro-batches whose order is computed at once
+
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and next tokens, int64, both (B, T)
 
 
@@ -38,13 +40,21 @@ class TrainingBatches:
         self._seed = seed
         self.windows_per_epoch, rest = divmod(len(tokens) - 1, block_size)
         self._offsets = rest + 1
+        self._known: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def starts(self, step: int, micro_batch: int) -> np.ndarray:
         """The position in the corpus at which each window of a micro-batch begins, int64 (B,)."""
-        first = (step * self._micro_batches + micro_batch) * self._batch_size
-        epochs, positions = np.divmod(
-            np.arange(first, first + self._batch_size, dtype=np.int64), self.windows_per_epoch
-        )
+        group, number = divmod(step * self._micro_batches + micro_batch, TOGETHER)
+        known, starts = self._known
+        if known != group:  # the same NumPy calls for many micro-batches cost little more than for one
+            size = TOGETHER * self._batch_size
+            starts = self._starts(np.arange(group * size, (group + 1) * size, dtype=np.int64))
+            self._known = group, starts
+        return starts[number * self._batch_size : (number + 1) * self._batch_size]
+
+    def _starts(self, windows: np.ndarray) -> np.ndarray:
+        """The same for windows by their numbers, counted from the start of the training, int64 (N,)."""
+        epochs, positions = np.divmod(windows, self.windows_per_epoch)
         starts = np.empty_like(positions)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
@@ -62,10 +72,7 @@ class TrainingBatches:
     def micro_batch(self, step: int, micro_batch: int) -> Batch:
         """Inputs and targets of one micro-batch, each (B, T)."""
         starts = self.starts(step, micro_batch)
-        windows = np.empty((len(starts), self._block_size + 1), dtype=np.int64)
-        for row, start in enumerate(starts):
-            windows[row] = self._tokens.read(int(start), int(start) + self._block_size + 1)
-        both = torch.from_numpy(windows)
+        both = torch.from_numpy(self._tokens.windows(starts, self._block_size + 1))
         return both[:, :-1], both[:, 1:]
 
 

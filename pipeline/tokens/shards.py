@@ -196,7 +196,7 @@ class OpenShard:
     """
 
     def __init__(self, path: Path, dtype: np.dtype, tokens: int) -> None:
-        self._path, self._dtype, self._tokens = path, dtype, tokens
+        self._path, self.dtype, self._tokens = path, dtype, tokens
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -206,7 +206,7 @@ class OpenShard:
     def __getitem__(self, part: slice) -> np.ndarray:
         """Raises UserError if the file has become too short."""
         start, stop, _ = part.indices(self._tokens)
-        offset, end = (position * self._dtype.itemsize for position in (start, max(start, stop)))
+        offset, end = (position * self.dtype.itemsize for position in (start, max(start, stop)))
         content = bytearray()
         while offset < end:  # one call reads at most 2 GB
             read = os.pread(self._descriptor, end - offset, offset)
@@ -214,7 +214,12 @@ class OpenShard:
                 raise UserError(f"{self._path}: was truncated while it was in use; {REMEDY}")
             content += read
             offset += len(read)
-        return np.frombuffer(content, self._dtype)
+        return np.frombuffer(content, self.dtype)
+
+    def read_into(self, row: np.ndarray, start: int) -> None:
+        """Fill a `row` of this shard's type with the ids from `start` on; errors as for a slice."""
+        if os.preadv(self._descriptor, [row.data], start * self.dtype.itemsize) != row.nbytes:
+            row[:] = self[start : start + len(row)]  # what one call left out
 
 
 class Tokens:
@@ -237,6 +242,18 @@ class Tokens:
             parts.append(self._arrays[shard][start - offset : end - offset])
             start, shard = end, shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The ids of windows of `length` tokens: starts (N,) -> int64 (N, length)."""
+        shards = np.searchsorted(self._ends[:-1], starts, side="right").tolist()
+        rows = np.empty((len(starts), length), self._arrays[0].dtype)
+        for row, start, shard in zip(rows, starts.tolist(), shards, strict=True):
+            array, end = self._arrays[shard], int(self._ends[shard])
+            if isinstance(array, OpenShard) and start + length <= end:
+                array.read_into(row, start - end + len(array))
+            else:
+                row[:] = self.read(start, start + length)
+        return rows.astype(np.int64)
 
 
 def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) -> Tokens:

@@ -25,6 +25,7 @@ SOURCES = (
     "optim",
     "runtime/compiled.py",
     "runtime/device.py",
+    "runtime/prefetch.py",
     "tokens/batches.py",
     "tokens/keyed_random.py",
     "tokens/shards.py",

@@ -21,8 +21,9 @@ from pipeline.optim.build import build_optimizer, build_schedule
 from pipeline.optim.schedule import set_learning_rate
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.device import autocast, peak_flops, seed, to_device
+from pipeline.runtime.prefetch import Prefetch
 from pipeline.runtime.stop import stop_requested
-from pipeline.tokens.batches import TrainingBatches, evaluation_windows
+from pipeline.tokens.batches import Batch, TrainingBatches, evaluation_windows
 from pipeline.tokens.keyed_random import mix, uniform
 from pipeline.tokens.shards import Tokens
 from pipeline.track.tracker import Tracker
@@ -101,6 +102,7 @@ class Trainer:
         self.batches = TrainingBatches(
             data.train, model.block_size, train.batch_size, self.micro_batches, train.seed
         )
+        self._prefetch = Prefetch(self._micro_batch, device)
         self.tokens_per_step = self.micro_batches * train.batch_size * model.block_size
         self.flops_per_step = self.tokens_per_step * model.flops_per_token()
         self.peak_flops = peak_flops(device, train.dtype)
@@ -119,7 +121,7 @@ class Trainer:
         """
         self.model.train()
         self.meter.restart_clock()
-        with stop_requested() as stop, Background() as self._background:
+        with stop_requested() as stop, Background() as self._background, self._prefetch:
             while True:
                 if self.state.step != self._resumed_at:  # what is due at a resumed step is done
                     self._evaluate_log_and_save(tracker)
@@ -223,7 +225,7 @@ class Trainer:
         set_learning_rate(self.optimizer, self.schedule(state.step))
         losses: list[Loss] = []
         for micro_batch, depth in enumerate(self.drawn_depths(state.step, 1)):
-            ids, targets = to_device(self.batches.micro_batch(state.step, micro_batch), self.device)
+            ids, targets = self._prefetch(state.step * self.micro_batches + micro_batch)
             with autocast(self.device, train.dtype):
                 loss = self._forward(ids, targets=targets, depth=depth)
             self.scaler.scale(loss.total / self.micro_batches).backward()
@@ -237,6 +239,10 @@ class Trainer:
         self.optimizer.zero_grad()
         self.model.after_step()
         state.step += 1
+
+    def _micro_batch(self, number: int) -> Batch:
+        """A micro-batch by its number since the first step."""
+        return self.batches.micro_batch(*divmod(number, self.micro_batches))
 
     def _update(self, losses: list[Loss]) -> None:
         """Clip the gradient and take the step, unless it is left out."""
