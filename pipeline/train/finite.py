@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,8 @@ class Finite:
 
     def look(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Take in the loss and the gradient norm of a step. Both are scalars on the device."""
+        if loss.device.type == "cpu" and math.isfinite(loss.item()) and math.isfinite(grad_norm.item()):
+            return  # a CPU need not be waited for
         steps = torch.full_like(loss, step, dtype=torch.float64)
         this = torch.stack([steps, loss.double(), grad_norm.double()])
         bad = ~this.isfinite().all()
