@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
-COMMANDS := demo repro train-on finetune-on experiment watch presets start-from sizing summary experiments sample \
-	baselines eval-zeroshot lm-eval export import upload generate doctor verify
+COMMANDS := demo repro train-on finetune-on experiment watch presets start-from sizing profile summary experiments \
+	sample baselines eval-zeroshot lm-eval export import upload generate doctor verify
 
 .PHONY: help demo install ready again test test-gpu faults check format bench clean $(COMMANDS)
 

@@ -67,6 +67,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command(
             "sizing", "parameters, FLOPs, memory and disk: make sizing PRESET=gpt2", "pipeline.cli.sizing"
         ),
+        Command(
+            "profile",
+            "a step's time by part, its limit, the faster dtype; FIT=1, TRACE=1",
+            "pipeline.cli.profile",
+        ),
     ),
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),

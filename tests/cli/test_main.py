@@ -47,6 +47,7 @@ OPTIONS = {
     "preset": ["NAME", "--force"],
     "start-from": ["MODEL", "--block-size"],
     "sizing": ["--preset", "--set-param"],
+    "profile": ["SET", "--preset", "--set-param", "--steps", "--fixed-batch", "--fit", "--trace"],
     "summary": [],
     "experiments": [],
     "sample": ["--start", "--model", "--out", "--set-param"],
