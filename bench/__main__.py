@@ -6,7 +6,8 @@ from pipeline.config.command_line import run_one_of
 
 HELP = "Run a benchmark. Results are written to results/."
 BENCHMARKS = {
-    "nanogpt": ("training and sampling against nanoGPT: make bench WHAT=nanogpt CLONE=...", "bench.nanogpt"),
+    "speed": ("the table of speed against nanoGPT, its fork and an earlier version", "bench.speed"),
+    "gpu": ("the same on one GPU, in nine minutes", "bench.gpu"),
     "fork": ("the model family against nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
     "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
     "checkpoint": ("what saving, resuming and opening a large corpus cost", "bench.checkpoint"),
@@ -14,6 +15,7 @@ BENCHMARKS = {
         "take ingredients out of the active recipe: loss and time over several seeds",
         "bench.ablation",
     ),
+    "docs": ("put the tables in results/ into docs/benchmarks.md", "bench.docs:write_docs"),
     "variants": ("train every variant of the model and compare their depth curves", "bench.compare_variants"),
 }
 

@@ -7,9 +7,7 @@ variant in turns, so that a ratio is between neighboring runs; see bench.harness
 from __future__ import annotations
 
 import csv
-import json
 import re
-import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -22,33 +20,30 @@ from typing import Annotated
 import typer
 
 from bench.harness import (
-    CONFIG,
     FLAGS,
-    ON_CPU,
-    OUT_DIR,
-    PREPARE,
+    FORK,
     TOKENS,
     VERDICTS,
     call_apart,
+    find_clone,
     machine,
-    nanogpt_saved_val_loss,
-    nanogpt_steps,
     prepare_clone,
     prepare_here,
-    run_python,
-    steps_here,
+    train_clone,
+    train_here,
 )
 from bench.variants import VARIANTS, overrides
 from pipeline.config import presets
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
-from pipeline.config.paths import LOG, METRICS, MODEL, RESULTS
+from pipeline.config.paths import LOG, MODEL, RESULTS
 from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
 
 MAX_ITERS = 1000
 FIRST_SEED = 1337  # nanoGPT's seed; its train.py has no flag for it
 FLOAT32 = "float32"
+WITHOUT_TRACKERS = {"tensorboard_log": False, "wandb_log": False}
 LOSS_BARS = {  # nats per token: the fork's losses, means of three seeds, when these limits were set
     "dense": 2.109,
     "moe": 2.074,
@@ -62,14 +57,6 @@ ONLY_HERE = ("recurrent", "stopping")  # the fork's depth never varies, and its 
 STEP_TO_FORK_BAR, STEP_TO_DENSE_BAR = 0.6, 1.4  # step time of `moe`, as a ratio
 LOAD_BAR = 1.5  # tokens of the busiest expert over the mean
 DEPTH_BAR, STOPPING_LOSS_BAR = 0.7, 0.02  # share of all steps; nats per token above taking all steps
-
-# Runs train.py unchanged, but with another seed.
-RESEEDED = """\
-import runpy, sys, torch
-seed, offset = torch.manual_seed, int(sys.argv.pop(1))
-torch.manual_seed = lambda number: seed(number + offset)
-runpy.run_path("train.py", run_name="__main__")
-"""
 
 
 @dataclass(frozen=True)
@@ -159,7 +146,7 @@ def main(
     if not fork and clone is not None:
         raise UserError(f"--no-fork contradicts {clone}; drop one of them")
     if clone is not None:
-        check_clone(clone)
+        find_clone(FORK, clone)
     chosen = list(dict.fromkeys(variants.replace(",", " ").split()))
     for variant in chosen:
         load_params([*overrides(variant), f"train.dtype={dtype}"], presets.FOLDER / f"{presets.DEFAULT}.yaml")
@@ -183,18 +170,6 @@ def main(
                 took[variant] = time.perf_counter() - start
             report = _write(pairs, max_iters, dtype)  # after each seed, because the next one takes long
     print(f"\n{report}")
-
-
-def check_clone(folder: Path) -> None:
-    """Raise UserError if `folder` is not a clone of the fork."""
-    remedy = (
-        "name the folder that `git clone https://github.com/Amr-Hegazy1/nanoGPT` makes, at commit b864ab9"
-    )
-    for name in ("train.py", "model.py", CONFIG, PREPARE):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: not a clone of the fork, it has no {name}; {remedy}")
-    if "share_moe_experts" not in (folder / "train.py").read_text(encoding="utf-8"):
-        raise UserError(f"{folder}: not a clone of the fork, its train.py has no share_moe_experts; {remedy}")
 
 
 def time_left(took: Mapping[str, float], to_do: Sequence[str]) -> str:
@@ -329,9 +304,7 @@ def _show(value: float | None, number: str, scale: float = 1.0) -> str:
 
 
 def _train_fork(folder: Path, variant: str, number: int, max_iters: int) -> Training:
-    shutil.rmtree(folder / OUT_DIR, ignore_errors=True)
     settings = {
-        **FLAGS,
         **VARIANTS[variant],
         "dtype": FLOAT32,
         "max_iters": max_iters,
@@ -339,17 +312,13 @@ def _train_fork(folder: Path, variant: str, number: int, max_iters: int) -> Trai
         "eval_interval": max_iters,
         "eval_iters": 1,  # it saves only when it evaluates; the loss it prints is not used
         "always_save_checkpoint": True,
-        "tensorboard_log": False,
-        "wandb_log": False,
+        **WITHOUT_TRACKERS,
     }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    process = run_python("fork: train", folder, "-c", RESEEDED, str(number), CONFIG, *ON_CPU, *flags)
-    return Training(nanogpt_saved_val_loss(folder), median(nanogpt_steps(process.output)))
+    figures = train_clone("fork", folder, settings, number)
+    return Training(figures["val_loss"], figures["step"])
 
 
 def _train_here(folder: Path, variant: str, number: int, max_iters: int, dtype: str) -> Training:
-    for leftover in (folder / "runs", folder / RESULTS):
-        shutil.rmtree(leftover, ignore_errors=True)
     settings = {
         "seed": FIRST_SEED + number,
         "dtype": dtype,
@@ -359,12 +328,11 @@ def _train_here(folder: Path, variant: str, number: int, max_iters: int, dtype: 
         "always_save_checkpoint": "true",
     }
     changes = [*overrides(variant), *(f"train.{name}={value}" for name, value in settings.items())]
-    run_python("here: train", folder, "-m", "stages.train", *(f"-S{change}" for change in changes))
-    log = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    figures = train_here("here", folder, changes)
     return Training(
-        val_loss=json.loads((folder / METRICS).read_text(encoding="utf-8"))["val_loss"],
-        step_seconds=median(steps_here(log)),
-        load=expert_load(log),
+        val_loss=figures["val_loss"],
+        step_seconds=figures["step"],
+        load=expert_load((folder / LOG).read_text(encoding="utf-8").splitlines()),
         stopping=call_apart(_evaluate_stopping, folder)
         if VARIANTS[variant].get("learned_stopping_use_threshold")
         else None,

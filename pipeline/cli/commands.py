@@ -128,7 +128,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("check", "format, lint, types and imports"),
         Command("format", "format the code and fix what lint can fix"),
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
-        Command("bench", "measure: make bench WHAT=nanogpt, fork or checkpoint"),
+        Command("bench", "the table of speed beside nanoGPT and the fork: make bench CLONE=... FORK=..."),
+        Command("bench-gpu", "the same on one GPU, in nine minutes"),
         Command(
             "doctor",
             "this machine and project, for a bug report; what to mend",

@@ -12,13 +12,11 @@ import pytest
 from bench.fork import (
     LOSS_BARS,
     ONLY_HERE,
-    RESEEDED,
     Check,
     Pair,
     Reading,
     Stopping,
     Training,
-    check_clone,
     checks,
     expert_load,
     main,
@@ -26,7 +24,7 @@ from bench.fork import (
     summarize,
     time_left,
 )
-from bench.harness import CONFIG, PREPARE
+from bench.harness import CONFIG, FORK, PREPARE, RESEEDED, find_clone
 from bench.variants import VARIANTS
 from pipeline.config.errors import UserError
 
@@ -157,15 +155,20 @@ def test_time_left_counts_what_is_known() -> None:
 
 
 def test_a_folder_that_is_no_clone_of_the_fork_is_named(tmp_path: Path) -> None:
-    for name in ("train.py", "model.py", CONFIG):
+    for name in ("train.py", "model.py", "sample.py", CONFIG):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"not a clone of the fork, it has no .*prepare\.py"):
-        check_clone(tmp_path)
+    with pytest.raises(
+        UserError, match=r"not a clone of github.com/Amr-Hegazy1/nanoGPT, it has no .*prepare\.py"
+    ):
+        find_clone(FORK, tmp_path)
     (tmp_path / PREPARE).parent.mkdir(parents=True)
     (tmp_path / PREPARE).touch()
-    with pytest.raises(UserError, match=r"not a clone of the fork, its train\.py has no share_moe_experts"):
-        check_clone(tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"not a clone of github.com/Amr-Hegazy1/nanoGPT, its train\.py has no share_moe_experts",
+    ):
+        find_clone(FORK, tmp_path)
 
 
 @pytest.mark.parametrize(
