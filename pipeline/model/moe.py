@@ -125,8 +125,10 @@ class StackedLinear(nn.Module):
         return zip(self.weight.unbind(), biases, strict=True)
 
 
-class Experts(nn.Module):
+class Experts(Part):
     """A bank of feed-forward networks."""
+
+    eager = ("_one_by_one",)  # the number of rows per expert depends on the data
 
     def __init__(self, count: int, n_embd: int, bias: bool, activation: str = "gelu") -> None:
         super().__init__()
@@ -148,7 +150,6 @@ class Experts(nn.Module):
             return self.c_proj.grouped(self.activation(self.c_fc.grouped(x, sizes)), sizes)
         return self._one_by_one(x, sizes)
 
-    @torch.compiler.disable
     def _one_by_one(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """Each expert in turn, so that what it computes stays in a CPU's cache. A GPU is asked for sizes."""
         numbers = sizes.tolist()

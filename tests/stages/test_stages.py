@@ -42,7 +42,7 @@ def trained_template(tmp_path_factory: pytest.TempPathFactory, tiny_tokens: Path
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.delenv("DVC_ROOT", raising=False)
-        write_text(Path("params.yaml"), tiny.params_yaml())
+        write_text(Path("params.yaml"), tiny.params_yaml("nanogpt"))
         shutil.copytree(tiny_tokens, "data/tiny/char")
         train(tiny.OVERRIDES)
     yield folder
