@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 def attend(
@@ -19,6 +20,11 @@ def attend(
     is_causal: bool = False,
 ) -> torch.Tensor:
     """`F.scaled_dot_product_attention`, for queries, keys and values (B, heads, T, head size); same shape."""
+    if has_torch_function((q,)):  # whoever observes a model sees attention here
+        seen: torch.Tensor = handle_torch_function(
+            attend, (q,), q, k, v, mask, dropout=dropout, is_causal=is_causal
+        )
+        return seen
     if is_causal and _products_are_faster(q):
         y: torch.Tensor = _CausalAttention.apply(q, k, v, dropout)
         return y

@@ -25,7 +25,8 @@ from pipeline.tokens.tokenizers import Tokenizer
 
 TAG = "gpt-pipeline"
 NO_FOLDERS = ("scratch", OURS, *BASELINES)  # names of models that are not folders
-OF_DECAY = ("warmup_iters", "lr_decay_iters", "min_lr")  # unused without decay_lr
+OF_DECAY = ("warmup_iters", "lr_decay_iters", "min_lr", "cooldown_share")  # unused without decay_lr
+OF_MUON = ("muon_learning_rate", "embedding_learning_rate", "muon_momentum")  # unused with AdamW alone
 
 USE = """\
 ## Use
@@ -76,7 +77,8 @@ def read_training(record: Path, metrics_file: Path, evaluated: Iterable[Path]) -
     settings = run["train"]
     start = run.get("start", {"name": "unknown", "repository": None})
     name = start["name"] if start["repository"] or start["name"] in NO_FOLDERS else "a local model"
-    unused = () if settings["decay_lr"] else OF_DECAY
+    unused = [*(() if settings["decay_lr"] else OF_DECAY)]
+    unused += () if settings["optimizer"] == "muon" else OF_MUON
     return Training(
         metrics,
         {key: settings[key] for key in settings if key not in unused} | {"init_from": name},

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from pipeline.model.attend import attend
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.feedforward import FeedForward
 from pipeline.model.gpt import GPT
@@ -120,8 +120,8 @@ def attention_entropy(
 class _Observer(TorchFunctionMode):
     """Sees what a model computes: the output of its blocks, its attention, and which of its units fire.
 
-    Attention weights are never held by the model. So queries and keys are taken where they go into the fused
-    kernel, whatever was done to them before.
+    The model does not show its attention weights. So queries and keys are taken where they go into `attend`,
+    whatever was done to them before.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -149,7 +149,7 @@ class _Observer(TorchFunctionMode):
             hook.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
+        if func is attend:
             self._see_attention(*args, **kwargs)
         return func(*args, **(kwargs or {}))
 
@@ -158,12 +158,12 @@ class _Observer(TorchFunctionMode):
         q: torch.Tensor,
         k: torch.Tensor,
         _: torch.Tensor,
-        attn_mask: torch.Tensor | None,
+        mask: torch.Tensor | None,
         is_causal: bool,
         **__: object,
     ) -> None:
         name = f"health/attention_entropy/{self._block}"
-        self._figures[name] = attention_entropy(q, k, attn_mask, is_causal)
+        self._figures[name] = attention_entropy(q, k, mask, is_causal)
 
     def _watch_block(self, name: str, block: nn.Module, repeated: bool) -> Iterator[RemovableHandle]:
         def begin(*_: object) -> None:
