@@ -25,18 +25,18 @@ class AdamW:
     def __call__(
         self,
         group: dict[str, Any],
-        parameters: list[torch.Tensor],
+        parameters: dict[str, torch.Tensor],
         states: list[State],
         found_inf: torch.Tensor | None,
     ) -> None:
-        for parameter, state in zip(parameters, states, strict=True):
+        for parameter, state in zip(parameters.values(), states, strict=True):
             if not state:
                 state["step"] = torch.zeros((), device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            list(parameters.values()),
+            [parameter.grad for parameter in parameters.values() if parameter.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],

@@ -5,7 +5,7 @@ https://kellerjordan.github.io/posts/muon/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,40 +38,47 @@ class Muon:
     def __call__(
         self,
         group: dict[str, Any],
-        parameters: list[torch.Tensor],
+        parameters: dict[str, torch.Tensor],
         states: list[State],
         found_inf: torch.Tensor | None,
     ) -> None:
-        updates = []
-        for parameter, state in zip(parameters, states, strict=True):
-            gradient = parameter.grad
-            assert gradient is not None
+        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        for parameter, state in zip(parameters.values(), states, strict=True):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            if found_inf is not None:
-                gradient = torch.where(found_inf > 0, state["momentum"], gradient)  # the momentum stays
-            state["momentum"].lerp_(gradient, 1 - self.momentum)
-            updates.append(gradient.lerp(state["momentum"], self.momentum))
-        self._orthogonalize(group["param_names"], updates)
-        rate = group["lr"] if found_inf is None else group["lr"] * (found_inf == 0)
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - rate * group["weight_decay"])
-            parameter.sub_(update * rate)
-
-    def _orthogonalize(self, names: list[str], updates: list[torch.Tensor]) -> None:
-        """Replace every matrix in `updates` by its nearest orthogonal one."""
-        by_shape: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        for name, update in zip(names, updates, strict=True):
-            for matrix in matrices(name, update):
-                wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-                by_shape.setdefault(tuple(wide.shape), []).append(matrix)
-        for shape, same in by_shape.items():
-            stack = torch.stack([matrix if tuple(matrix.shape) == shape else matrix.mT for matrix in same])
-            for matrix, orthogonal in zip(same, orthogonalize(stack, self.dtype), strict=True):
+        momenta = [state["momentum"] for state in states]
+        rate = group["lr"]
+        if found_inf is not None:
+            gradients = [
+                torch.where(found_inf > 0, momentum, gradient)  # so that the momentum stays
+                for momentum, gradient in zip(momenta, gradients, strict=True)
+            ]
+            rate = rate * (found_inf == 0)
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        updates = torch._foreach_lerp(gradients, momenta, self.momentum)
+        if group["weight_decay"]:
+            torch._foreach_mul_(list(parameters.values()), 1 - rate * group["weight_decay"])
+        for changed, stack in _by_shape(parameters, updates):
+            for matrix, direction in zip(changed, orthogonalize(stack, self.dtype), strict=True):
                 rows, columns = matrix.shape
-                matrix.copy_(orthogonal if tuple(matrix.shape) == shape else orthogonal.mT)
-                if rows > columns:
-                    matrix *= (rows / columns) ** 0.5
+                longest = max(1.0, rows / columns) ** 0.5
+                wide = direction if direction.shape == matrix.shape else direction.mT
+                matrix.sub_(wide * (rate * longest))
+
+
+def _by_shape(
+    parameters: dict[str, torch.Tensor], updates: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    """All matrices of one shape, tall ones lying down: those to change, and a stack of their updates."""
+    found: dict[tuple[int, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for (name, parameter), update in zip(parameters.items(), updates, strict=True):
+        for matrix, part in zip(matrices(name, parameter), matrices(name, update), strict=True):
+            wide = part if part.shape[0] <= part.shape[1] else part.mT
+            changed, parts = found.setdefault(tuple(wide.shape), ([], []))
+            changed.append(matrix)
+            parts.append(wide)
+    for changed, parts in found.values():
+        yield changed, torch.stack(parts)
 
 
 def matrices(name: str, parameter: torch.Tensor) -> Iterator[torch.Tensor]:

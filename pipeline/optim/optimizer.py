@@ -16,7 +16,7 @@ class Rule(Protocol):
     def __call__(
         self,
         group: dict[str, Any],
-        parameters: list[torch.Tensor],
+        parameters: dict[str, torch.Tensor],
         states: list[State],
         found_inf: torch.Tensor | None,
     ) -> None:
@@ -29,8 +29,8 @@ class Rule(Protocol):
 class Optimizer(torch.optim.Optimizer):
     """Updates each parameter group by its own rule.
 
-    Each group is a dict with `params`, `rule`, `lr` and `weight_decay`. The methods overridden here would
-    import PyTorch's compiler: 75 MB and a second at every start.
+    Each group is a dict with `params`, their `param_names`, `rule`, `lr` and `weight_decay`. The methods
+    overridden here would import PyTorch's compiler: 75 MB and a second at every start.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -52,7 +52,9 @@ class Optimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
-            updated = [parameter for parameter in group["params"] if parameter.grad is not None]
+            named = zip(group["param_names"], group["params"], strict=True)
+            updated = {name: parameter for name, parameter in named if parameter.grad is not None}
             if updated:
                 rule: Rule = group["rule"]
-                rule(group, updated, [self.state[parameter] for parameter in updated], self.found_inf)
+                states = [self.state[parameter] for parameter in updated.values()]
+                rule(group, updated, states, self.found_inf)

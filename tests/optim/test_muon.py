@@ -106,3 +106,16 @@ def test_state_comes_back_exactly() -> None:
     take_steps(other, restored, 2)
     for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two), name
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    """As those of a block that no sequence went through."""
+    model = tiny.model()
+    optimizer = build_optimizer(model, TRAIN)
+    model(torch.tensor([[1, 2, 3]]), targets=torch.tensor([[2, 3, 4]])).total.backward()
+    idle = model.get_parameter("trunk.h.0.mlp.c_fc.weight")
+    idle.grad = None
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer.step()
+    unchanged = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert unchanged == ["trunk.h.0.mlp.c_fc.weight"]
