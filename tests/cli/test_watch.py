@@ -180,7 +180,8 @@ def test_sample_and_export_use_the_newest_checkpoint_until_there_is_a_model(
     for command in (["sample", "--start", "the "], ["export"]):
         ended = stage(*command)
         assert ended.status == 0
-        assert ended.err == f"note: no results/model yet; this is {newest}, the newest checkpoint\n"
+        said = f"note: no results/model yet; this is {newest}, the newest checkpoint"
+        assert ended.err.splitlines()[0] == said
     weights = load_file("results/export/model.safetensors")["transformer.wte.weight"]
     assert torch.equal(weights, load_file(newest / "model.safetensors")["embed.wte.weight"])
     flip_a_bit(newest / "model.safetensors")
@@ -216,6 +217,6 @@ def test_a_model_that_is_there_or_named_is_used(interrupted: Run, stage: Stage) 
     ended = stage("sample", "--model", "saved/none")
     assert ended.status == 2 and "note" not in ended.err
     assert stage("train").status == 0
-    assert stage("sample").err == ""
+    assert "note" not in stage("sample").err
     shutil.rmtree("results/model")
     assert stage("sample").status == 2, "the run is finished, so `dvc repro` publishes its model"
