@@ -99,6 +99,12 @@ class GPT(nn.Module):
         self.trunk = trunk
         self.head = head
         self.block_size = block_size
+        # A tuple, so that they are not registered a second time.
+        self._called_after_step = tuple(
+            part
+            for part in self.modules()
+            if isinstance(part, Part) and type(part).after_step is not Part.after_step
+        )
 
     @property
     def depth(self) -> int:
@@ -184,9 +190,8 @@ class GPT(nn.Module):
 
     def after_step(self) -> None:
         """Call `after_step` of every part; do this after each optimizer step."""
-        for part in self.modules():
-            if isinstance(part, Part):
-                part.after_step()
+        for part in self._called_after_step:
+            part.after_step()
 
     def num_params(self, positions: bool = True) -> int:
         """Number of parameters, with tied ones counted once.
