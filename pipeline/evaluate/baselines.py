@@ -122,7 +122,7 @@ def _xz(tokens_folder: Path) -> BaselineResult:
 
 def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """Evaluate a model on the same text in its own tokens. Bits per byte compare across tokenizers."""
-    from pipeline.evaluate.loss import evaluate
+    from pipeline.evaluate.loss import evaluate, windows_at_once
     from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
     from pipeline.tokens.batches import count_batches, evaluation_windows
@@ -135,14 +135,12 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}
     device = use_device(params.runtime)
     model = load_model(stored, device)
-    # As many tokens per batch as in training: GPT-2's long windows and large vocabulary need more memory.
-    rows = max(1, params.train.batch_size * params.model.block_size // model.block_size)
     results = {}
     for split, tokens in texts.items():
         ids = tokens.read(0, min(len(tokens), len(val)))
         if not tokenizer.same_ids(own):
             ids = _retokenized(ids, own, tokenizer)
-        arguments = (Tokens([ids]), model.block_size, rows)
+        arguments = (Tokens([ids]), model.block_size, windows_at_once(model, device))
         windows = tqdm(
             evaluation_windows(*arguments),
             desc=f"{name} on {split}",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping
+from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping, windows_at_once
 from pipeline.model.gpt import GPT
 from pipeline.tokens.batches import check_fits, count_batches, evaluation_windows
 from pipeline.tokens.shards import open_split, open_tokenizer
@@ -65,7 +65,9 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
     """
     val, token_bytes = open_split(tokens_folder, "val"), open_tokenizer(tokens_folder).token_bytes
     check_fits(len(val), model.block_size, "val")
-    arguments = (val, model.block_size, params.train.batch_size, params.depth.eval_iters)
+    iters = params.depth.eval_iters
+    limit = None if iters is None else iters * params.train.batch_size
+    arguments = (val, model.block_size, windows_at_once(model, device), limit)
 
     def batches(description: str) -> tqdm[Any]:
         total = count_batches(*arguments)

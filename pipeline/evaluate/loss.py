@@ -11,17 +11,42 @@ import torch
 
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.model.gpt import GPT, cross_entropy
-from pipeline.runtime.device import to_device
+from pipeline.runtime.device import autocast, to_device
 from pipeline.tokens.batches import Batch
 
 NEVER = 1.0  # a threshold for learned stopping that no token exceeds
 
+TOKENS_ON_CPU = 1 << 12  # at once: more no longer fit into its caches
+TOKENS_ON_GPU = 1 << 15
+LOGITS = 1 << 29  # bytes at once, in float32
+
+
+def windows_at_once(model: GPT, device: torch.device) -> int:
+    """How many windows to evaluate as one batch, for speed: `train.batch_size` may be small."""
+    vocab_size = model.embed.wte.weight.shape[0]
+    tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_GPU
+    return max(1, min(tokens, LOGITS // (4 * vocab_size)) // model.block_size)
+
 
 def evaluate(
-    model: GPT, batches: Iterable[Batch], token_bytes: np.ndarray, device: torch.device
+    model: GPT,
+    batches: Iterable[Batch],
+    token_bytes: np.ndarray,
+    device: torch.device,
+    dtype: str = "float32",
 ) -> Evaluation:
-    """Evaluate `model` on (inputs, targets) batches; `token_bytes[i]` is the number of bytes of id i."""
-    (evaluation,) = evaluate_each(lambda ids: [model(ids)], model, batches, token_bytes, device)
+    """Evaluate `model` on (inputs, targets) batches; `token_bytes[i]` is the number of bytes of id i.
+
+    `dtype` is that of the matrix products before the head. The head's are float32 in any case: in 16 bits,
+    large logits would be rounded by tenths.
+    """
+
+    def readings(ids: torch.Tensor) -> list[torch.Tensor]:
+        with autocast(device, dtype):
+            x = model.hidden_states(ids)
+        return [model.head(x if dtype == "float32" else x.float())]
+
+    (evaluation,) = evaluate_each(readings, model, batches, token_bytes, device)
     return evaluation
 
 

@@ -7,7 +7,6 @@ same for any number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 import torch
@@ -77,32 +76,34 @@ class TrainingBatches:
 
 
 def evaluation_windows(
-    tokens: Tokens, block_size: int, batch_size: int, batches: int | None = None
+    tokens: Tokens, block_size: int, batch_size: int, windows: int | None = None
 ) -> Iterator[Batch]:
     """Adjacent windows from the start of a split: every token but the first is predicted exactly once.
 
-    A shorter last window is a batch of its own. `batches` limits the number of batches; None means all.
+    A shorter last window is a batch of its own. `windows` limits the number of windows; None means all.
     """
-    return islice(_all_windows(tokens, block_size, batch_size), batches)
-
-
-def _all_windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[Batch]:
-    full_windows = (len(tokens) - 1) // block_size
+    full_windows, rest = _windows(tokens, block_size, windows)
     for first in range(0, full_windows, batch_size):
         rows = min(batch_size, full_windows - first)
         span = tokens.read(first * block_size, (first + rows) * block_size + 1).astype(np.int64)
         ids = torch.from_numpy(span)
         yield ids[:-1].view(rows, block_size), ids[1:].view(rows, block_size)
-    if full_windows * block_size < len(tokens) - 1:
-        rest = torch.from_numpy(tokens.read(full_windows * block_size, len(tokens)).astype(np.int64))
-        yield rest[None, :-1], rest[None, 1:]
+    if rest:
+        span = tokens.read(full_windows * block_size, len(tokens)).astype(np.int64)
+        ids = torch.from_numpy(span)
+        yield ids[None, :-1], ids[None, 1:]
 
 
-def count_batches(tokens: Tokens, block_size: int, batch_size: int, batches: int | None = None) -> int:
+def count_batches(tokens: Tokens, block_size: int, batch_size: int, windows: int | None = None) -> int:
     """How many batches `evaluation_windows` yields."""
+    full_windows, rest = _windows(tokens, block_size, windows)
+    return -(-full_windows // batch_size) + (rest > 0)
+
+
+def _windows(tokens: Tokens, block_size: int, limit: int | None) -> tuple[int, int]:
+    """How many full windows are evaluated, and how many tokens the shorter one after them predicts."""
     full_windows, rest = divmod(len(tokens) - 1, block_size)
-    every = -(-full_windows // batch_size) + (rest > 0)
-    return every if batches is None else min(every, batches)
+    return (full_windows, rest) if limit is None or limit > full_windows else (limit, 0)
 
 
 def check_fits(tokens: int, block_size: int, split: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pipeline.config.params import Params
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.loss import evaluate
+from pipeline.evaluate.loss import evaluate, windows_at_once
 from pipeline.model.gpt import GPT, Loss
 from pipeline.optim.build import build_optimizer, build_schedule
 from pipeline.optim.schedule import set_learning_rate
@@ -144,9 +144,14 @@ class Trainer:
         self._resumed_at = self.state.step
 
     def evaluate(self, tokens: Tokens, batches: int | None) -> Evaluation:
-        """Evaluate the current model on the first `batches` batches of a split (None: all of it)."""
-        windows = evaluation_windows(tokens, self.model.block_size, self.train.batch_size, batches)
-        return evaluate(self.model, windows, self.data.token_bytes, self.device)
+        """Evaluate the current model on the first `batches` batches of a split (None: all of it).
+
+        That is `train.batch_size` windows each, as in training, however many are read at once.
+        """
+        limit = None if batches is None else batches * self.train.batch_size
+        at_once = windows_at_once(self.model, self.device)
+        windows = evaluation_windows(tokens, self.model.block_size, at_once, limit)
+        return evaluate(self.model, windows, self.data.token_bytes, self.device, self.train.dtype)
 
     def drawn_depths(self, first_step: int, steps: int) -> list[int | None]:
         """The recurrence depth of each micro-batch in these steps; None is the model's default depth."""
@@ -304,8 +309,7 @@ class Trainer:
         """Validation loss (nats, and bits per byte) on the first `eval_iters` batches, noted in the state."""
         self._sync()
         state = self.state
-        with autocast(self.device, self.train.dtype):
-            evaluation = self.evaluate(self.data.val, self.train.eval_iters)
+        evaluation = self.evaluate(self.data.val, self.train.eval_iters)
         val_loss = evaluation.loss
         if not math.isfinite(val_loss):
             self._stop(f"step {state.step:,}: the validation loss is {val_loss}", {"step": state.step})

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.loss import NEVER, evaluate, evaluate_by_depth, evaluate_stopping, stopping_at
+from pipeline.evaluate.loss import (
+    LOGITS,
+    NEVER,
+    TOKENS_ON_CPU,
+    TOKENS_ON_GPU,
+    evaluate,
+    evaluate_by_depth,
+    evaluate_stopping,
+    stopping_at,
+    windows_at_once,
+)
 from pipeline.model.gpt import GPT
 from pipeline.model.halting import LearnedStopping
 from pipeline.tokens.batches import Batch, evaluation_windows
@@ -28,8 +38,8 @@ THRESHOLD: dict[str, object] = {
 TOKEN_BYTES = np.array([1, 2, 3, 4, 1, 1, 2, 1, 1, 1, 0])
 
 
-def windows(batch_size: int = 3, batches: int | None = None) -> Iterator[Batch]:
-    return evaluation_windows(Tokens([IDS]), 8, batch_size, batches)
+def windows(batch_size: int = 3, limit: int | None = None) -> Iterator[Batch]:
+    return evaluation_windows(Tokens([IDS]), 8, batch_size, limit)
 
 
 def test_evaluation_by_hand() -> None:
@@ -87,10 +97,48 @@ def test_the_same_model_gives_the_same_loss_and_goes_on_training() -> None:
     assert not model.training
 
 
-def test_the_first_batches_are_evaluated_alone() -> None:
-    evaluation = evaluate(tiny.model(), windows(batch_size=3, batches=2), TOKEN_BYTES, CPU)
-    assert evaluation.tokens == 2 * 3 * 8
-    assert evaluation.bytes == TOKEN_BYTES[IDS[1 : 1 + 48]].sum()
+def test_the_first_windows_are_evaluated_alone() -> None:
+    evaluation = evaluate(tiny.model(), windows(batch_size=3, limit=5), TOKEN_BYTES, CPU)
+    assert evaluation.tokens == 5 * 8
+    assert evaluation.bytes == TOKEN_BYTES[IDS[1 : 1 + 40]].sum()
+
+
+@pytest.mark.parametrize("vocab_size", [11, 1000, 10**6])
+@pytest.mark.parametrize("block_size", [8, 1024, 10**4])
+def test_a_batch_is_as_large_as_is_fast_and_its_logits_fit(vocab_size: int, block_size: int) -> None:
+    with torch.device("meta"):
+        model = tiny.model(vocab_size=vocab_size, block_size=block_size)
+    for device in (CPU, torch.device("cuda")):
+        tokens = windows_at_once(model, device) * block_size
+        most = min(TOKENS_ON_CPU if device == CPU else TOKENS_ON_GPU, LOGITS // 4 // vocab_size)
+        assert tokens == block_size or most - block_size < tokens <= most
+
+
+def test_16_bits_round_no_logits() -> None:
+    """A head whose logits are all far from zero, as GPT-2's are: softmax does not see the distance."""
+    model = tiny.model(tie_word_embeddings=False)
+    weights = model.state_dict()
+    bias = weights["head.ln_f.bias"].copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    weights["head.ln_f.weight"].zero_()
+    near = evaluate(model, windows(), TOKEN_BYTES, CPU)
+    weights["head.lm_head.weight"].sub_(80 * bias / bias.square().sum())  # lowers every logit by 80
+    far = model.head(torch.zeros(1, 1, 16))
+    assert far.min() > -90 and far.max() < -70
+    for dtype in ("float32", "bfloat16"):
+        loss = evaluate(model, windows(), TOKEN_BYTES, CPU, dtype).loss
+        assert loss == pytest.approx(near.loss, abs=1e-5)
+
+
+def test_the_products_before_the_head_are_in_the_given_precision() -> None:
+    model = tiny.model()
+    seen: set[torch.dtype] = set()
+    for part in model.trunk.modules():
+        part.register_forward_hook(lambda part, given, made: seen.add(made.dtype))
+    evaluate(model, windows(), TOKEN_BYTES, CPU)
+    assert seen == {torch.float32}
+    exact = evaluate(model, windows(), TOKEN_BYTES, CPU).loss
+    assert evaluate(model, windows(), TOKEN_BYTES, CPU, "bfloat16").loss == pytest.approx(exact, abs=1e-3)
+    assert torch.bfloat16 in seen
 
 
 def test_each_depth_is_a_model_cut_off_there() -> None:

@@ -129,14 +129,13 @@ def test_a_split_of_one_window_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize("length", [49, 52])  # 6 windows; 6 and a shorter one
-@pytest.mark.parametrize("batches", range(1, 6))
-def test_evaluation_takes_the_first_batches(length: int, batches: int) -> None:
-    everything = list(evaluation_windows(counting(length), 8, batch_size=2))
-    first = list(evaluation_windows(counting(length), 8, batch_size=2, batches=batches))
-    assert len(first) == min(batches, len(everything))
-    for (inputs, targets), (expected_inputs, expected_targets) in zip(first, everything, strict=False):
-        assert torch.equal(inputs, expected_inputs)
-        assert torch.equal(targets, expected_targets)
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+@pytest.mark.parametrize("windows", range(1, 8))
+def test_evaluation_takes_the_first_windows(length: int, batch_size: int, windows: int) -> None:
+    found = list(evaluation_windows(counting(length), 8, batch_size, windows))
+    assert all(len(inputs) <= batch_size for inputs, _ in found)
+    targets = [int(token) for _, batch in found for token in batch.flatten()]
+    assert targets == list(range(1, min(length, 1 + 8 * windows)))
 
 
 @pytest.mark.parametrize("shard_tokens", [1, 5, 8, 9])
@@ -160,7 +159,7 @@ def test_a_split_shorter_than_a_window_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("length", [9, 10, 17, 40, 41, 100])
-@pytest.mark.parametrize("batches", [None, 1, 2, 99])
-def test_count_batches_is_what_comes(length: int, batches: int | None) -> None:
-    which = (counting(length), 8, 2, batches)
+@pytest.mark.parametrize("windows", [None, 1, 2, 3, 5, 99])
+def test_count_batches_is_what_comes(length: int, windows: int | None) -> None:
+    which = (counting(length), 8, 2, windows)
     assert count_batches(*which) == len(list(evaluation_windows(*which)))
