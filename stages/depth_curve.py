@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, MODEL, STOPPING, tokens_folder
-from pipeline.evaluate.baselines import evaluated, label
+from pipeline.evaluate.baselines import evaluated
 from pipeline.evaluate.depth import Baseline, measure
 from pipeline.model.load import load_model
 from pipeline.report.depth_curve import draw, write_stopping, write_table
@@ -22,7 +22,7 @@ def main(overrides: Overrides = None) -> None:
     stored = open_model(MODEL)
     model = load_model(stored, device)
     others = evaluated(params.baselines.models, load_manifest(tokens_folder(params)).fingerprint)
-    baselines = [Baseline(label(name), figures["val_bpb"]) for name, figures in others]
+    baselines = [Baseline(name, figures["val_bpb"]) for name, figures in others]
     curve = measure("model", model, params, tokens_folder(params), device)
     write_table(DEPTH_CURVE, curve)
     write_stopping(STOPPING, curve)

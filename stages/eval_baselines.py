@@ -10,7 +10,7 @@ import typer
 from pipeline.config.command_line import Overrides, run
 from pipeline.config.params import load_params
 from pipeline.config.paths import BASELINES, tokens_folder
-from pipeline.evaluate.baselines import evaluate_baseline, file_name, write_figures
+from pipeline.evaluate.baselines import evaluate_baseline, file_name, label, write_figures
 from pipeline.storage.files import check_writable
 from pipeline.tokens.shards import load_manifest
 
@@ -33,7 +33,8 @@ def main(
     result = evaluate_baseline(name, params, folder)
     write_figures(path, name, load_manifest(folder).fingerprint, result)
     loss, bpb = result.val.loss, result.val.bits_per_byte
-    print(f"{path}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte")
+    shown = label(str(path), result.first_tokens)
+    print(f"{shown}: val loss {loss:.4f} nats per token, {bpb:.4f} bits per byte")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pipeline.evaluate.comparison import OURS
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
@@ -43,6 +44,9 @@ def results() -> list[dict[str, Any]]:
             {"name": "gpt2", "val_bpb": 1.1, "params": 124439808, "tokens": 100},
             {"name": "bytes", "val_bpb": 1.3, "tokens": 400},
             {"name": "xz", "train_loss": None, "tokens": 101},
+            {"name": "gpt2-xl", "val_bpb": 0.9, "tokens": 29, "first_tokens": 30},
+            {"name": "char", "val_bpb": 1.4, "tokens": 100, "first_tokens": 30},
+            {"name": OURS, "val_bpb": 1.0, "tokens": 29, "first_tokens": 30},
             {"name": "elsewhere", "data": "there", "tokens": 100},
         )
     ]

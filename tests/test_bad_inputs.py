@@ -210,6 +210,7 @@ def rows() -> Iterator[Row]:
         ("tokenizer.vocab_size=1", "vocab_size"),
         ("baselines.models=[]", "baselines.models"),
         ("baselines.models=[quadgram]", "quadgram"),
+        ("baselines.eval_tokens=0", "baselines.eval_tokens"),
         ("zeroshot.tasks=[chess]", "zeroshot.tasks"),
         ("zeroshot.models=[a/../b]", "a/../b"),
         ("depth.stopping_thresholds=[2.0]", "stopping_thresholds"),

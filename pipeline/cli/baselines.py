@@ -12,12 +12,13 @@ from pipeline.config.paths import (
     COMPARISON_PICTURE,
     COMPARISON_TABLE,
     METRICS,
+    MODEL,
     RECORD,
     tokens_folder,
 )
 from pipeline.corpus.sources import load_spec
-from pipeline.evaluate.baselines import read_figures
-from pipeline.evaluate.comparison import baseline_files, read_results, rows
+from pipeline.evaluate.baselines import evaluate_baseline, read_figures
+from pipeline.evaluate.comparison import OURS, baseline_files, read_results, rows
 from pipeline.report.comparison import write_comparison
 from pipeline.tokens.shards import load_manifest
 
@@ -34,7 +35,8 @@ def main() -> None:
 def compare(stale: Collection[str] = ()) -> None:
     """Write and print a table of all results on the active dataset's validation text.
 
-    The results of the stages in `stale` are left out.
+    The results of the stages in `stale` are left out. If others read the start of the text alone, the trained
+    model is evaluated on that, too.
     """
     params = load_params()
     dataset, manifest = params.data.dataset, load_manifest(tokens_folder(params))
@@ -46,6 +48,9 @@ def compare(stale: Collection[str] = ()) -> None:
     results = [
         read_results(RECORD, METRICS)[1] if path == METRICS else read_figures(path) for path in current
     ]
+    if METRICS in current and any(figures.get("first_tokens") for figures in results):
+        same = evaluate_baseline(str(MODEL), params, tokens_folder(params))
+        results.append({"name": OURS, "data": manifest.fingerprint, **same.as_json()})
     published = load_spec(dataset).published
     table = rows(results, manifest.fingerprint, manifest.val.tokens - 1, published)
     title = f"The validation text of {dataset}"

@@ -186,6 +186,9 @@ class Baselines(Section):
         ge=2,
         description="n-grams are counted on the first so many training tokens, in up to 150 bytes for each",
     )
+    eval_tokens: Annotated[int, Field(ge=2)] | None = Field(
+        description="models are evaluated on the first so many tokens, n-grams and xz on all; blank: all"
+    )
 
     @model_validator(mode="after")
     def _are_known(self) -> Baselines:

@@ -40,6 +40,7 @@ class BaselineResult:
     train: Evaluation | None = None  # None for a compressor, which has no training
     params: int | None = None
     weights: str | None = None  # sha256
+    first_tokens: int | None = None  # of the split, if not all of it was read
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -47,15 +48,16 @@ class BaselineResult:
             "train_loss": self.train and self.train.loss,
             "params": self.params,
             "weights": self.weights,
+            "first_tokens": self.first_tokens,
         }
 
 
 def evaluate_baseline(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """Evaluate a baseline, or the model called `name`, on the validation split.
 
-    Every token but the first is predicted, as by a GPT; xz encodes all of them. Except for xz, the start of
-    the training split is evaluated too, with as many tokens as the validation split. Raises UserError if
-    there is no such baseline or model.
+    Every token but the first is predicted, as by a GPT; xz encodes all of them. A model may read only the
+    first `baselines.eval_tokens`. Except for xz, the start of the training split is evaluated too, with as
+    many tokens. Raises UserError if there is no such baseline or model.
     """
     if name in NGRAM_ORDERS or name == KNESER_NEY:
         return _ngram(name, params.baselines.train_tokens, tokens_folder)
@@ -82,16 +84,17 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 
 def evaluated(names: Iterable[str], data: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The baselines, among those called `names`, with figures for the dataset with the fingerprint `data`."""
+    """Label and figures of those baselines that were evaluated on the dataset with the fingerprint `data`."""
     for name in names:
         path = BASELINES / file_name(name)
         if path.exists() and (figures := read_figures(path))["data"] == data:
-            yield name, figures
+            yield label(name, figures.get("first_tokens")), figures
 
 
-def label(name: str) -> str:
-    """What tables and pictures call a baseline or model."""
-    return LABELS.get(name, name)
+def label(name: str, first_tokens: int | None = None) -> str:
+    """What tables and pictures call a baseline or model that read so many tokens of the split (None: all)."""
+    text = LABELS.get(name, name)
+    return text if first_tokens is None else f"{text}, on the first {first_tokens:,} tokens"
 
 
 def _ngram(name: str, train_tokens: int, tokens_folder: Path) -> BaselineResult:
@@ -132,12 +135,13 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     stored, own = open_model(name), open_tokenizer(tokens_folder)
     tokenizer = stored.tokenizer(like=own)
     val = open_split(tokens_folder, "val")
-    texts = {"val": val, "train": open_split(tokens_folder, "train", len(val))}
+    length = min(len(val), params.baselines.eval_tokens or len(val))
+    texts = {"val": val, "train": open_split(tokens_folder, "train", length)}
     device = use_device(params.runtime)
     model = load_model(stored, device)
     results = {}
     for split, tokens in texts.items():
-        ids = tokens.read(0, min(len(tokens), len(val)))
+        ids = tokens.read(0, min(len(tokens), length))
         if not tokenizer.same_ids(own):
             ids = _retokenized(ids, own, tokenizer)
         arguments = (Tokens([ids]), model.block_size, windows_at_once(model, device))
@@ -149,17 +153,22 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
             disable=None,
         )
         results[split] = evaluate(model, windows, tokenizer.token_bytes, device)
-    return BaselineResult(results["val"], results["train"], model.num_params(), stored.sha256)
+    first_tokens = length if length < len(val) else None
+    return BaselineResult(results["val"], results["train"], model.num_params(), stored.sha256, first_tokens)
 
 
 def _retokenized(ids: np.ndarray, own: Tokenizer, other: Tokenizer) -> np.ndarray:
-    """The same text as ids of the tokenizer `other`, encoded document by document."""
+    """The same text as ids of the tokenizer `other`, encoded document by document.
+
+    Where the text was cut amid a character, that one is left out.
+    """
     documents = (
         np.split(ids, np.flatnonzero(ids == own.end_of_text) + 1) if own.end_of_text is not None else [ids]
     )
     parts = []
     for document in documents:
-        parts.append(other.encode(own.decode(document.tolist())))
+        text = own.decode(document.tolist()).removesuffix("\N{REPLACEMENT CHARACTER}")  # half a character
+        parts.append(other.encode(text))
         if other.end_of_text is not None and len(document) and document[-1] == own.end_of_text:
             parts.append(np.array([other.end_of_text], dtype=np.uint32))
     return np.concatenate(parts)

@@ -27,6 +27,7 @@ class Row:
     val_loss: float
     perplexity: float
     val_bpb: float  # bits per byte, comparable across tokenizers
+    first_tokens: int | None  # how many tokens of the split it read, if not all
     same_tokens: bool  # whether its tokens are the trained model's
     published: float | None  # the validation loss that others report
 
@@ -43,7 +44,7 @@ def rows(
     for figures in results:
         if figures["data"] == data:
             row = _row(figures, tokens, published)
-            found[row.name] = row
+            found[row.name, row.first_tokens] = row
     return list(found.values())
 
 
@@ -69,6 +70,8 @@ def read_results(record: Path, metrics: Path) -> tuple[dict[str, Any], dict[str,
 
 def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]) -> Row:
     name = figures.get("name", OURS)  # the metrics of a training run have none
+    first_tokens = figures.get("first_tokens")
+    tokens = tokens if first_tokens is None else first_tokens - 1
     counted = tokens if name == OURS else figures["tokens"]
     return Row(
         name=name,
@@ -77,6 +80,7 @@ def _row(figures: Mapping[str, Any], tokens: int, published: Mapping[str, float]
         val_loss=figures["val_loss"],
         perplexity=figures["perplexity"],
         val_bpb=figures["val_bpb"],
+        first_tokens=first_tokens,
         same_tokens=counted in (tokens, tokens + 1),  # a compressor counts the first token too
         published=published.get(name),
     )

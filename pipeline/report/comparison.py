@@ -33,7 +33,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         mark = "" if row.same_tokens else " *"
         cells.append(
             [
-                label(row.name),
+                label(row.name, row.first_tokens),
                 "" if row.params is None else f"{row.params:,}",
                 "" if row.train_loss is None else f"{row.train_loss:.4f}",
                 f"{row.val_loss:.4f}{mark}",
@@ -57,7 +57,8 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
     colors = ["tab:blue" if row.name == OURS else "tab:gray" for row in rows]
-    bars = axes.barh([label(row.name) for row in rows], [row.val_bpb for row in rows], color=colors)
+    names = [label(row.name, row.first_tokens) for row in rows]
+    bars = axes.barh(names, [row.val_bpb for row in rows], color=colors)
     axes.bar_label(bars, fmt="%.3f", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.12)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
 from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, RECORD, SAMPLES
-from pipeline.evaluate.baselines import evaluated, label
+from pipeline.evaluate.baselines import evaluated
 from pipeline.evaluate.comparison import read_results
 from pipeline.report.png import drawn_from
 from pipeline.report.tables import plain_table
@@ -51,8 +51,7 @@ def summary(params: Params) -> str:
 
 def _losses(params: Params, metrics: Mapping[str, Any]) -> str:
     rows = [(f"this model ({metrics['params'] / 1e6:.2f}M parameters)", metrics)]
-    others = evaluated(params.baselines.models, metrics["data"])
-    rows += [(label(name), figures) for name, figures in others]
+    rows += evaluated(params.baselines.models, metrics["data"])
     rows.sort(key=lambda row: row[1]["val_bpb"])
     header = (f"Validation loss of {params.data.dataset}", "nats per token", "bits per byte")
     cells = [(name, f"{figures['val_loss']:.4f}", f"{figures['val_bpb']:.4f}") for name, figures in rows]

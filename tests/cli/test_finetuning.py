@@ -119,6 +119,35 @@ def test_what_lies_beside_an_export_is_not_lost(tiny_project: Path, stage: Stage
     assert Path("saved/mine.old/precious.txt").read_text() == "kept"
 
 
+def test_a_model_that_read_the_start_alone_stands_beside_ours_on_that(
+    theirs: GPT2LMHeadModel, stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_text(Path("data/tiny/dataset.yaml"), (tiny.ROOT / "data/pydocs/dataset.yaml").read_text())
+    text = Path("params.yaml").read_text().replace("  - xz\n", "  - saved/gpt2\n")
+    write_text(Path("params.yaml"), text)
+    assert stage("train", *FEW_STEPS).status == 0
+    assert stage("eval_baselines", "saved/gpt2").status == 0
+    capsys.readouterr()
+    compare()
+    assert "on the first" not in capsys.readouterr().out
+    write_text(Path("params.yaml"), text.replace("  eval_tokens:", "  eval_tokens: 100"))
+    assert "gpt2.json, on the first 100 tokens: val loss" in stage("eval_baselines", "saved/gpt2").out
+    compare()
+    compared = capsys.readouterr().out
+    assert f"{OURS}, on the first 100 tokens" in compared and "saved/gpt2, on the first 100 tok" in compared
+    whole, start = (
+        next(row for row in json.loads(Path("results/baselines.json").read_text()) if key(row))
+        for key in (
+            lambda row: row["name"] == OURS and row["first_tokens"] is None,
+            lambda row: row["name"] == OURS and row["first_tokens"] == 100,
+        )
+    )
+    assert whole["val_loss"] == json.loads(Path("results/metrics.json").read_text())["val_loss"]
+    assert 0 < abs(start["val_loss"] - whole["val_loss"]) < 0.5 and start["params"] == whole["params"]
+    compare({"train"})  # a model that is out of date is compared nowhere
+    assert OURS not in capsys.readouterr().out
+
+
 def test_it_is_evaluated_beside_the_others_and_sampled_from(
     theirs: GPT2LMHeadModel, stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:

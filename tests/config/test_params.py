@@ -114,6 +114,7 @@ def test_overrides_are_typed_like_the_file(params_file: Path) -> None:
         ("train.warmup_iters=9999", "warmup_iters = 9999 is above lr_decay_iters = "),
         ("train.warmup_iters=400", "cooldown_share = 0.6 begins after step 280, but warmup_iters = 400; "),
         ("baselines.models=[]", "baselines.models = []: "),
+        ("baselines.eval_tokens=1", "baselines.eval_tokens = 1: should be greater than or equal to 2"),
         (
             "baselines.models=[user/model@main]",
             "models = 'user/model@main': DVC cannot name a stage so; copy ",

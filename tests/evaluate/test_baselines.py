@@ -137,6 +137,49 @@ def test_a_model_with_another_tokenizer_reads_the_same_text(tiny_tokens: Path, t
     assert result.bytes == evaluate_baseline("uniform", tiny.params(), tiny_tokens).val.bytes
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_model_may_read_the_start_alone(tiny_tokens: Path, tmp_path: Path, same: bool) -> None:
+    own = load_tokenizer(tiny_tokens)
+    tokenizer = own if same else ByteTokenizer(end_of_text=False)
+    model = saved_model(tmp_path / "model", tokenizer)
+    result = evaluate_baseline(str(tmp_path / "model"), tiny.params("baselines.eval_tokens=100"), tiny_tokens)
+    assert result.train is not None and result.as_json()["first_tokens"] == 100
+    for split, evaluation in (("val", result.val), ("train", result.train)):
+        ids = open_split(tiny_tokens, split).read(0, 100)  # type: ignore[arg-type]
+        ids = ids if same else np.frombuffer(own.decode(ids.tolist()).encode(), dtype=np.uint8)
+        windows = evaluation_windows(Tokens([ids]), 8, batch_size=5)
+        expected = evaluate(model, windows, tokenizer.token_bytes, CPU)
+        assert evaluation.loss == pytest.approx(expected.loss, abs=1e-6)
+        assert (evaluation.tokens, evaluation.bytes) == (expected.tokens, expected.bytes)
+
+
+def test_a_start_that_is_everything_is_no_start(tiny_tokens: Path, tmp_path: Path) -> None:
+    saved_model(tmp_path / "model", load_tokenizer(tiny_tokens))
+    everything = len(open_split(tiny_tokens, "val"))
+    some, more, whole = (
+        evaluate_baseline(str(tmp_path / "model"), tiny.params(f"baselines.eval_tokens={limit}"), tiny_tokens)
+        for limit in (everything, 10 * everything, "")
+    )
+    assert some == more == whole and whole.first_tokens is None
+
+
+@pytest.mark.parametrize("name", BASELINE_NAMES)
+def test_counts_and_a_compressor_read_the_whole_split(name: str, tiny_tokens: Path) -> None:
+    bounded = evaluate_baseline(name, tiny.params("baselines.eval_tokens=100"), tiny_tokens)
+    assert bounded == evaluate_baseline(name, tiny.params(), tiny_tokens)
+
+
+def test_half_a_character_at_the_end_is_left_out(tmp_path: Path) -> None:
+    write_text(tmp_path / "raw" / "a.txt", "né" * 100)
+    folder = tmp_path / "tokens"
+    tokenize(tmp_path / "raw", TailSplit(by="tail", fraction=0.5), "byte", 257, 10**6, folder)
+    val = open_split(folder, "val")
+    cut = next(cut for cut in range(10, 13) if val.read(cut - 1, cut)[0] == "é".encode()[0])
+    saved_model(tmp_path / "model", CharTokenizer(set("né"), end_of_text=False))
+    result = evaluate_baseline(str(tmp_path / "model"), tiny.params(f"baselines.eval_tokens={cut}"), folder)
+    assert result.val.tokens == len(bytes(val.read(0, cut - 1).tolist()).decode()) - 1
+
+
 def test_a_model_that_cannot_read_the_text_names_the_character(tiny_tokens: Path, tmp_path: Path) -> None:
     characters = set(tiny.text()) - {"é"}
     saved_model(tmp_path / "model", CharTokenizer(characters, end_of_text=False))

@@ -13,7 +13,7 @@ from tests.figures import results
 
 
 def test_all_forms_have_the_best_first(tmp_path: Path) -> None:
-    found = rows(results(), "here", 100, {"gpt2": 3.12})
+    found = rows(results()[:4], "here", 100, {"gpt2": 3.12})
     table, picture = tmp_path / "out" / "b.md", tmp_path / "out" / "b.png"
     text = write_comparison(found, tmp_path / "out" / "b.json", table, picture, "A title")
     assert [row["name"] for row in json.loads((tmp_path / "out" / "b.json").read_text())] == [
@@ -30,6 +30,25 @@ def test_all_forms_have_the_best_first(tmp_path: Path) -> None:
     assert "3.0000 *" in lines[4] and lines[-1].startswith("\\*")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.json", "b.md", "b.png"]
     assert image.imread(picture).shape[2] == 4
+
+
+def test_who_read_the_start_alone_is_told_from_who_read_all(tmp_path: Path) -> None:
+    found = rows(results(), "here", 100, {})
+    text = write_comparison(found, tmp_path / "b.json", tmp_path / "b.md", tmp_path / "b.png", "A title")
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:9]] == [
+        "gpt2-xl, on the first 30 tokens",
+        f"{OURS}, on the first 30 tokens",
+        "gpt2",
+        OURS,
+        "bytes",
+        "char, on the first 30 tokens",
+        "xz",
+    ]
+    assert [row["first_tokens"] for row in json.loads((tmp_path / "b.json").read_text())[:3]] == [
+        30,
+        30,
+        None,
+    ]
 
 
 def test_columns_and_notes_that_say_nothing_are_left_out() -> None:
