@@ -73,13 +73,15 @@ def _compute(params: Params, size: ModelSize) -> Rows:
 
 
 def _memory(params: Params, config: GPTConfig, size: ModelSize) -> Rows:
-    needs, device = training_memory(config, size, params.train), use_device(params.runtime)
-    room = memory_of(device)
+    device = use_device(params.runtime)
+    needs, room = training_memory(config, size, params.train, device), memory_of(device)
     yield "weights", binary(needs.weights), ""
     yield "gradients", binary(needs.gradients), ""
     yield "optimizer", binary(needs.optimizer), ""
     yield f"activations of {params.train.batch_size} sequences", f"~{binary(needs.activations)}", ""
     yield "logits", f"~{binary(needs.logits)}", ""
+    if needs.update:
+        yield "Muon's update", f"~{binary(needs.update)}", ""
     yield "all", f"~{binary(needs.total)}", ""
     yield f"free here ({device})", binary(room.free), f"of {binary(room.total)}"
 

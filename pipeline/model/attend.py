@@ -31,17 +31,16 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
 
-def _products_are_faster(q: torch.Tensor) -> bool:
+def keeps_scores(device: torch.device, dtype: torch.dtype, length: int) -> bool:
     """Whether plain matrix products beat the fused kernel; they keep the scores of all pairs in memory.
 
     On a CPU the fused kernel's backward pass takes five times as long in bfloat16 as the products do.
     """
-    return (
-        q.device.type == "cpu"
-        and q.dtype == torch.bfloat16
-        and q.shape[2] <= 1024
-        and not torch.compiler.is_compiling()
-    )
+    return device.type == "cpu" and dtype == torch.bfloat16 and length <= 1024
+
+
+def _products_are_faster(q: torch.Tensor) -> bool:
+    return keeps_scores(q.device, q.dtype, q.shape[2]) and not torch.compiler.is_compiling()
 
 
 @lru_cache(maxsize=8)

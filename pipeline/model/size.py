@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from torch import nn
+
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_on_meta
@@ -35,6 +37,14 @@ PARTS = {
 }
 
 OTHER = "other"
+NOT_OF_BLOCKS = {  # or scoring single choices
+    "token embedding",
+    "position embedding",
+    "value embedding",
+    "output projection",
+    "routers",
+    "stopping gate",
+}
 
 # Every count is affine in each of these: a base, and the same amount more for each further one.
 REPEATED = ("n_layer", "recurrent_depth", "n_layers_prelude", "n_layers_coda", "block_size")
@@ -48,6 +58,7 @@ class ModelSize:
     parts: Mapping[str, int]  # parameters by part
     tensors: int  # in its weights file
     values: int  # in these tensors: the parameters, and buffers such as a router's bias
+    matrices: int  # parameters in the matrices of blocks, those that Muon updates
     table_bytes: int  # of tables that are computed and not saved, such as rotary positions
     applications: int  # of blocks to a token; a shared block counts once per application
     flops_per_token: int  # forward and backward, see `GPT.flops_per_token`
@@ -106,18 +117,24 @@ def _extrapolated(config: GPTConfig, repeated: Sequence[str]) -> Counter[str]:
 def _counted(model: GPT) -> Counter[str]:
     """Every count of ModelSize, and the parameters of each part."""
     saved = model.state_dict()
+    named = list(model.named_parameters())
     routers = [part for part in model.modules() if isinstance(part, Router)]
     counts: Counter[str] = Counter(
         tensors=len(saved),
         values=sum(tensor.numel() for tensor in saved.values()),
+        matrices=sum(parameter.numel() for name, parameter in named if _is_matrix(name, parameter)),
         table_bytes=sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved),
         applications=len(model.trunk.blocks()),
         flops_per_token=model.flops_per_token(),
         experts_per_token=max((router.experts_per_token for router in routers), default=0),  # type: ignore[arg-type]
     )
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         counts[_part(name)] += parameter.numel()
     return counts
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1 and not name.endswith("bias") and _part(name) not in NOT_OF_BLOCKS
 
 
 def _part(name: str) -> str:

@@ -14,8 +14,10 @@ from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params, Train
 from pipeline.config.paths import tokens_folder
+from pipeline.model.attend import keeps_scores
 from pipeline.model.build import padded_vocab_size
 from pipeline.model.size import ModelSize, model_size
+from pipeline.runtime.device import DTYPES
 from pipeline.runtime.memory import memory_of
 from pipeline.storage.machine import binary, check_disk, memory
 from pipeline.tokens.shards import load_manifest
@@ -34,6 +36,7 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    update: int
 
     @property
     def certain(self) -> int:
@@ -68,23 +71,28 @@ def expected_config(params: Params) -> GPTConfig | None:
     return None if rows is None else GPTConfig(**params.model.model_dump(), vocab_size=rows)
 
 
-def training_memory(config: GPTConfig, size: ModelSize, train: Train) -> Memory:
-    """The memory of one training step.
+def training_memory(config: GPTConfig, size: ModelSize, train: Train, device: torch.device) -> Memory:
+    """The memory of one training step, not compiled.
 
     GPT-2's block keeps 16 values for each token and channel until the backward pass. That is the count of
-    Korthikanti et al. 2022 (section 4.1), 34 bytes in 16 bits, without 2 for the masks of dropout; fused
-    attention keeps no scores. In 16 bits the residual stream, which two of the values are, stays float32: 36
-    bytes. Other blocks need up to twice as much. The logits are there twice: log-softmax and gradient.
+    Korthikanti et al. 2022 (section 4.1), 34 bytes in 16 bits, without 2 for the masks of dropout. In 16 bits
+    the residual stream, which two of the values are, stays float32: 36 bytes. Fused attention keeps no
+    scores; plain products, in bfloat16 on a CPU, keep those of all pairs, and with dropout its masks. Other
+    blocks need up to twice as much. The logits are there twice: log-softmax and gradient. Muon makes about
+    four copies of its matrices while it updates them, beside freed memory that does not fit them.
     """
     trains = _trains(train)
     tokens = train.batch_size * config.block_size
-    block = 64 if train.dtype == "float32" else 36
+    block = config.n_embd * (64 if train.dtype == "float32" else 36)
+    if config.position != "alibi" and keeps_scores(device, DTYPES[train.dtype], config.block_size):
+        block += config.n_head * config.block_size * 2 * (2 if config.dropout else 1)
     return Memory(
         weights=FLOAT * size.values + size.table_bytes,
         gradients=trains * FLOAT * size.parameters,
-        optimizer=trains * 2 * FLOAT * size.parameters,  # AdamW's two moments
-        activations=trains * tokens * config.n_embd * block * _applications_with_gradient(config, size),
+        optimizer=_moments(train, size),
+        activations=trains * tokens * block * _applications_with_gradient(config, size),
         logits=(1 + trains) * tokens * config.vocab_size * FLOAT,
+        update=trains * 4 * FLOAT * _muon_values(train, size),
     )
 
 
@@ -92,12 +100,13 @@ def run_disk(params: Params, size: ModelSize) -> Disk:
     """The disk that a run needs at its peak, and its published model."""
     train = params.train
     weights = FLOAT * size.values
-    checkpoint = weights + _trains(train) * 2 * FLOAT * size.parameters
+    checkpoint = weights + _moments(train, size)
     runtime, steps = params.runtime, train.max_iters if _trains(train) else 1
     saves = ceil(steps / (runtime.checkpoint_interval or train.eval_interval))
-    kept = min(saves, runtime.keep_checkpoints + 1) + (
-        steps // runtime.keep_every if runtime.keep_every else 0
-    )
+    for_good = steps // runtime.keep_every if runtime.keep_every else 0
+    if train.cooldown_start and train.cooldown_start < steps:
+        for_good += 1
+    kept = min(saves, runtime.keep_checkpoints + 1) + for_good
     return Disk(checkpoint, kept * checkpoint, weights, weights)
 
 
@@ -109,7 +118,7 @@ def check_memory(
     Only what is needed for certain counts, against all the memory there is.
     """
     size = model_size(config)
-    needs, room = training_memory(config, size, params.train), memory_of(device)
+    needs, room = training_memory(config, size, params.train, device), memory_of(device)
     what = f"{size.parameters:,} parameters (model.n_layer = {config.n_layer}, n_embd = {config.n_embd})"
     for needed, there, where in (
         (needs.weights, memory().total, "this machine"),  # where a model is built, whatever the device
@@ -149,6 +158,15 @@ def _vocabulary(params: Params) -> int | None:
         return padded_vocab_size(load_manifest(tokens_folder(params)).vocab_size)
     except UserError:  # not tokenized yet, or not as it should be, which later stages say
         return None
+
+
+def _moments(train: Train, size: ModelSize) -> int:
+    """Bytes of the optimizer's state: AdamW has two moments, Muon one."""
+    return _trains(train) * FLOAT * (2 * size.parameters - _muon_values(train, size))
+
+
+def _muon_values(train: Train, size: ModelSize) -> int:
+    return size.matrices if train.optimizer == "muon" else 0
 
 
 def _trains(train: Train) -> bool:

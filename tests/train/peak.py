@@ -1,6 +1,7 @@
 """Two training steps; prints by how many bytes they raised the peak of the process's memory.
 
-Run as `python -m tests.train.peak SWITCHES BATCH_SIZE DTYPE`, with the model's switches as JSON.
+Run as `python -m tests.train.peak SWITCHES OVERRIDE...`, with the model's switches as JSON, and overrides
+of the parameters for training, such as train.batch_size=2.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from pathlib import Path
 import torch
 
 from pipeline.config.model import GPTConfig
+from pipeline.config.params import Train
 from pipeline.model.build import build_gpt
 from pipeline.optim.build import build_optimizer
 from pipeline.runtime.device import autocast
 from tests import tiny
 
 
-def train(config: GPTConfig, batch_size: int, dtype: str) -> None:
+def steps(config: GPTConfig, train: Train) -> None:
     model = build_gpt(config).train()
-    optimizer = build_optimizer(model, tiny.params().train)
-    ids = torch.zeros(batch_size, config.block_size, dtype=torch.long)
+    optimizer = build_optimizer(model, train)
+    ids = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
     for _ in range(2):
-        with autocast(torch.device("cpu"), dtype):
+        with autocast(torch.device("cpu"), train.dtype):
             loss = model(ids, targets=ids).total
         loss.backward()
         optimizer.step()
@@ -43,8 +45,8 @@ def peak() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    switches, batch_size, dtype = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    train(tiny.config(), 1, dtype)  # what PyTorch needs for itself
+    switches, train = json.loads(sys.argv[1]), tiny.params(*sys.argv[2:]).train
+    steps(tiny.config(), train.model_copy(update={"batch_size": 1}))  # what PyTorch needs for itself
     before = peak()
-    train(tiny.config(**switches), batch_size, dtype)
+    steps(tiny.config(**switches), train)
     print(peak() - before)

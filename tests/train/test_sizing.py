@@ -58,14 +58,27 @@ def kept_for_backward(config: GPTConfig, batch_size: int, dtype: str) -> int:
     [
         ({}, "float32", 1.1),
         ({"n_layer": 8, "block_size": 64}, "float32", 1.1),
-        ({"bias": False}, "bfloat16", 1.3),
+        ({"bias": False}, "bfloat16", 1.2),
+        ({"block_size": 512, "n_head": 8}, "bfloat16", 1.1),
+        ({"block_size": 512, "n_head": 8, "dropout": 0.1}, "bfloat16", 1.3),
         ({"dropout": 0.1}, "float32", 2),
         (MODERN, "float32", 2),
         (MODERN, "bfloat16", 2.5),
         ({**RECURRENT, "recurrent_max_depth": 5}, "float32", 1.1),
         (MOE, "float32", 2),
     ],
-    ids=["gpt2", "deep", "16-bit", "dropout", "modern", "modern-16-bit", "recurrent", "experts"],
+    ids=[
+        "gpt2",
+        "deep",
+        "16-bit",
+        "scores",
+        "scores-dropout",
+        "dropout",
+        "modern",
+        "modern-16-bit",
+        "recurrent",
+        "experts",
+    ],
 )
 def test_activations_are_about_what_pytorch_keeps(
     switches: dict[str, Any], dtype: str, factor: float
@@ -73,7 +86,7 @@ def test_activations_are_about_what_pytorch_keeps(
     """A small vocabulary, so that the logits, whose log-softmax is kept, weigh little."""
     config = tiny.config(**{"n_layer": 4, "n_embd": 128, "block_size": 128, **switches})
     train = tiny.params("train.batch_size=8", f"train.dtype={dtype}").train
-    needs = training_memory(config, model_size(config), train)
+    needs = training_memory(config, model_size(config), train, CPU)
     kept = kept_for_backward(config, 8, dtype)
     assert needs.activations / 1.1 < kept < factor * needs.activations
 
@@ -82,33 +95,37 @@ WIDE = {"n_layer": 6, "n_head": 8, "n_embd": 384, "block_size": 256, "vocab_size
 
 
 @pytest.mark.parametrize(
-    ("switches", "batch_size", "dtype", "factor"),
+    ("switches", "batch_size", "dtype", "factor", "optimizer"),
     [
-        (WIDE, 6, "float32", 1.4),
-        (WIDE, 12, "bfloat16", 1.4),
-        ({**WIDE, "n_layer": 2, "vocab_size": 30_000}, 3, "float32", 1.4),
-        (WIDE | MODERN, 6, "float32", 2),
+        (WIDE, 6, "float32", 1.4, "adamw"),
+        (WIDE, 12, "bfloat16", 1.4, "adamw"),
+        ({**WIDE, "n_layer": 2, "vocab_size": 30_000}, 3, "float32", 1.4, "adamw"),
+        (WIDE | MODERN, 6, "float32", 2, "adamw"),
+        (WIDE, 6, "float32", 1.4, "muon"),
+        (WIDE, 1, "float32", 1.4, "muon"),
+        (WIDE, 2, "bfloat16", 1.4, "muon"),
     ],
-    ids=["gpt2", "16-bit", "large-vocabulary", "modern"],
+    ids=["gpt2", "16-bit", "large-vocabulary", "modern", "muon", "muon-alone", "muon-16-bit"],
 )
 def test_a_training_step_needs_about_the_memory_predicted(
-    switches: dict[str, Any], batch_size: int, dtype: str, factor: float
+    switches: dict[str, Any], batch_size: int, dtype: str, factor: float, optimizer: str
 ) -> None:
     config = tiny.config(**switches)
-    train = tiny.params(f"train.batch_size={batch_size}", f"train.dtype={dtype}").train
-    predicted = training_memory(config, model_size(config), train).total
-    arguments = [json.dumps(switches), str(batch_size), dtype]
+    overrides = [f"train.batch_size={batch_size}", f"train.dtype={dtype}", f"train.optimizer={optimizer}"]
+    predicted = training_memory(config, model_size(config), tiny.params(*overrides).train, CPU).total
+    arguments = [json.dumps(switches), *overrides]
     command = [sys.executable, "-m", "tests.train.peak", *arguments]
     measured = int(subprocess.run(command, capture_output=True, check=True, cwd=tiny.ROOT).stdout)
     assert predicted / 1.2 < measured < factor * predicted, measured / predicted
 
 
+@pytest.mark.parametrize("rules", ["adamw", "muon"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_weights_gradients_and_moments_are_those_of_a_step(name: str) -> None:
-    config = tiny.config(**VARIANTS[name])
-    needs = training_memory(config, model_size(config), tiny.params().train)
+def test_weights_gradients_and_moments_are_those_of_a_step(name: str, rules: str) -> None:
+    config, train = tiny.config(**VARIANTS[name]), tiny.params(f"train.optimizer={rules}").train
+    needs = training_memory(config, model_size(config), train, CPU)
     model = build_gpt(config).train()
-    optimizer = build_optimizer(model, tiny.params().train)
+    optimizer = build_optimizer(model, train)
     ids = torch.zeros(8, 8, dtype=torch.long)
     for _ in range(8):  # dropout may leave a block out
         model(ids, targets=ids).total.backward()
@@ -148,6 +165,23 @@ def test_the_files_of_a_run_have_the_predicted_sizes(runs: Runs) -> None:
     assert needs.checkpoints == 3 * needs.checkpoint
 
 
+COOLDOWN = ["train.warmup_iters=0", "train.cooldown_share=0.5"]
+
+
+def test_the_checkpoint_where_the_cooldown_starts_stays(runs: Runs) -> None:
+    """The cooldown starts at step 10, between two checkpoints."""
+    fitted = runs("train.optimizer=muon", *COOLDOWN)
+    params, size = tiny.params("train.optimizer=muon", *COOLDOWN), model_size(fitted.config)
+    needs = run_disk(params, size)
+    there = sorted(fitted.run.folder.glob("step-*"))
+    assert [folder.name for folder in there] == ["step-000000010", "step-000000020"]
+    for folder in there:
+        written = sum((folder / name).stat().st_size for name in (WEIGHTS_FILE, OPTIMIZER_FILE))
+        assert needs.checkpoint < written < needs.checkpoint + 600 * size.tensors
+    assert needs.checkpoint < run_disk(tiny.params(), size).checkpoint
+    assert needs.checkpoints == (2 + 1 + 1) * needs.checkpoint
+
+
 @pytest.mark.parametrize(
     ("overrides", "checkpoints"),
     [
@@ -156,10 +190,14 @@ def test_the_files_of_a_run_have_the_predicted_sizes(runs: Runs) -> None:
         ("train.max_iters=20", 3),
         ("train.max_iters=0", 1),
         ("train.eval_only=true", 1),
+        ("train.max_iters=4 train.warmup_iters=0 train.cooldown_share=0.9", 2),
+        ("train.max_iters=8 train.warmup_iters=0 train.cooldown_share=0.5", 2),
+        ("train.max_iters=20 train.warmup_iters=0 train.cooldown_share=0.5", 4),
+        ("train.max_iters=20 runtime.keep_every=7", 5),
     ],
 )
 def test_a_short_run_writes_fewer_checkpoints(overrides: str, checkpoints: int) -> None:
-    needs = run_disk(tiny.params(overrides), model_size(tiny.config()))
+    needs = run_disk(tiny.params(*overrides.split()), model_size(tiny.config()))
     assert needs.checkpoints == checkpoints * needs.checkpoint
 
 
@@ -203,7 +241,7 @@ def test_optimizer_and_gradients_count(
     """A memory that just holds the weights, or a step's state without activations, or everything."""
     config = expected_config(tiny.params())
     assert config is not None
-    needs = training_memory(config, model_size(config), tiny.params().train)
+    needs = training_memory(config, model_size(config), tiny.params().train, CPU)
 
     def train_with(total: int) -> Ended:
         for module in ("train.sizing", "runtime.memory"):
