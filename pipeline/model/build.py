@@ -16,7 +16,7 @@ from pipeline.model.attention import CausalSelfAttention, ValueMix
 from pipeline.model.block import Block, LayerDropout
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.feedforward import FeedForward
-from pipeline.model.gpt import GPT, Embedding, Head, Softcap, TiedProjection
+from pipeline.model.gpt import GPT, ChunkedHead, Embedding, Head, Softcap, TiedProjection
 from pipeline.model.halting import EveryStep, LearnedStopping, StickyDropout, StoppingGate
 from pipeline.model.linear import Linear
 from pipeline.model.moe import Experts, MixtureOfExperts, Router
@@ -25,13 +25,15 @@ from pipeline.model.position import ALiBi, Rotary
 from pipeline.model.recurrence import AddedNoise, ConcatenatedNoise, Injection, Recurrence, RecurrentStep
 from pipeline.model.trunk import Stack, Trunk
 
+LARGE_VOCABULARY = 1 << 14
+
 
 def padded_vocab_size(vocab_size: int) -> int:
     """Number of embedding rows: large vocabularies are padded to a multiple of 64, which runs faster.
 
     GPT-2's 50,257 become 50,304, as in nanoGPT. Small vocabularies gain nothing and keep their size.
     """
-    return vocab_size if vocab_size < 1 << 14 else math.ceil(vocab_size / 64) * 64
+    return vocab_size if vocab_size < LARGE_VOCABULARY else math.ceil(vocab_size / 64) * 64
 
 
 def build_gpt(config: GPTConfig) -> GPT:
@@ -48,7 +50,8 @@ def build_gpt(config: GPTConfig) -> GPT:
     lm_head = (
         TiedProjection(embed.wte) if c.tie_word_embeddings else Linear(c.n_embd, c.vocab_size, bias=False)
     )
-    head = Head(_norm(c), lm_head, Softcap(c.logit_softcap) if c.logit_softcap else None)
+    head_type = ChunkedHead if c.vocab_size >= LARGE_VOCABULARY else Head
+    head = head_type(_norm(c), lm_head, Softcap(c.logit_softcap) if c.logit_softcap else None)
     model = GPT(embed, trunk, head, c.block_size)
     if c.init == "unit":
         initialize_to_unit_scale(model)

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.model.cache import KVCache
+from pipeline.model.chunked_loss import chunked_cross_entropy
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.halting import LearnedStopping
 from pipeline.model.hooks import Part
-from pipeline.model.linear import linear
+from pipeline.model.linear import Linear, linear
 from pipeline.model.position import Rotary
 from pipeline.model.trunk import Trunk
 
@@ -53,8 +54,12 @@ class TiedProjection(nn.Module):
         super().__init__()
         self._embedding = (embedding,)  # a tuple, so that it is not registered a second time
 
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._embedding[0].weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self._embedding[0].weight)
+        return linear(x, self.weight)
 
 
 class Softcap(nn.Module):
@@ -71,7 +76,9 @@ class Softcap(nn.Module):
 class Head(nn.Module):
     """Final norm and projection to the vocabulary. (B, T, C) -> logits (B, T, vocabulary)."""
 
-    def __init__(self, ln_f: nn.Module, lm_head: nn.Module, softcap: Softcap | None = None) -> None:
+    def __init__(
+        self, ln_f: nn.Module, lm_head: TiedProjection | Linear, softcap: Softcap | None = None
+    ) -> None:
         super().__init__()
         self.ln_f = ln_f
         self.lm_head = lm_head
@@ -80,6 +87,18 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.lm_head(self.ln_f(x))
         return logits if self.softcap is None else self.softcap(logits)
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy in nats for targets (B, T)."""
+        return cross_entropy(self(x), targets)
+
+
+class ChunkedHead(Head):
+    """A head for a large vocabulary: its loss never has the logits of all tokens in memory at once."""
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x, cap = self.ln_f(x).flatten(0, 1), None if self.softcap is None else self.softcap.cap
+        return chunked_cross_entropy(x, self.lm_head.weight, targets.flatten(), cap)
 
 
 class Loss(NamedTuple):
@@ -146,7 +165,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.head(self.hidden_states(ids, cache, depth))
         context = Context(cache)
-        nats = cross_entropy(self.head(self._read(ids, context, depth)), targets)
+        nats = self.head.loss(self._read(ids, context, depth), targets)
         report = context.report
         total = nats * report.loss_scale
         for part in report.losses:

@@ -17,7 +17,7 @@ FEW_ROWS = 64  # for fewer, such as those of a decoding step, oneDNN takes longe
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: (…, in) -> (…, out) for a weight (out, in)."""
-    if not _through_onednn(x, weight):
+    if not through_onednn(x, weight):
         return F.linear(x, weight, bias)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     y: torch.Tensor = (_OneDNNLinear.apply if differentiable else _product)(x, weight, bias)
@@ -41,7 +41,8 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     return y
 
 
-def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `linear` sends the product of these to oneDNN."""
     return (
         HAS_ONEDNN
         and x.device.type == "cpu"
