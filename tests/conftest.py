@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,14 @@ def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         return path
 
     return find
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the compiler keeps is not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 @pytest.fixture

@@ -133,7 +133,9 @@ class Runtime(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         description="cpu, cuda, cuda:1, mps, or auto for the fastest there is"
     )
-    compile: bool = Field(description="torch.compile: a minute to start, then faster, above all on a GPU")
+    compile: bool = Field(
+        description="torch.compile: half a minute to start, later seconds; faster above all on a GPU"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         description="CPU threads; blank: PyTorch chooses"
     )

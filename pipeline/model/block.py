@@ -7,7 +7,6 @@ from torch import nn
 
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.context import Context
-from pipeline.model.hooks import Part
 
 
 class Block(nn.Module):
@@ -34,13 +33,11 @@ class Block(nn.Module):
         self.attn.fill_cache(self.ln_1(x), context, layer_index)
 
 
-class LayerDropout(Part):
+class LayerDropout(nn.Module):
     """Wraps a block; in training, each sequence skips it with this probability (Huang et al. 2016).
 
     The block is computed only for the other sequences.
     """
-
-    eager = ("forward",)  # the number of sequences is random
 
     def __init__(self, block: Block, probability: float) -> None:
         super().__init__()

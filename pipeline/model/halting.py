@@ -109,9 +109,6 @@ class LearnedStopping(Part):
     longer computed once all of its tokens have stopped.
     """
 
-    eager = ("forward", "_soft", "_hard")  # the number of steps varies
-    eager_recursively = ("_report",)
-
     def __init__(
         self,
         gate: StoppingGate,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -10,11 +11,9 @@ from torch import nn
 class Part(nn.Module):
     """A module with hooks for training, compilation and parameter counting."""
 
-    # Methods that torch.compile skips, because their control flow or shapes change from call to call (a loop,
-    # the choice of experts). The functions they call are still compiled.
+    # Methods that torch.compile skips together with everything they call, because what they do
+    # changes from call to call: reports, experts one by one.
     eager: ClassVar[tuple[str, ...]] = ()
-    # Methods that torch.compile skips together with everything they call (reports).
-    eager_recursively: ClassVar[tuple[str, ...]] = ()
 
     @property
     def idle_params(self) -> int:
@@ -30,3 +29,16 @@ class Part(nn.Module):
         Keep state that later steps depend on in a buffer: buffers are saved, so a resumed run continues
         identically.
         """
+
+
+def when_training(module: nn.Module, name: str, other: Callable[..., Any]) -> None:
+    """Let `other` take the place of a method of this module while the module is in training mode.
+
+    The modules and the names of parameters stay the same.
+    """
+    own = getattr(module, name)
+
+    def method(*arguments: Any) -> Any:
+        return (other if module.training else own)(*arguments)
+
+    setattr(module, name, method)

@@ -191,7 +191,7 @@ class MixtureOfExperts(Part):
     `name` is the prefix of this module's figures in the log.
     """
 
-    eager_recursively = ("_report",)
+    eager = ("_report",)
 
     def __init__(
         self,
@@ -230,7 +230,6 @@ class MixtureOfExperts(Part):
         load = torch.zeros_like(routing.logits[0], dtype=torch.long)  # (candidates)
         load = load.scatter_add(0, choices, torch.ones_like(choices))
         if self.training:
-            self.router.record(load)
             self._report(routing, load, context)
 
         slots = assign(choices, load, experts.count)
@@ -243,6 +242,7 @@ class MixtureOfExperts(Part):
         return self.dropout(weighted.sum(1, dtype=x.dtype).view(x.shape))
 
     def _report(self, routing: Routing, load: torch.Tensor, context: Context) -> None:
+        self.router.record(load)
         experts, tokens = slice(self.router.experts), len(routing.probabilities)
         report = context.report
         report.add(f"{self.name}_load", load[experts] / tokens)

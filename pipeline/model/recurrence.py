@@ -97,7 +97,6 @@ class Recurrence(Trunk):
     """
 
     unit = "steps of the shared block"
-    eager = ("forward", "_states")  # the number of steps varies from call to call
 
     def __init__(
         self,

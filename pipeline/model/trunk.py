@@ -11,10 +11,9 @@ from torch import nn
 from pipeline.model.block import Block, LayerDropout
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
-from pipeline.model.hooks import Part
 
 
-class Trunk(Part, ABC):
+class Trunk(nn.Module, ABC):
     """Maps embeddings (B, T, C) to the input of the head (B, T, C)."""
 
     distribution: DepthDistribution | None = None  # training draws the depth from it, if there is one

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model import chunked_loss
 from pipeline.model.gpt import GPT, ChunkedHead, Head
+from pipeline.runtime.compiled import compiled
 from tests import tiny
 
 VOCABULARY = 1 << 14
@@ -91,3 +92,9 @@ def test_the_logits_of_all_tokens_are_never_in_memory(training: bool) -> None:
 def test_only_a_large_vocabulary_is_cut() -> None:
     assert isinstance(large().head, ChunkedHead)
     assert type(tiny.model(vocab_size=VOCABULARY - 1).head) is Head
+
+
+def test_it_can_be_compiled() -> None:
+    torch.compiler.reset()
+    found = loss_and_gradients(compiled(large(), "aot_eager"))
+    torch.testing.assert_close(found, loss_and_gradients(large()), atol=1e-6, rtol=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_gpt
 from pipeline.model.load import load_model
 from pipeline.optim.build import build_schedule
+from pipeline.runtime.compiled import compiled
 from pipeline.storage.checksums import sha256_file, write_manifest
 from pipeline.tokens.tokenizers import CharTokenizer, load_tokenizer
 from pipeline.train.fit import FittedRun
@@ -610,13 +610,11 @@ def test_two_may_publish_at_once(runs: Runs, tmp_path: Path) -> None:
 
 def test_compiling_changes_no_loss(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced forward and backward, but not turned into machine code, which takes a minute and a compiler."""
-    monkeypatch.setattr(
-        torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
-    )
+    monkeypatch.setattr("pipeline.train.loop.compiled", lambda model: compiled(model, "aot_eager"))
     few = ["train.max_iters=3", "log.log_interval=1", "model.dropout=0.0"]
     eager = log_of(runs(*few))
-    compiled = log_of(runs.elsewhere("compiled")(*few, "runtime.compile=true"))
-    for one, other in zip(eager, compiled, strict=True):
+    fast = log_of(runs.elsewhere("compiled")(*few, "runtime.compile=true"))
+    for one, other in zip(eager, fast, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
         assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
 
