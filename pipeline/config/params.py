@@ -136,6 +136,9 @@ class Runtime(Section):
     compile: bool = Field(
         description="torch.compile: half a minute to start, later seconds; faster above all on a GPU"
     )
+    activation_checkpointing: bool = Field(
+        description="keep only the input of each block and compute the rest twice: less memory, slower"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         description="CPU threads; blank: PyTorch chooses"
     )

@@ -12,9 +12,11 @@ class Report:
 
     A module that runs several times reports several times; `means` averages its figures. `mean_depth` is the
     number of loop steps taken, averaged over tokens; `loss_scale` multiplies the cross-entropy in the loss.
+    What is computed a second time for its gradients has a report that is not `read`, and is counted nowhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: bool = True) -> None:
+        self.read = read
         self.losses: list[torch.Tensor] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -63,6 +65,10 @@ class Context:
             rows if self.rows is None else self.rows[rows],
             self.report,
         )
+
+    def again(self) -> Context:
+        """The same forward pass, computed a second time for its gradients."""
+        return Context(self.cache, self.value_embedding, self.rows, Report(read=False), self.next_only)
 
     def positions(self, T: int) -> slice | torch.Tensor:
         """The positions of this pass over T tokens, (T,), counted from where the KV cache began."""

@@ -242,9 +242,10 @@ class MixtureOfExperts(Part):
         return self.dropout(weighted.sum(1, dtype=x.dtype).view(x.shape))
 
     def _report(self, routing: Routing, load: torch.Tensor, context: Context) -> None:
-        self.router.record(load)
-        experts, tokens = slice(self.router.experts), len(routing.probabilities)
         report = context.report
+        if report.read:
+            self.router.record(load)
+        experts, tokens = slice(self.router.experts), len(routing.probabilities)
         report.add(f"{self.name}_load", load[experts] / tokens)
         if self.router.dummy:
             report.add(f"{self.name}_dummy", load[-1] / tokens)

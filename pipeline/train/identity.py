@@ -26,6 +26,7 @@ SOURCES = (
     "runtime/compiled.py",
     "runtime/device.py",
     "runtime/prefetch.py",
+    "runtime/recompute.py",
     "tokens/batches.py",
     "tokens/keyed_random.py",
     "tokens/shards.py",

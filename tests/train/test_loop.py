@@ -619,6 +619,12 @@ def test_compiling_changes_no_loss(runs: Runs, monkeypatch: pytest.MonkeyPatch) 
         assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
 
 
+def test_recomputing_activations_changes_nothing(runs: Runs) -> None:
+    kept = runs()
+    recomputed = runs.elsewhere("recomputed")("runtime.activation_checkpointing=true")
+    assert outcome(recomputed) == outcome(kept)
+
+
 def test_flops_follow_palm() -> None:
     model = tiny.model(n_layer=2, n_embd=16, block_size=8)
     matrices = 2 * 12 * 16 * 16 + 11 * 16
