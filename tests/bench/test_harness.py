@@ -128,7 +128,8 @@ def test_a_copy_of_the_project_has_its_code_and_tokens_but_no_results(
     for name in ("pipeline/file.py", "stages/file.py", "results/model/file", "runs/one/file", ".venv/file"):
         write_text(project / name, "")
     write_text(project / "presets" / "default.yaml", (tiny.ROOT / "presets/default.yaml").read_text())
-    write_text(project / "presets" / f"{PRESET}.yaml", (tiny.ROOT / f"presets/{PRESET}.yaml").read_text())
+    for name in ("nanogpt", PRESET):
+        write_text(project / "presets" / f"{name}.yaml", (tiny.ROOT / f"presets/{name}.yaml").read_text())
     write_text(project / "data/shakespeare/raw/input.txt", "a text")
     monkeypatch.chdir(project)
     ran: list[tuple[str, ...]] = []
