@@ -74,7 +74,7 @@ def _compute(params: Params, size: ModelSize) -> Rows:
 
 def _memory(params: Params, config: GPTConfig, size: ModelSize) -> Rows:
     device = use_device(params.runtime)
-    needs, room = training_memory(config, size, params.train, device), memory_of(device)
+    needs, room = training_memory(config, size, params, device), memory_of(device)
     yield "weights", binary(needs.weights), ""
     yield "gradients", binary(needs.gradients), ""
     yield "optimizer", binary(needs.optimizer), ""

@@ -32,14 +32,15 @@ def chunked_cross_entropy(
 
 
 def _nats(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
-    size = _chunk_size(x)
+    size = chunk_size(len(x))
     chunks = zip(x.split(size), targets.split(size), strict=True)
     sums = [_log_softmax(rows, weight, cap)[0].gather(1, ids[:, None]).sum() for rows, ids in chunks]
     return -torch.stack(sums).sum() / len(targets)
 
 
-def _chunk_size(x: torch.Tensor) -> int:
-    return max(TOKENS, -(-len(x) // CHUNKS))
+def chunk_size(tokens: int) -> int:
+    """How many of so many tokens are in a chunk."""
+    return max(TOKENS, -(-tokens // CHUNKS))
 
 
 def _log_softmax(
@@ -61,7 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         low = weight.to(x.dtype)
         total = x.new_zeros((), dtype=torch.float32)
         d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
-        size = _chunk_size(x)
+        size = chunk_size(len(x))
         for start in range(0, len(x), size):
             chunk = slice(start, start + size)
             rows, ids = x[chunk], targets[chunk, None]

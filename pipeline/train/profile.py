@@ -277,4 +277,4 @@ def _fits(params: Params, folder: Path, device: torch.device) -> bool:
     if config is None:
         load_manifest(tokens_folder(params))  # says what is missing
     assert config is not None
-    return training_memory(config, model_size(config), params.train, device).total <= memory_of(device).free
+    return training_memory(config, model_size(config), params, device).total <= memory_of(device).free

@@ -15,7 +15,8 @@ from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params, Train
 from pipeline.config.paths import tokens_folder
 from pipeline.model.attend import keeps_scores
-from pipeline.model.build import padded_vocab_size
+from pipeline.model.build import LARGE_VOCABULARY, padded_vocab_size
+from pipeline.model.chunked_loss import chunk_size
 from pipeline.model.size import ModelSize, model_size
 from pipeline.runtime.device import DTYPES
 from pipeline.runtime.memory import memory_of
@@ -71,27 +72,39 @@ def expected_config(params: Params) -> GPTConfig | None:
     return None if rows is None else GPTConfig(**params.model.model_dump(), vocab_size=rows)
 
 
-def training_memory(config: GPTConfig, size: ModelSize, train: Train, device: torch.device) -> Memory:
+def training_memory(config: GPTConfig, size: ModelSize, params: Params, device: torch.device) -> Memory:
     """The memory of one training step, not compiled.
 
     GPT-2's block keeps 16 values for each token and channel until the backward pass. That is the count of
     Korthikanti et al. 2022 (section 4.1), 34 bytes in 16 bits, without 2 for the masks of dropout. In 16 bits
     the residual stream, which two of the values are, stays float32: 36 bytes. Fused attention keeps no
     scores; plain products, in bfloat16 on a CPU, keep those of all pairs, and with dropout its masks. Other
-    blocks need up to twice as much. The logits are there twice: log-softmax and gradient. Muon makes about
-    four copies of its matrices while it updates them, beside freed memory that does not fit them.
+    blocks need up to twice as much. With activation checkpointing each block keeps its input, and one block
+    at a time the rest.
+
+    The logits are there twice: log-softmax and gradient. Of a large vocabulary it is only a chunk of them, and
+    two copies of the output projection's gradient. Muon makes about four copies of its matrices while it
+    updates them, beside freed memory that does not fit them.
     """
+    train = params.train
     trains = _trains(train)
     tokens = train.batch_size * config.block_size
     block = config.n_embd * (64 if train.dtype == "float32" else 36)
     if config.position != "alibi" and keeps_scores(device, DTYPES[train.dtype], config.block_size):
         block += config.n_head * config.block_size * 2 * (2 if config.dropout else 1)
+    applications = _applications_with_gradient(config, size)
+    kept = block * applications
+    if params.runtime.activation_checkpointing:
+        kept = FLOAT * config.n_embd * applications + block
+    large = config.vocab_size >= LARGE_VOCABULARY
+    in_chunk = min(tokens, chunk_size(tokens)) if large else tokens
+    projection = 2 * FLOAT * config.vocab_size * config.n_embd if large else 0
     return Memory(
         weights=FLOAT * size.values + size.table_bytes,
         gradients=trains * FLOAT * size.parameters,
         optimizer=_moments(train, size),
-        activations=trains * tokens * block * _applications_with_gradient(config, size),
-        logits=(1 + trains) * tokens * config.vocab_size * FLOAT,
+        activations=trains * tokens * kept,
+        logits=(1 + trains) * in_chunk * config.vocab_size * FLOAT + trains * projection,
         update=trains * 4 * FLOAT * _muon_values(train, size),
     )
 
@@ -118,7 +131,7 @@ def check_memory(
     Only what is needed for certain counts, against all the memory there is.
     """
     size = model_size(config)
-    needs, room = training_memory(config, size, params.train, device), memory_of(device)
+    needs, room = training_memory(config, size, params, device), memory_of(device)
     what = f"{size.parameters:,} parameters (model.n_layer = {config.n_layer}, n_embd = {config.n_embd})"
     for needed, there, where in (
         (needs.weights, memory().total, "this machine"),  # where a model is built, whatever the device

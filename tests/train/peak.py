@@ -15,15 +15,18 @@ from pathlib import Path
 import torch
 
 from pipeline.config.model import GPTConfig
-from pipeline.config.params import Train
+from pipeline.config.params import Params
 from pipeline.model.build import build_gpt
 from pipeline.optim.build import build_optimizer
 from pipeline.runtime.device import autocast
+from pipeline.runtime.recompute import recompute_activations
 from tests import tiny
 
 
-def steps(config: GPTConfig, train: Train) -> None:
-    model = build_gpt(config).train()
+def steps(config: GPTConfig, params: Params) -> None:
+    model, train = build_gpt(config).train(), params.train
+    if params.runtime.activation_checkpointing:
+        recompute_activations(model)
     optimizer = build_optimizer(model, train)
     ids = torch.zeros(train.batch_size, config.block_size, dtype=torch.long)
     for _ in range(2):
@@ -45,8 +48,8 @@ def peak() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    switches, train = json.loads(sys.argv[1]), tiny.params(*sys.argv[2:]).train
-    steps(tiny.config(), train.model_copy(update={"batch_size": 1}))  # what PyTorch needs for itself
+    switches, params = json.loads(sys.argv[1]), tiny.params(*sys.argv[2:])
+    steps(tiny.config(), params.with_overrides(["train.batch_size=1"]))  # what PyTorch needs for itself
     before = peak()
-    steps(tiny.config(**switches), train)
+    steps(tiny.config(**switches), params)
     print(peak() - before)

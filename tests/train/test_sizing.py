@@ -85,8 +85,8 @@ def test_activations_are_about_what_pytorch_keeps(
 ) -> None:
     """A small vocabulary, so that the logits, whose log-softmax is kept, weigh little."""
     config = tiny.config(**{"n_layer": 4, "n_embd": 128, "block_size": 128, **switches})
-    train = tiny.params("train.batch_size=8", f"train.dtype={dtype}").train
-    needs = training_memory(config, model_size(config), train, CPU)
+    params = tiny.params("train.batch_size=8", f"train.dtype={dtype}")
+    needs = training_memory(config, model_size(config), params, CPU)
     kept = kept_for_backward(config, 8, dtype)
     assert needs.activations / 1.1 < kept < factor * needs.activations
 
@@ -97,6 +97,7 @@ WIDE = {"n_layer": 6, "n_head": 8, "n_embd": 384, "block_size": 256, "vocab_size
 @pytest.mark.parametrize(
     ("switches", "batch_size", "dtype", "factor", "optimizer"),
     [
+        ({**WIDE, "n_layer": 16}, 6, "float32", 1.4, "adamw runtime.activation_checkpointing=true"),
         (WIDE, 6, "float32", 1.4, "adamw"),
         (WIDE, 12, "bfloat16", 1.4, "adamw"),
         ({**WIDE, "n_layer": 2, "vocab_size": 30_000}, 3, "float32", 1.4, "adamw"),
@@ -105,14 +106,15 @@ WIDE = {"n_layer": 6, "n_head": 8, "n_embd": 384, "block_size": 256, "vocab_size
         (WIDE, 1, "float32", 1.4, "muon"),
         (WIDE, 2, "bfloat16", 1.4, "muon"),
     ],
-    ids=["gpt2", "16-bit", "large-vocabulary", "modern", "muon", "muon-alone", "muon-16-bit"],
+    ids=["recomputed", "gpt2", "16-bit", "large-vocabulary", "modern", "muon", "muon-alone", "muon-16-bit"],
 )
 def test_a_training_step_needs_about_the_memory_predicted(
     switches: dict[str, Any], batch_size: int, dtype: str, factor: float, optimizer: str
 ) -> None:
     config = tiny.config(**switches)
-    overrides = [f"train.batch_size={batch_size}", f"train.dtype={dtype}", f"train.optimizer={optimizer}"]
-    predicted = training_memory(config, model_size(config), tiny.params(*overrides).train, CPU).total
+    overrides = [f"train.batch_size={batch_size}", f"train.dtype={dtype}"]
+    overrides += f"train.optimizer={optimizer}".split()
+    predicted = training_memory(config, model_size(config), tiny.params(*overrides), CPU).total
     arguments = [json.dumps(switches), *overrides]
     command = [sys.executable, "-m", "tests.train.peak", *arguments]
     measured = int(subprocess.run(command, capture_output=True, check=True, cwd=tiny.ROOT).stdout)
@@ -122,10 +124,10 @@ def test_a_training_step_needs_about_the_memory_predicted(
 @pytest.mark.parametrize("rules", ["adamw", "muon"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_weights_gradients_and_moments_are_those_of_a_step(name: str, rules: str) -> None:
-    config, train = tiny.config(**VARIANTS[name]), tiny.params(f"train.optimizer={rules}").train
-    needs = training_memory(config, model_size(config), train, CPU)
+    config, params = tiny.config(**VARIANTS[name]), tiny.params(f"train.optimizer={rules}")
+    needs = training_memory(config, model_size(config), params, CPU)
     model = build_gpt(config).train()
-    optimizer = build_optimizer(model, train)
+    optimizer = build_optimizer(model, params.train)
     ids = torch.zeros(8, 8, dtype=torch.long)
     for _ in range(8):  # dropout may leave a block out
         model(ids, targets=ids).total.backward()
@@ -241,7 +243,7 @@ def test_optimizer_and_gradients_count(
     """A memory that just holds the weights, or a step's state without activations, or everything."""
     config = expected_config(tiny.params())
     assert config is not None
-    needs = training_memory(config, model_size(config), tiny.params().train, CPU)
+    needs = training_memory(config, model_size(config), tiny.params(), CPU)
 
     def train_with(total: int) -> Ended:
         for module in ("train.sizing", "runtime.memory"):
