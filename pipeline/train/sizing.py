@@ -82,8 +82,8 @@ def training_memory(config: GPTConfig, size: ModelSize, params: Params, device: 
     blocks need up to twice as much. With activation checkpointing each block keeps its input, and one block
     at a time the rest.
 
-    The logits are there twice: log-softmax and gradient. Of a large vocabulary it is only a chunk of them, and
-    two copies of the output projection's gradient. Muon makes about four copies of its matrices while it
+    The logits are there twice: log-softmax and gradient. Of a large vocabulary it is only a chunk, and two
+    copies of the gradient of the output projection. Muon makes about four copies of its matrices while it
     updates them, beside freed memory that does not fit them.
     """
     train = params.train

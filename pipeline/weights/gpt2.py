@@ -166,7 +166,10 @@ def to_gpt2(
     out. Raises UserError naming the switch if GPT-2 does not support the model.
     """
     if beyond := config.beyond_gpt2():
-        raise UserError(f"model.{beyond[0]}: Hugging Face's GPT-2 does not support it; it cannot be exported")
+        raise UserError(
+            f"model.{beyond[0]}: Hugging Face's GPT-2 does not support it; train a model as the preset "
+            "nanogpt does"
+        )
     rows = vocab_size or config.vocab_size
     assert rows <= config.vocab_size, "the tokenizer has ids that the model lacks"
     layers = unrolled_layers(config, depth)

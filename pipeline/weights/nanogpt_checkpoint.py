@@ -145,7 +145,9 @@ def write_checkpoint(
     """
     beyond = [*config.beyond_gpt2(), *config.changed("tie_word_embeddings")]
     if beyond:
-        raise UserError(f"model.{beyond[0]}: nanoGPT does not support it; it cannot be exported")
+        raise UserError(
+            f"model.{beyond[0]}: nanoGPT does not support it; train a model as the preset nanogpt does"
+        )
     assert vocab_size <= config.vocab_size, "the tokenizer has ids that the model lacks"
     layers = unrolled_layers(config, depth)
     args = {name: getattr(config, name) for name in NANOGPT_ARGS}
