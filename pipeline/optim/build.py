@@ -14,6 +14,7 @@ from pipeline.optim.muon import Muon
 from pipeline.optim.optimizer import Optimizer, Rule
 from pipeline.optim.schedule import Constant, Schedule, WarmupCosine, WarmupStableDecay
 
+# Of Newton-Schulz, by train.dtype; its squares would overflow in float16.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float32}
 
 
