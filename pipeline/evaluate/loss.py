@@ -16,7 +16,7 @@ from pipeline.tokens.batches import Batch
 
 NEVER = 1.0  # a threshold for learned stopping that no token exceeds
 
-TOKENS_ON_CPU = 1 << 12  # at once: more no longer fit into its caches
+TOKENS_ON_CPU = 1 << 10  # at once: more are no faster, and need more memory than a small training
 TOKENS_ON_GPU = 1 << 15
 LOGITS = 1 << 29  # bytes at once, in float32
 

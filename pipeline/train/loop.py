@@ -22,7 +22,6 @@ from pipeline.optim.schedule import set_learning_rate
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.device import autocast, peak_flops, seed, to_device
 from pipeline.runtime.prefetch import Prefetch
-from pipeline.runtime.recompute import recompute_activations
 from pipeline.runtime.stop import stop_requested
 from pipeline.tokens.batches import Batch, TrainingBatches, evaluation_windows
 from pipeline.tokens.keyed_random import mix, uniform
@@ -109,6 +108,8 @@ class Trainer:
         self.peak_flops = peak_flops(device, train.dtype)
         self._forward: Callable[..., Loss] = compiled(model) if params.runtime.compile else model
         if params.runtime.activation_checkpointing:
+            from pipeline.runtime.recompute import recompute_activations  # needs 8 MB more of PyTorch
+
             recompute_activations(model)
         self._finite = Finite(device)
         self._grad_norm: torch.Tensor | None = None
