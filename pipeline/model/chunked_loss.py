@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.model.linear import linear, matmul_t, through_onednn
+from pipeline.model.linear import linear
 
 CHUNKS = 8  # at most: each adds to the gradient of the weight, which is large
 TOKENS = 512  # in a chunk at least: a product with fewer rows is slower
@@ -74,12 +74,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if squashed is not None:
                 d_logits *= squashed.square_().neg_().add_(1)
             d_logits = d_logits.to(x.dtype)
-            if through_onednn(d_logits, low):
-                d_x[chunk] = matmul_t(d_logits, low.t())
-                d_weight += matmul_t(d_logits.t(), rows.t())
-            else:
-                d_x[chunk] = d_logits @ low
-                d_weight += d_logits.t() @ rows
+            d_x[chunk] = linear(d_logits, low.t())
+            d_weight += linear(d_logits.t(), rows.t())
         ctx.save_for_backward(d_x, d_weight)
         return total / len(x)
 

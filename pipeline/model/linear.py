@@ -17,7 +17,7 @@ FEW_ROWS = 64  # for fewer, such as those of a decoding step, oneDNN takes longe
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: (…, in) -> (…, out) for a weight (out, in)."""
-    if not through_onednn(x, weight):
+    if not _through_onednn(x, weight):
         return F.linear(x, weight, bias)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     y: torch.Tensor = (_OneDNNLinear.apply if differentiable else _product)(x, weight, bias)
@@ -31,18 +31,13 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def matmul_t(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b.T for float32 matrices (N, K) and (M, K) on a CPU, by oneDNN; either may be a transposed view."""
-    return _product(a, b, None)
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """By oneDNN, for float32 on a CPU; either factor may be a transposed view."""
     y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
 
-def through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `linear` sends the product of these to oneDNN."""
+def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         HAS_ONEDNN
         and x.device.type == "cpu"
@@ -65,9 +60,9 @@ class _OneDNNLinear(torch.autograd.Function):
         d_y = gradients[0].flatten(0, -2)
         d_x = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
-            d_x = matmul_t(d_y, weight.t()).view(x.shape)
+            d_x = _product(d_y, weight.t()).view(x.shape)
         if ctx.needs_input_grad[1]:
-            d_weight = matmul_t(d_y.t(), x.flatten(0, -2).t())
+            d_weight = _product(d_y.t(), x.flatten(0, -2).t())
         if ctx.needs_input_grad[2]:
             d_bias = d_y.sum(0)
         return d_x, d_weight, d_bias
