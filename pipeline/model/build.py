@@ -194,7 +194,7 @@ def initialize_to_unit_scale(model: nn.Module) -> None:
     """Embeddings of variance 1, and matrices that turn inputs of variance 1 into outputs of variance 1/4.
 
     With embeddings of variance 1, a high learning rate suits them. Matrices are uniform, as in nanochat
-    (Karpathy 2025); docs/speed-log.md has the gains. Norms and scalar weights keep their module's own
+    (Karpathy 2025); docs/speed-log.md has what it gives. Norms and scalar weights keep their module's own
     initialization.
     """
     for name, parameter in model.named_parameters():
