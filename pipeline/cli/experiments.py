@@ -39,8 +39,12 @@ def _experiments() -> tuple[Experiment, list[Experiment]]:
     check_git()
     workspace, *commits = json.loads(dvc_output("exp", "show", "--json"))
     head = commits[0]
-    found = [_experiment(one["name"] or one["revs"][0]["rev"][:7], one) for one in head["experiments"] or ()]
+    listed = head["experiments"] or ()
+    found = [_experiment(one["name"] or one["revs"][0]["rev"][:7], one) for one in listed]
     experiments = [one for one in found if one is not None]
+    if listed and not experiments:
+        reason = (listed[0]["revs"][0].get("error") or {}).get("msg") or "its parameters are missing"
+        raise UserError(f"{listed[0]['name']}: DVC cannot read this experiment: {reason}")
     if not experiments:
         raise UserError("no experiment of this commit yet; make one: make experiment SET='model.n_layer=2'")
     baseline, now = _read(BASELINE, head), _read(BASELINE, workspace)

@@ -29,7 +29,7 @@ def git(folder: Path, *arguments: str) -> str:
 def experiments(folder: Path) -> list[dict[str, str]]:
     """The rows of results/experiments.csv, just written."""
     ended = command(folder, "experiments", **GIT)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stderr + git(folder, "for-each-ref") + git(folder, "log", "--oneline")
     with (folder / "results/experiments.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
