@@ -37,6 +37,11 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
     return y
 
 
+def _weight_gradient(d_y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(out, in), from (rows, out) and (rows, in). The first factor of a product is copied: it is the smaller."""
+    return _product(d_y.t(), x.t()) if d_y.shape[1] <= x.shape[1] else _product(x.t(), d_y.t()).t()
+
+
 def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         HAS_ONEDNN
@@ -62,7 +67,7 @@ class _OneDNNLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             d_x = _product(d_y, weight.t()).view(x.shape)
         if ctx.needs_input_grad[1]:
-            d_weight = _product(d_y.t(), x.flatten(0, -2).t())
+            d_weight = _weight_gradient(d_y, x.flatten(0, -2))
         if ctx.needs_input_grad[2]:
             d_bias = d_y.sum(0)
         return d_x, d_weight, d_bias
