@@ -106,18 +106,17 @@ class StackedLinear(nn.Module):
     def grouped(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """(rows, in) -> (rows, out): the first sizes[0] rows go to expert 0, the next sizes[1] to expert 1, …
 
-        In bfloat16. The rows after the last expert's are zero.
+        In bfloat16. The product leaves the rows after the last expert's as the memory was, and so does its
+        gradient: whoever calls this must use neither.
         """
         ends = sizes.cumsum(0)
-        row = torch.arange(len(x), device=x.device)[:, None]
-        used = row < ends[-1]  # the product leaves the other rows as the memory was, and so does its gradient
-        x = torch.where(used, x, 0)
         y = F.grouped_mm(x, self.weight.to(x.dtype).transpose(1, 2), offs=ends.to(torch.int32))
-        y = torch.where(used, y, 0)
         if self.bias is None:
             return y
+        row = torch.arange(len(x), device=x.device)[:, None]
         is_of = (row < ends) & (row >= ends - sizes)  # (rows, experts)
-        return y + is_of.to(x.dtype) @ self.bias.to(x.dtype)  # its gradient is the same in every run
+        y = y + is_of.to(x.dtype) @ self.bias.to(x.dtype)  # its gradient is the same in every run
+        return torch.where(row < ends[-1], y, 0)  # or what is left in memory would be in that gradient
 
     def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """The weight and the bias of each expert."""
@@ -142,7 +141,7 @@ class Experts(Part):
     def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """(rows, C) -> (rows, C). Rows are sorted by expert; `sizes` (experts) has how many each has.
 
-        What comes out after the last expert's rows is undefined.
+        After the last expert's rows, what comes out is undefined, and so is the gradient.
         """
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -227,17 +226,19 @@ class MixtureOfExperts(Part):
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)
         routing = self.router(tokens)
         choices = routing.chosen.flatten()  # (N · top_k)
-        load = torch.zeros_like(routing.logits[0], dtype=torch.long)  # (candidates)
-        load = load.scatter_add(0, choices, torch.ones_like(choices))
+        candidates = torch.arange(routing.logits.shape[1], device=choices.device)
+        load = (choices == candidates[:, None]).sum(1)
         if self.training:
             self._report(routing, load, context)
 
         slots = assign(choices, load, experts.count)
         heard = tokens.repeat_interleave(self.router.top_k, dim=0)  # (N · top_k, C)
-        rows = heard.new_zeros(slots.rows, x.shape[-1]).index_copy(0, slots.of_choices, heard)
+        is_dummy = (choices == experts.count)[:, None] if self.router.dummy else None
+        to_experts = heard if is_dummy is None else torch.where(is_dummy, 0, heard)
+        rows = heard.new_zeros(slots.rows, x.shape[-1]).index_copy(0, slots.of_choices, to_experts)
         said = experts(rows, slots.sizes).index_select(0, slots.of_choices)
-        if self.router.dummy:
-            said = torch.where((choices == experts.count)[:, None], heard, said)
+        if is_dummy is not None:
+            said = torch.where(is_dummy, heard, said)
         weighted = said.view(*routing.chosen.shape, -1) * routing.weights[..., None]
         return self.dropout(weighted.sum(1, dtype=x.dtype).view(x.shape))
 
