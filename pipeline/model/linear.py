@@ -38,7 +38,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
 
 
 def _weight_gradient(d_y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(out, in), from (rows, out) and (rows, in). The first factor of a product is copied: it is the smaller."""
+    """(out, in), from (rows, out) and (rows, in). oneDNN copies the first factor, so that is the smaller."""
     return _product(d_y.t(), x.t()) if d_y.shape[1] <= x.shape[1] else _product(x.t(), d_y.t()).t()
 
 
