@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.harness import say
 from pipeline.config.command_line import Overrides
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params, load_params
@@ -74,10 +75,6 @@ def main(
     write_text(table, f"{report}\n")
     write_json(figures, {"seeds": list(range(first_seed, first_seed + seeds)), "runs": measured})
     print(f"{report}\n\n{table}: this table\n{figures}: the figures of every run")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _train(params: Params) -> dict[str, Any]:

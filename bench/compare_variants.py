@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from bench.harness import say
 from bench.variants import VARIANTS
 from bench.variants import overrides as switches
 from pipeline.config.command_line import Overrides
@@ -73,10 +74,6 @@ def main(
     table = markdown(compared)
     write_text(TABLE, f"{table}\n")
     print(f"{table}\n\n{TABLE}: these tables\n{CURVES}: the curves\n{PICTURE}: the picture")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def variant(name: str, params: Params) -> Params:

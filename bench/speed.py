@@ -154,7 +154,7 @@ ROWS = (
         at_least=True,
     ),
     Row("experts", "step, 4 experts, 2 computed, float32", "experts", "float32", "fork", "step", 0.55),
-    Row("experts-bf16", "step, 4 experts, 2 computed, bfloat16", "experts", "bfloat16", "fork", "step"),
+    Row("experts-bf16", "step, 4 experts, 2 computed, bfloat16", "experts", "bfloat16", "fork", "step", 0.55),
     Row("outside", f"outside the model, {FAST}", "split", FAST, None, "outside", 0.05, "figure"),
     Row("outside-same", f"outside the model, {PRESET}", "split", PRESET, None, "outside", 0.05, "figure"),
     Row("demo", "make demo, whole pipeline", "demo", "demo", None, "seconds", 90.0, "figure"),

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from torch import nn
-
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.model.build import build_on_meta
 from pipeline.model.gpt import GPT
+from pipeline.model.kinds import kind_of
 from pipeline.model.moe import Router
 from pipeline.storage.machine import binary, memory
 
@@ -37,15 +36,6 @@ PARTS = {
 }
 
 OTHER = "other"
-NOT_OF_BLOCKS = {  # or scoring single choices
-    "token embedding",
-    "position embedding",
-    "value embedding",
-    "output projection",
-    "routers",
-    "stopping gate",
-}
-
 # Every count is affine in each of these: a base, and the same amount more for each further one.
 REPEATED = ("n_layer", "recurrent_depth", "n_layers_prelude", "n_layers_coda", "block_size")
 FEW = 2  # from here on: with shared experts, the first of the blocks differs from the others
@@ -122,7 +112,7 @@ def _counted(model: GPT) -> Counter[str]:
     counts: Counter[str] = Counter(
         tensors=len(saved),
         values=sum(tensor.numel() for tensor in saved.values()),
-        matrices=sum(parameter.numel() for name, parameter in named if _is_matrix(name, parameter)),
+        matrices=sum(parameter.numel() for name, parameter in named if kind_of(name, parameter) == "matrix"),
         table_bytes=sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved),
         applications=len(model.trunk.blocks()),
         flops_per_token=model.flops_per_token(),
@@ -131,10 +121,6 @@ def _counted(model: GPT) -> Counter[str]:
     for name, parameter in named:
         counts[_part(name)] += parameter.numel()
     return counts
-
-
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.dim() > 1 and not name.endswith("bias") and _part(name) not in NOT_OF_BLOCKS
 
 
 def _part(name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.config.params import Train
+from pipeline.model.kinds import kind_of
 from pipeline.optim.adamw import AdamW
 from pipeline.optim.muon import Muon
 from pipeline.optim.optimizer import Optimizer, Rule
@@ -58,18 +58,6 @@ def parameter_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
         }
         for (rule, group_rate, weight_decay), named in members.items()
     ]
-
-
-def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """What a parameter is: a matrix of the blocks, an embedding, an output projection (head) or a vector.
-
-    The matrices of routers and stopping gates count as output projections: each row scores one choice.
-    """
-    if parameter.dim() < 2 or name.endswith("bias"):  # experts' biases are stacked, but are biases
-        return "vector"
-    if re.search(r"\b(wte|wpe|vte)\b", name):
-        return "embedding"
-    return "head" if re.search(r"\b(lm_head|router|halting)\b", name) else "matrix"
 
 
 def build_schedule(train: Train) -> Schedule:

@@ -8,7 +8,8 @@ from safetensors.torch import load, save
 
 from pipeline.model.build import build_gpt
 from pipeline.model.gpt import GPT
-from pipeline.optim.build import build_optimizer, kind_of
+from pipeline.model.kinds import kind_of
+from pipeline.optim.build import build_optimizer
 from pipeline.optim.muon import Muon, matrices, orthogonalize
 from pipeline.optim.optimizer import Optimizer
 from pipeline.optim.state import load_named_state, named_state
