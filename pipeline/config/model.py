@@ -1,8 +1,8 @@
 """The `model` section of params.yaml: the plain GPT-2, and a switch for each variant of it.
 
-Every switch is off by default. Its field says what it does, what it needs, whether GPT-2 has it and whether
-it changes the weights. The comments of params.yaml, its JSON schema and docs/parameters.md are generated from
-the fields. `model_rules` checks that switches do not contradict each other.
+Without a value in params.yaml every switch is off. Its field says what it does, what it needs, whether GPT-2
+has it and whether it changes the weights. The comments of params.yaml, its JSON schema and docs/parameters.md
+are generated from the fields. `model_rules` checks that switches do not contradict each other.
 """
 
 from __future__ import annotations

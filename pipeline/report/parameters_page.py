@@ -21,12 +21,12 @@ from `pipeline/config/`. Override a parameter for one command with `-S section.k
 experiment with `make experiment SET=section.key=value`."""
 
 MODEL_INTRODUCTION = """\
-Every switch is off by default; [the model family](model-family.md) explains what they do together. The
-columns:
+With every switch off this is GPT-2, which is what the preset `nanogpt` has. The default turns on what pays
+at its size; [the model family](model-family.md) explains what the switches do together. The columns:
 
-- *needs*: what has to be on for the parameter to have an effect. If it is off, a value other than the
-  default is an error, except where the need is in parentheses.
-- *GPT-2*: *no* means that a model with another value than the default cannot be exported as GPT-2.
+- *needs*: what has to be on for the parameter to have an effect. If that is off, setting the parameter is an
+  error, except where the need is in parentheses.
+- *GPT-2*: *no* means that GPT-2 has no such part: a model that has it cannot be exported as GPT-2.
 - *finetuning*: *free* means that the value may differ from that of the model that training starts from."""
 
 
