@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,11 @@ from pipeline.config.command_line import ModelName, Overrides, run
 from pipeline.config.errors import UserError
 from pipeline.config.params import params_or_defaults
 from pipeline.config.paths import MODEL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.tokens.tokenizers import Tokenizer
 
 
 def main(
@@ -36,7 +42,7 @@ def main(
     from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
     from pipeline.serve.samples import RULE, write_samples
-    from pipeline.serve.sampling import TextStream, TokenSampler, check_memory, generate
+    from pipeline.serve.sampling import TokenSampler, check_memory, generate
     from pipeline.storage.files import check_writable
     from pipeline.tokens.prompt import encode_prompt
     from pipeline.track.open import show_later
@@ -66,23 +72,12 @@ def main(
         generator=torch.Generator(device).manual_seed(settings.seed),
     )
     batch = [prompt for prompt in prompts for _ in range(settings.num_samples)]
-    streams = [TextStream(tokenizer) for _ in batch]
-    texts = [[prompt] for prompt, _ in batch]  # the pieces of each
-    _show(texts[0][0])
     ids = [torch.from_numpy(ids).to(device) for _, ids in batch]
-    vocab_size, depth = tokenizer.vocab_size, settings.recurrent_depth
-    began = perf_counter()
-    first_token = 0.0  # seconds until it was there
-    for tokens in generate(gpt, ids, settings.max_new_tokens, sampler, vocab_size, depth):
-        for text, stream, token in zip(texts, streams, tokens.tolist(), strict=True):
-            text.append(stream.feed(token))
-        first_token = first_token or perf_counter() - began
-        _show(texts[0][-1])
-    seconds = perf_counter() - began
-    for text, stream in zip(texts, streams, strict=True):
-        text.append(stream.finish())
-    _show(texts[0][-1] + f"\n{RULE}\n")
-    samples = ["".join(text) for text in texts]
+    tokens = generate(
+        gpt, ids, settings.max_new_tokens, sampler, tokenizer.vocab_size, settings.recurrent_depth
+    )
+    samples, seconds, first_token = _decoded(tokens, [text for text, _ in batch], tokenizer)
+    _show(f"\n{RULE}\n")
     for sample in samples[1:]:
         _show(f"{sample}\n{RULE}\n")
     made = f"{len(samples)} samples of {settings.max_new_tokens} tokens in {seconds:.1f} s"
@@ -92,6 +87,32 @@ def main(
         made = f"{out}: {made}"
     speed = len(samples) * settings.max_new_tokens / seconds
     print(f"{made}: {speed:,.0f} tokens/s, first token after {first_token:.2f} s", file=sys.stderr)
+
+
+def _decoded(
+    tokens: Iterable[Tensor], prompts: Sequence[str], tokenizer: Tokenizer
+) -> tuple[list[str], float, float]:
+    """Each prompt with what follows it; the seconds until all of that was there, and until the first token.
+
+    Shows the first of the texts as it grows.
+    """
+    from pipeline.serve.sampling import TextStream
+
+    streams = [TextStream(tokenizer) for _ in prompts]
+    texts = [[prompt] for prompt in prompts]  # the pieces of each
+    _show(prompts[0])
+    began = perf_counter()
+    first_token = 0.0
+    for chosen in tokens:
+        for text, stream, token in zip(texts, streams, chosen.tolist(), strict=True):
+            text.append(stream.feed(token))
+        first_token = first_token or perf_counter() - began
+        _show(texts[0][-1])
+    seconds = perf_counter() - began
+    for text, stream in zip(texts, streams, strict=True):
+        text.append(stream.finish())
+    _show(texts[0][-1])
+    return ["".join(text) for text in texts], seconds, first_token
 
 
 def _show(text: str) -> None:
