@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.model.attend import attend
 from pipeline.model.context import Context
+from pipeline.model.dropout import Dropout
 from pipeline.model.linear import Linear
 from pipeline.model.position import ALiBi, Rotary
 
@@ -56,7 +57,7 @@ class CausalSelfAttention(nn.Module):
         channels = n_embd + 2 * self.n_kv_head * self.head_size
         self.c_attn = Linear(n_embd, channels, bias=bias)
         self.c_proj = Linear(n_embd, n_embd, bias=bias)
-        self.resid_dropout = nn.Dropout(dropout)
+        self.resid_dropout = Dropout(dropout)
         self.rotary = rotary
         self.alibi = alibi
         self.q_norm = q_norm

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.model.dropout import Dropout
 from pipeline.model.linear import Linear
 
 
@@ -59,7 +60,7 @@ class FeedForward(nn.Module):
         self.c_fc = Linear(n_embd, before, bias=bias)
         self.activation = ACTIVATIONS[activation]()
         self.c_proj = Linear(after, n_embd, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor, context: object = None) -> torch.Tensor:
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))

@@ -13,6 +13,7 @@ from pipeline.model.cache import KVCache
 from pipeline.model.chunked_loss import chunked_cross_entropy
 from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
+from pipeline.model.dropout import Dropout
 from pipeline.model.halting import LearnedStopping
 from pipeline.model.hooks import Part
 from pipeline.model.linear import Linear, linear
@@ -32,7 +33,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.wte = wte
         self.wpe = wpe
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.vte = vte
 
     def forward(self, ids: torch.Tensor, context: Context) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.model.context import Context
+from pipeline.model.dropout import Dropout
 from pipeline.model.feedforward import ACTIVATIONS, widths
 from pipeline.model.hooks import Part
 from pipeline.model.linear import Linear, linear
@@ -210,7 +211,7 @@ class MixtureOfExperts(Part):
         self._experts = (experts,)  # a tuple, so that it is not registered a second time
         self.aux_loss_weight = aux_loss_weight
         self.z_loss_weight = z_loss_weight
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @property
     def idle_params(self) -> int:

@@ -78,9 +78,9 @@ def training_memory(config: GPTConfig, size: ModelSize, params: Params, device: 
     GPT-2's block keeps 16 values for each token and channel until the backward pass. That is the count of
     Korthikanti et al. 2022 (section 4.1), 34 bytes in 16 bits, without 2 for the masks of dropout. In 16 bits
     the residual stream, which two of the values are, stays float32: 36 bytes. Fused attention keeps no
-    scores; plain products, in bfloat16 on a CPU, keep those of all pairs, and with dropout its masks. Other
-    blocks need up to twice as much. With activation checkpointing each block keeps its input, and one block
-    at a time the rest.
+    scores; plain products, on a CPU in bfloat16 or with dropout, keep those of all pairs, and the masks of
+    dropout. Other blocks need up to twice as much. With activation checkpointing each block keeps its input,
+    and one block at a time the rest.
 
     The logits are there twice: log-softmax and gradient. Of a large vocabulary it is only a chunk, and two
     copies of the gradient of the output projection. Muon makes about four copies of its matrices while it
@@ -90,8 +90,9 @@ def training_memory(config: GPTConfig, size: ModelSize, params: Params, device: 
     trains = _trains(train)
     tokens = train.batch_size * config.block_size
     block = config.n_embd * (64 if train.dtype == "float32" else 36)
-    if config.position != "alibi" and keeps_scores(device, DTYPES[train.dtype], config.block_size):
-        block += config.n_head * config.block_size * 2 * (2 if config.dropout else 1)
+    dtype = DTYPES[train.dtype]
+    if config.position != "alibi" and keeps_scores(device, dtype, config.block_size, config.dropout):
+        block += config.n_head * config.block_size * dtype.itemsize * (2 if config.dropout else 1)
     applications = _applications_with_gradient(config, size)
     kept = block * applications
     if params.runtime.activation_checkpointing:

@@ -26,7 +26,7 @@ def with_gradients(attention: Callable[..., torch.Tensor], dtype: torch.dtype) -
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_products_are_faster", lambda q: True)
+    monkeypatch.setattr(module, "_products_are_faster", lambda q, dropout: True)
 
 
 @pytest.mark.usefixtures("products")

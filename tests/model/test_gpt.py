@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.config.model import GPTConfig
+from pipeline.model.attend import attend
 from pipeline.model.build import build_gpt, padded_vocab_size
 from pipeline.model.cache import KVCache
 from pipeline.model.context import Context
@@ -175,13 +176,12 @@ def test_dropout_is_active_in_training_only() -> None:
 
 def test_dropout_is_everywhere_that_gpt2_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    attention = nn.functional.scaled_dot_product_attention
 
     def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
-        seen.append(kwargs["dropout_p"])
-        return attention(*args, **kwargs)
+        seen.append(args[4])
+        return attend(*args, **kwargs)
 
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr("pipeline.model.attention.attend", spy)
     model = tiny.model(dropout=0.3).train()
     model(IDS)
     assert seen == [0.3] * 3  # on the attention weights of each layer
