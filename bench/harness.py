@@ -153,7 +153,8 @@ def prepare_here(folder: Path, project: Path = Path()) -> None:
     shutil.copytree(project, folder, ignore=shutil.ignore_patterns(*MADE), dirs_exist_ok=True)
     if (DATASET / "raw").is_dir():
         shutil.copytree(DATASET / "raw", folder / DATASET / "raw")
-    put_preset(folder, PRESET)
+    # By that version itself, whose parameters may be others.
+    run_python(f"here: preset {PRESET}", folder, "-m", "pipeline.cli.main", "preset", PRESET, "--force")
     if not (folder / DATASET / "raw").is_dir():
         run_python("here: download", folder, "-m", "stages.download")
     run_python("here: tokenize", folder, "-m", "stages.tokenize")

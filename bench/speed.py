@@ -387,7 +387,8 @@ def _step(
             settings |= model
         return train_clone(program, lab.places[program], settings, scored=False)
     folder = lab.places["earlier"] if program == "earlier" else lab.ours
-    put_preset(folder, PRESET)
+    if program != "earlier":  # which has it already
+        put_preset(folder, PRESET)
     dtype = "float32" if program == "earlier" else program
     overrides = [*_overrides("model", model), *_overrides("train", batch), f"train.dtype={dtype}"]
     short = [f"train.max_iters={steps}", f"train.eval_interval={steps}", "train.eval_iters=5"]

@@ -127,16 +127,13 @@ def test_a_copy_of_the_project_has_its_code_and_tokens_but_no_results(
     project, copy = tmp_path / "project", tmp_path / "copy"
     for name in ("pipeline/file.py", "stages/file.py", "results/model/file", "runs/one/file", ".venv/file"):
         write_text(project / name, "")
-    write_text(project / "presets" / "default.yaml", (tiny.ROOT / "presets/default.yaml").read_text())
-    for name in ("nanogpt", PRESET):
-        write_text(project / "presets" / f"{name}.yaml", (tiny.ROOT / f"presets/{name}.yaml").read_text())
+    write_text(project / "presets/default.yaml", "")
     write_text(project / "data/shakespeare/raw/input.txt", "a text")
     monkeypatch.chdir(project)
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr("bench.harness.run_python", lambda what, folder, *arguments: ran.append(arguments))
     prepare_here(copy)
-    assert {path.name for path in copy.iterdir()} == {
-        "pipeline", "stages", "presets", "data", "params.yaml"
-    }  # fmt: skip
+    assert {path.name for path in copy.iterdir()} == {"pipeline", "stages", "presets", "data"}
     assert (copy / "data/shakespeare/raw/input.txt").read_text() == "a text"
-    assert ran[0] == ("-m", "stages.tokenize")
+    assert ran[0][-2:] == (PRESET, "--force")
+    assert ran[1] == ("-m", "stages.tokenize")
