@@ -60,7 +60,7 @@ def draw_curves(path: Path, curves: Mapping[str, Curve]) -> None:
     """Draw the curves, with the last value of each beside it."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     for number, (name, curve) in enumerate(curves.items()):
         seconds, losses = zip(*curve, strict=True)
         axes.plot(seconds, losses, marker="o", markersize=3, color=f"C{number}", label=name)
@@ -74,7 +74,7 @@ def draw_curves(path: Path, curves: Mapping[str, Curve]) -> None:
     )
     axes.set_xlim(0, 1.1 * max(seconds for curve in curves.values() for seconds, _ in curve))
     axes.set_xlabel("seconds since the program was started")
-    axes.set_ylabel("validation loss, nats per token")
+    axes.set_ylabel(f"loss of the first {TOKENS:,} validation tokens, nats per token")
     axes.set_title("TinyShakespeare by characters, on a CPU")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
