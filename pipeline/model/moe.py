@@ -164,24 +164,26 @@ class Experts(Part):
 class Slots(NamedTuple):
     """A place for each choice among rows that are sorted by candidate."""
 
+    load: torch.Tensor  # (candidates): how many choices each has
     of_choices: torch.Tensor  # (N · top_k): the row of each choice
     sizes: torch.Tensor  # (experts): the rows of each expert, with those that fill up its slice
     rows: int  # all rows; those after the last expert's are the dummy's or unused
 
 
-def assign(choices: torch.Tensor, load: torch.Tensor, experts: int) -> Slots:
-    """A counting sort of the choices (N · top_k), of which each candidate has `load` (candidates).
+def assign(choices: torch.Tensor, candidates: int, experts: int) -> Slots:
+    """A counting sort of the choices (N · top_k) by candidate, the experts before the dummy.
 
     The number of rows is known without asking the device for the load.
     """
     few = len(choices) < SLICE * experts  # filling up would cost more than it saves
     unit = 1 if few else SLICE
+    is_of = choices == torch.arange(candidates, device=choices.device)[:, None]  # (candidates, N · top_k)
+    load = is_of.sum(1)
     sizes = (load + (unit - 1)) // unit * unit
     starts = sizes.cumsum(0) - sizes
-    candidates = torch.arange(len(load), device=choices.device)
-    rank = (choices == candidates[:, None]).cumsum(1) - 1  # (candidates, N · top_k)
+    rank = is_of.cumsum(1) - 1  # (candidates, N · top_k)
     slots = (rank + starts[:, None]).gather(0, choices[None])[0]
-    return Slots(slots, sizes[:experts], len(choices) + len(load) * (unit - 1))
+    return Slots(load, slots, sizes[:experts], len(choices) + candidates * (unit - 1))
 
 
 class MixtureOfExperts(Part):
@@ -227,12 +229,10 @@ class MixtureOfExperts(Part):
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)
         routing = self.router(tokens)
         choices = routing.chosen.flatten()  # (N · top_k)
-        candidates = torch.arange(routing.logits.shape[1], device=choices.device)
-        load = (choices == candidates[:, None]).sum(1)
+        slots = assign(choices, routing.logits.shape[1], experts.count)
         if self.training:
-            self._report(routing, load, context)
+            self._report(routing, slots.load, context)
 
-        slots = assign(choices, load, experts.count)
         heard = tokens.repeat_interleave(self.router.top_k, dim=0)  # (N · top_k, C)
         is_dummy = (choices == experts.count)[:, None] if self.router.dummy else None
         to_experts = heard if is_dummy is None else torch.where(is_dummy, 0, heard)
