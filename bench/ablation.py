@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.harness import say
 from pipeline.config.command_line import Overrides
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params, load_params
 from pipeline.config.paths import RESULTS, runs_folder, tokens_folder
 from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
+from pipeline.track.console import say
 from pipeline.train.fit import fit
 from pipeline.train.loop import Interrupted
 

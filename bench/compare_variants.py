@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from bench.harness import say
 from bench.variants import VARIANTS
 from bench.variants import overrides as switches
 from pipeline.config.command_line import Overrides
@@ -27,6 +26,7 @@ from pipeline.report.tables import markdown_table
 from pipeline.runtime.device import use_device
 from pipeline.storage.files import write_text
 from pipeline.tokens.shards import load_manifest
+from pipeline.track.console import say
 from pipeline.train.checkpoint import LOG_FILE
 from pipeline.train.fit import FittedRun, fit
 from pipeline.train.loop import Interrupted

@@ -108,11 +108,6 @@ class Process:
     output: str
 
 
-def say(text: str) -> None:
-    """Print what is going on; stdout is for results."""
-    print(text, file=sys.stderr)
-
-
 def run_python(what: str, folder: Path, *arguments: str) -> Process:
     """Run Python with `arguments` in `folder`; print `what` and the seconds. Raises UserError if it fails."""
     print(f"  {what} ... ", end="", flush=True)
