@@ -40,11 +40,10 @@ def _experiments() -> tuple[Experiment, list[Experiment]]:
     workspace, *commits = json.loads(dvc_output("exp", "show", "--json"))
     head = commits[0]
     listed = head["experiments"] or ()
-    found = [_experiment(one["name"] or one["revs"][0]["rev"][:7], one) for one in listed]
-    experiments = [one for one in found if one is not None]
+    experiments = [found for one in listed if (found := _experiment(_name(one), one)) is not None]
     if listed and not experiments:
         reason = (listed[0]["revs"][0].get("error") or {}).get("msg") or "its parameters are missing"
-        raise UserError(f"{listed[0]['name']}: DVC cannot read this experiment: {reason}")
+        raise UserError(f"{_name(listed[0])}: DVC cannot read this experiment: {reason}")
     if not experiments:
         raise UserError("no experiment of this commit yet; make one: make experiment SET='model.n_layer=2'")
     baseline, now = _read(BASELINE, head), _read(BASELINE, workspace)
@@ -53,6 +52,12 @@ def _experiments() -> tuple[Experiment, list[Experiment]]:
     if not baseline.figures and now is not None and now.params == baseline.params:
         baseline = now  # dvc.lock is not committed: the same parameters, so the same results
     return baseline, experiments
+
+
+def _name(listed: Mapping[str, Any]) -> str:
+    """An experiment's name, or the start of its commit: one that waits may have none."""
+    name: str = listed["name"] or listed["revs"][0]["rev"][:7]
+    return name
 
 
 def _experiment(name: str, listed: Mapping[str, Any]) -> Experiment | None:
