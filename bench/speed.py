@@ -170,7 +170,7 @@ ROWS = (
     ),
     Row("memory", "peak memory, nanoGPT's configuration", "step-128", "float32", "nanoGPT", "peak", 0.9),
 )
-ONLY_IF_ASKED = ("small",)  # half an hour for each of two programs
+ONLY_IF_ASKED = ("small",)  # more than twenty minutes
 
 
 class Lab:

@@ -36,6 +36,7 @@ PARTS = {
 }
 
 OTHER = "other"
+
 # Every count is affine in each of these: a base, and the same amount more for each further one.
 REPEATED = ("n_layer", "recurrent_depth", "n_layers_prelude", "n_layers_coda", "block_size")
 FEW = 2  # from here on: with shared experts, the first of the blocks differs from the others
