@@ -43,11 +43,11 @@ RecurrentDepth = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite hand-edited values in params.yaml.")]
 
 
-def run(main: Callable[..., Any]) -> None:
-    """Run `main` as a command."""
+def run(main: Callable[..., Any], on_ranks: bool = False) -> None:
+    """Run `main` as a command; with `on_ranks`, torchrun may have started it on several processes."""
     app = new_app()
     app.command()(main)
-    run_app(app)
+    run_app(app, on_ranks=on_ranks)
 
 
 def run_one_of(
@@ -95,7 +95,7 @@ def new_app(add_completion: bool = False, **settings: Any) -> typer.Typer:
     )
 
 
-def run_app(app: typer.Typer, name: str | None = None) -> None:
+def run_app(app: typer.Typer, name: str | None = None, on_ranks: bool = False) -> None:
     """Run the command line, with `name` as the program's name in its help, and exit.
 
     After a user's mistake, or if the system refuses something (disk, memory, permissions), stderr has one
@@ -115,22 +115,41 @@ def run_app(app: typer.Typer, name: str | None = None) -> None:
     if not arguments and hasattr(command, "commands"):
         arguments = ["--help"]
     try:
+        if not on_ranks:
+            _check_alone()
         status = command.main(arguments, prog_name=name, standalone_mode=False)
         _flush()
-    except UserError as error:
-        _refuse(str(error), error.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):  # typer ends the program without a word
-            _refuse(f"standard output: {machine_refusal(ended.__context__)}")
+            _refuse(f"standard output: {machine_refusal(ended.__context__)}", 2)
         raise
     except Exception as error:
-        refusal = _explained(error, from_make) or machine_refusal(error)
-        if refusal is None:
+        explained = _explained(error, from_make)
+        refused = refusal(error) if explained is None else (explained, 2)
+        if refused is None:
             raise
-        _refuse(refusal)
+        _refuse(*refused)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def refusal(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error that is no mistake of the program, and the exit status; None for others."""
+    if isinstance(error, UserError):
+        return str(error), error.status
+    refused = machine_refusal(error)
+    return None if refused is None else (refused, 2)
+
+
+def _check_alone() -> None:
+    """Raise UserError if torchrun started this on several processes: each would do the same work."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and count != "1":
+        raise UserError(
+            f"this command is one process, but torchrun started {count}; start it without torchrun (training "
+            "takes several: NPROC=2 make train-...)"
+        )
 
 
 def _flush() -> None:
@@ -141,7 +160,7 @@ def _flush() -> None:
         raise UserError(f"standard output: {machine_refusal(error)}") from None
 
 
-def _refuse(message: str, status: int = 2) -> NoReturn:
+def _refuse(message: str, status: int) -> NoReturn:
     """Print one line on stderr, whatever is in the message, and exit."""
     with suppress(OSError):  # the terminal may be gone
         print(f"error: {one_line(message)}", file=sys.stderr, flush=True)

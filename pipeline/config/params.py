@@ -133,6 +133,10 @@ class Runtime(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         description="cpu, cuda, cuda:1, mps, or auto for the fastest there is"
     )
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        description="on several processes (NPROC=8 make train-...): ddp, a copy of the model on each; "
+        "fsdp, a piece of it; auto: ddp"
+    )
     compile: bool = Field(
         description="torch.compile: half a minute to start, later seconds; faster above all on a GPU"
     )

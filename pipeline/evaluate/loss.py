@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from pipeline.distributed.sharded import without_gradients
+from pipeline.distributed.world import world
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.model.gpt import GPT, cross_entropy
 from pipeline.runtime.device import autocast, to_device
@@ -41,12 +44,12 @@ def evaluate(
     large logits would be rounded by tenths.
     """
 
-    def readings(ids: torch.Tensor) -> list[torch.Tensor]:
+    def readings(ids: torch.Tensor) -> list[Reading]:
         with autocast(device, dtype):
             x = model.hidden_states(ids)
-        return [model.head(x if dtype == "float32" else x.float())]
+        return [Reading(model.head(x if dtype == "float32" else x.float()))]
 
-    (evaluation,) = evaluate_each(readings, model, batches, token_bytes, device)
+    ((evaluation, _),) = evaluate_each(readings, model, batches, token_bytes, device)
     return evaluation
 
 
@@ -58,9 +61,13 @@ def evaluate_by_depth(
     Every token takes every step: a model with learned stopping weights the steps as in training, but no token
     stops early.
     """
+
+    def readings(ids: torch.Tensor) -> Iterator[Reading]:
+        return map(Reading, model.logits_by_depth(ids))
+
     with stopping_at(model, NEVER):
-        curve = evaluate_each(model.logits_by_depth, model, batches, token_bytes, device)
-    return dict(zip(model.depths, curve, strict=True))
+        curve = evaluate_each(readings, model, batches, token_bytes, device)
+    return {depth: evaluation for depth, (evaluation, _) in zip(model.depths, curve, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -83,20 +90,18 @@ def evaluate_stopping(
     thresholds: Sequence[float | None],
 ) -> list[StoppingPoint]:
     """Like `evaluate`, at each of the thresholds for learned stopping, in one pass over the batches."""
-    steps, tokens = [0.0] * len(thresholds), 0
 
-    def readings(ids: torch.Tensor) -> Iterable[torch.Tensor]:
-        nonlocal tokens
-        tokens += ids.numel()
-        for index, threshold in enumerate(thresholds):
+    def readings(ids: torch.Tensor) -> Iterator[Reading]:
+        for threshold in thresholds:
             with stopping_at(model, threshold):
                 logits, mean_depth = model.logits_and_mean_depth(ids)
-            steps[index] += float(mean_depth) * ids.numel()
-            yield logits
+            yield Reading(logits, float(mean_depth))
 
-    evaluations = evaluate_each(readings, model, batches, token_bytes, device)
-    depths = [total / tokens for total in steps]
-    return [StoppingPoint(*point) for point in zip(thresholds, depths, evaluations, strict=True)]
+    found = evaluate_each(readings, model, batches, token_bytes, device)
+    return [
+        StoppingPoint(threshold, mean_depth, evaluation)
+        for threshold, (evaluation, mean_depth) in zip(thresholds, found, strict=True)
+    ]
 
 
 @contextmanager
@@ -113,24 +118,47 @@ def stopping_at(model: GPT, threshold: float | None) -> Iterator[None]:
         stopping.threshold = own
 
 
-@torch.inference_mode()
+class Reading(NamedTuple):
+    """What a model makes of a batch: logits (B, T, vocabulary), and the mean number of steps of a token."""
+
+    logits: torch.Tensor
+    mean_depth: float = 0.0
+
+
 def evaluate_each(
-    readings: Callable[[torch.Tensor], Iterable[torch.Tensor]],
+    readings: Callable[[torch.Tensor], Iterable[Reading]],
     model: GPT,
     batches: Iterable[Batch],
     token_bytes: np.ndarray,
     device: torch.device,
-) -> list[Evaluation]:
-    """One Evaluation for each of the logits (B, T, vocabulary) that `readings` yields for ids (B, T)."""
+) -> list[tuple[Evaluation, float]]:
+    """An Evaluation and the mean depth for each of the readings that `readings` yields for ids (B, T).
+
+    Of several ranks, which all have the same batches, each reads some of them.
+    """
     was_training = model.training
     model.eval()
-    sums: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []  # of nats
+    steps: list[torch.Tensor] = []
     tokens = bytes_ = 0
-    for ids, targets in batches:
-        tokens += targets.numel()
-        bytes_ += int(token_bytes[targets.numpy()].sum())
-        ids, targets = to_device((ids, targets), device)
-        sums.append(torch.stack([cross_entropy(x, targets, reduction="sum").float() for x in readings(ids)]))
+    with without_gradients(model):
+        for (ids, targets), counts in world().shares(batches):
+            if counts:
+                tokens += targets.numel()
+                bytes_ += int(token_bytes[targets.numpy()].sum())
+            ids, targets = to_device((ids, targets), device)
+            nats, depths = [], []
+            for reading in readings(ids):
+                of_batch = cross_entropy(reading.logits, targets, reduction="sum").float()
+                nats.append(of_batch if counts else torch.zeros_like(of_batch))
+                depths.append(reading.mean_depth * targets.numel() * counts)
+            sums.append(torch.stack(nats))
+            steps.append(torch.tensor(depths, dtype=torch.float64))
     model.train(was_training)
-    totals = torch.stack(sums).cpu().double().sum(0)  # summed in double, so that order hardly matters
-    return [Evaluation(float(nats), tokens, bytes_) for nats in totals]
+    # Summed in double, so that order hardly matters.
+    totals, all_steps = (world().sum(torch.stack(each).cpu().double().sum(0)) for each in (sums, steps))
+    tokens, bytes_ = world().sum(torch.tensor([tokens, bytes_])).tolist()
+    return [
+        (Evaluation(float(total), tokens, bytes_), float(taken) / tokens)
+        for total, taken in zip(totals, all_steps, strict=True)
+    ]

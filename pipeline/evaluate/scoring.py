@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.config.errors import UserError
+from pipeline.distributed.sharded import without_gradients
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
 from pipeline.tokens.tokenizers import Tokenizer
@@ -35,7 +36,6 @@ class Score(NamedTuple):
     greedy: bool  # whether each token is the most likely one at its position
 
 
-@torch.inference_mode()
 def score(
     model: GPT, groups: Sequence[Group], vocab_size: int, device: torch.device, batch_size: int
 ) -> Iterator[tuple[int, list[Score]]]:
@@ -52,7 +52,8 @@ def score(
         batch = similar[first : first + batch_size]
         past = min(shared[index] for index in batch)
         together = [groups[index] for index in batch]
-        scores = _score_batch(model, together, past, vocab_size, device, batch_size)
+        with without_gradients(model):
+            scores = _score_batch(model, together, past, vocab_size, device, batch_size)
         yield from zip(batch, scores, strict=True)
 
 

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from pipeline.config.errors import UserError
 from pipeline.config.validation import suggest
+from pipeline.distributed.sharded import is_divided
+from pipeline.distributed.world import world
 from pipeline.evaluate.scoring import score
 from pipeline.evaluate.tasks import HellaSwag, Lambada, Task, WikiText2
 from pipeline.model.gpt import GPT
@@ -57,21 +59,29 @@ def evaluate_task(
     was_training = model.training
     model.eval()
     sums, groups = np.zeros(2), 0
-    with _Progress(task) as progress:
-        for group, scores in score(model, task.groups, tokenizer.vocab_size, device, batch_size):
-            sums, groups = sums + task.tally(group, scores), groups + 1
+    # Ranks that have pieces of the model go through it together.
+    ranks, every = world(), range(len(task.groups))
+    own = every if is_divided(model) else every[ranks.rank :: ranks.size]
+    with _Progress(task, len(own)) as progress:
+        some = [task.groups[number] for number in own]
+        for index, scores in score(model, some, tokenizer.vocab_size, device, batch_size):
+            sums, groups = sums + task.tally(own[index], scores), groups + 1
             progress.show(groups, task.figures(sums, groups)[task.running])
     model.train(was_training)
-    return task.figures(sums, groups)
+    if not is_divided(model):
+        *totals, groups = ranks.sum(torch.tensor([*sums, groups], dtype=torch.float64)).tolist()
+        sums = np.array(totals)
+    return task.figures(sums, round(groups))
 
 
 class _Progress:
     """Shows the running figure: a bar on a terminal, elsewhere a line every SECONDS_BETWEEN_LINES."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, total: int) -> None:
         self._task = task
-        terminal = sys.stderr.isatty()
-        total, unit = len(task.groups), f" {task.unit}"
+        self._total = total  # of one rank
+        self._silent = not world().is_main
+        terminal, unit = sys.stderr.isatty() and not self._silent, f" {task.unit}"
         self._bar = tqdm(desc=task.name, total=total, unit=unit, leave=False, disable=not terminal)
         self._next_line = math.inf if terminal else time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -85,7 +95,7 @@ class _Progress:
         task = self._task
         self._bar.set_postfix({task.running: f"{figure:.4g}"}, refresh=False)
         self._bar.update()
-        if time.monotonic() >= self._next_line:
+        if time.monotonic() >= self._next_line and not self._silent:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-            so_far = f"{groups:,} of {len(task.groups):,} {task.unit}"
+            so_far = f"{groups:,} of {self._total:,} {task.unit}"
             print(f"{task.name}: {so_far}, {task.running} {figure:.4g}", file=sys.stderr, flush=True)

@@ -36,7 +36,8 @@ class Block(nn.Module):
 class LayerDropout(nn.Module):
     """Wraps a block; in training, each sequence skips it with this probability (Huang et al. 2016).
 
-    The block is computed only for the other sequences.
+    The block is computed only for the other sequences. If there are none, it is computed for one, whose
+    result is not used: so each parameter has a gradient, as training on several processes needs.
     """
 
     def __init__(self, block: Block, probability: float) -> None:
@@ -48,9 +49,10 @@ class LayerDropout(nn.Module):
         if not self.training:
             return self.block(x, context, layer_index)
         rows = (torch.rand(x.shape[0], device=x.device) >= self.probability).nonzero()[:, 0]
-        if not len(rows):
-            return x
-        return x.index_copy(0, rows, self.block(x[rows], context.select(rows), layer_index))
+        used = len(rows) > 0
+        rows = rows if used else torch.zeros(1, dtype=torch.int64, device=x.device)
+        y = self.block(x[rows], context.select(rows), layer_index)
+        return x.index_copy(0, rows, y if used else x[rows] + 0 * y)
 
     def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
         self.block.fill_cache(x, context, layer_index)

@@ -15,7 +15,7 @@ from pipeline.model.context import Context
 from pipeline.model.depth_distribution import DepthDistribution
 from pipeline.model.dropout import Dropout
 from pipeline.model.halting import LearnedStopping
-from pipeline.model.hooks import Part
+from pipeline.model.hooks import Part, Total, alone
 from pipeline.model.linear import Linear, linear
 from pipeline.model.position import Rotary
 from pipeline.model.trunk import Trunk
@@ -208,10 +208,10 @@ class GPT(nn.Module):
         rotary = next((part for part in self.modules() if isinstance(part, Rotary)), None)
         cache.count_anew(None if rotary is None else rotary.turn_back)
 
-    def after_step(self) -> None:
+    def after_step(self, total: Total = alone) -> None:
         """Call `after_step` of every part; do this after each optimizer step."""
         for part in self._called_after_step:
-            part.after_step()
+            part.after_step(total)
 
     def num_params(self, positions: bool = True) -> int:
         """Number of parameters, with tied ones counted once.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.model.context import Context
-from pipeline.model.hooks import Part
+from pipeline.model.hooks import Part, Total, alone
 from pipeline.model.linear import Linear
 
 
@@ -90,7 +90,7 @@ class StoppingGate(Part):
         probability = probability * (self.steps >= self.warmup_steps)  # in evaluation too
         return self.min_prob + (1 - 2 * self.min_prob) * probability
 
-    def after_step(self) -> None:
+    def after_step(self, total: Total = alone) -> None:
         self.steps += 1
 
 
@@ -137,6 +137,8 @@ class LearnedStopping(Part):
                 probability = self.gate(x)
                 stopped.append(remaining * probability)
                 remaining = remaining * (1 - probability)
+            elif depth == 1:  # the gate decides nothing, but each parameter has a gradient at any depth
+                remaining = remaining + 0 * self.gate(x)
             expected_depth = expected_depth + remaining
             x = lerp(x, steps.advance(x, n), remaining)
             context.report.mean_depth += remaining.detach().mean()

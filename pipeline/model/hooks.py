@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
+
+Total = Callable[[torch.Tensor], torch.Tensor]  # adds up a tensor over the processes that train together
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The total of a process that trains alone."""
+    return tensor
 
 
 class Part(nn.Module):
@@ -23,11 +31,15 @@ class Part(nn.Module):
         """
         return 0
 
-    def after_step(self) -> None:
+    def borrowed(self) -> Iterator[nn.Parameter]:
+        """The parameters used here that belong to another part."""
+        return iter(())
+
+    def after_step(self, total: Total = alone) -> None:
         """Called after each optimizer step, for example to count it or to balance experts.
 
         Keep state that later steps depend on in a buffer: buffers are saved, so a resumed run continues
-        identically.
+        identically. It has to become the same in all processes: add up with `total` what each of them counts.
         """
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline.model.context import Context
 from pipeline.model.dropout import Dropout
 from pipeline.model.feedforward import ACTIVATIONS, widths
-from pipeline.model.hooks import Part
+from pipeline.model.hooks import Part, Total, alone
 from pipeline.model.linear import Linear, linear
 
 # An expert's slice is filled up with rows of zeros to a multiple of this, so that there are few shapes:
@@ -83,11 +83,11 @@ class Router(Part):
         self._load = counts if self._load is None else self._load + counts
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, total: Total = alone) -> None:
         """Move the selection bias: down for overloaded candidates, up for underused ones."""
         if self._load is None:
             return
-        load, experts = self._load.float(), slice(self.experts)
+        load, experts = total(self._load).float(), slice(self.experts)
         direction = (load[experts].mean() - load[experts]).sign()
         # Centered, because raising all experts together would lower the dummy's share.
         self.bias[experts] += self.bias_update_rate * (direction - direction.mean())
@@ -222,6 +222,10 @@ class MixtureOfExperts(Part):
         params = sum(parameter.numel() for parameter in experts.parameters())
         used = round(params * self.router.experts_per_token / experts.count)
         return (params if "experts" in self._modules else 0) - used
+
+    def borrowed(self) -> Iterator[nn.Parameter]:
+        (experts,) = self._experts
+        return iter(()) if "experts" in self._modules else experts.parameters()
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
+from pipeline.distributed.sharded import local
 from pipeline.optim.optimizer import State
 
 
@@ -34,11 +35,11 @@ class AdamW:
                 state["step"] = torch.zeros((), device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-        adamw(
-            list(parameters.values()),
-            [parameter.grad for parameter in parameters.values() if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+        adamw(  # value by value, so each rank updates its pieces
+            [local(parameter) for parameter in parameters.values()],
+            [local(parameter.grad) for parameter in parameters.values() if parameter.grad is not None],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,

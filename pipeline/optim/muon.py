@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from pipeline.distributed.sharded import as_divided, local, piece, whole
+from pipeline.distributed.world import world
 from pipeline.optim.optimizer import State
 
 # The coefficients of five Newton-Schulz steps that bring singular values from 0 to 1 towards 1: Polar Express
@@ -28,8 +30,9 @@ COEFFICIENTS = (
 class Muon:
     """Nesterov momentum, made orthogonal; for matrices (out, in) and stacks of them (experts, out, in).
 
-    All matrices of one shape are orthogonalized together, in `dtype`. The entries of an update are scaled by
-    sqrt(out / in) where a matrix has more rows than columns, so that outputs change alike.
+    All matrices of one shape are orthogonalized together, in `dtype`; of several ranks, each does some of
+    them. The entries of an update are scaled by sqrt(out / in) where a matrix has more rows than columns, so
+    that outputs change alike.
     """
 
     momentum: float = 0.95
@@ -42,11 +45,11 @@ class Muon:
         states: list[State],
         found_inf: torch.Tensor | None,
     ) -> None:
-        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in parameters.values() if parameter.grad is not None]
         for parameter, state in zip(parameters.values(), states, strict=True):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-        momenta = [state["momentum"] for state in states]
+        momenta = [local(state["momentum"]) for state in states]
         rate = group["lr"]
         if found_inf is not None:
             gradients = [
@@ -57,13 +60,25 @@ class Muon:
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         updates = torch._foreach_lerp(gradients, momenta, self.momentum)
         if group["weight_decay"]:
-            torch._foreach_mul_(list(parameters.values()), 1 - rate * group["weight_decay"])
-        for changed, stack in _by_shape(parameters, updates):
-            for matrix, direction in zip(changed, orthogonalize(stack, self.dtype), strict=True):
+            torch._foreach_mul_([local(one) for one in parameters.values()], 1 - rate * group["weight_decay"])
+        divided = {name: one for name, one in parameters.items() if local(one) is not one}
+        directed = [
+            whole(as_divided(update, parameter))
+            for parameter, update in zip(parameters.values(), updates, strict=True)
+        ]
+        changes = {name: torch.zeros(one.shape, device=one.device) for name, one in divided.items()}
+        for changed, stack in _by_shape(parameters | changes, directed):
+            directions = world().each_some(stack, self._orthogonal)
+            for matrix, direction in zip(changed, directions, strict=True):
                 rows, columns = matrix.shape
                 longest = max(1.0, rows / columns) ** 0.5
                 wide = direction if direction.shape == matrix.shape else direction.mT
                 matrix.sub_(wide * (rate * longest))
+        for name, change in changes.items():
+            local(divided[name]).add_(piece(change, divided[name]))
+
+    def _orthogonal(self, stack: torch.Tensor) -> torch.Tensor:
+        return orthogonalize(stack, self.dtype)
 
 
 def _by_shape(

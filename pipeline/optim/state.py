@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
+
+from pipeline.distributed.sharded import as_divided, piece
 
 
 def named_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -17,14 +19,17 @@ def named_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def load_named_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Restore the state that `named_state` returned, moving each tensor to its parameter's device."""
+def load_named_state(optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Restore the state that `named_state` named, moving each tensor to where its parameter is."""
     optimizer.state.clear()
     parameters = {
         name: parameter
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     }
-    for key, tensor in tensors.items():
+    for key, tensor in tensors:
         name, quantity = key.rsplit("/", 1)
-        optimizer.state[parameters[name]][quantity] = tensor.to(parameters[name].device)
+        parameter = parameters[name]
+        own = piece(tensor, parameter)
+        restored = as_divided(own, parameter) if tensor.shape == parameter.shape else own
+        optimizer.state[parameter][quantity] = restored

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Runtime
+from pipeline.distributed.world import World, world
 from pipeline.runtime.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,6 +38,11 @@ def use_device(runtime: Runtime) -> torch.device:
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     device = torch.device(_best_device_type() if runtime.device == "auto" else runtime.device)
+    ranks = world()
+    if device.type == "cuda" and ranks.size > 1:
+        device = _own_gpu(ranks, runtime.device)
+    if device.type == "mps" and ranks.size > 1:
+        raise UserError("runtime.device = mps: a Metal GPU is for one process; set it to cpu, or NPROC=1")
     if device.type == "cuda":
         available = torch.cuda.device_count()
         if not torch.cuda.is_available() or (device.index or 0) >= available:
@@ -51,6 +57,19 @@ def use_device(runtime: Runtime) -> torch.device:
             "runtime.device = mps: this machine has no Metal GPU; set runtime.device to auto or cpu"
         )
     return device
+
+
+def _own_gpu(ranks: World, wanted: str) -> torch.device:
+    """The GPU of this rank: each on a machine has its own."""
+    available = torch.cuda.device_count()
+    if wanted not in ("auto", "cuda"):
+        raise UserError(f"runtime.device = {wanted}: each process needs a GPU of its own; set it to cuda")
+    if 0 < available < ranks.local_size:
+        raise UserError(
+            f"NPROC={ranks.local_size}: this machine has {available} usable CUDA GPUs; set NPROC to that, or "
+            "runtime.device to cpu"
+        )
+    return torch.device("cuda", ranks.local_rank)
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.distributed.launch import FOLDER, told_to_stop
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -16,10 +18,10 @@ def stop_requested() -> Iterator[Callable[[], int | None]]:
 
     The first signal only sets this flag. It also restores the previous handlers, so a second signal acts at
     once. A signal that is ignored, as SIGHUP is under nohup, stays ignored. A stage whose DVC process has
-    ended counts as told to stop by SIGTERM: who killed DVC meant the stage.
+    ended counts as told to stop by SIGTERM: who killed DVC meant the stage. So does a rank without launcher.
     """
     requested: int | None = None
-    parent = os.getppid() if "DVC_STAGE" in os.environ else None
+    parent = os.getppid() if os.environ.keys() & {"DVC_STAGE", FOLDER} else None
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
@@ -35,7 +37,7 @@ def stop_requested() -> Iterator[Callable[[], int | None]]:
     def arrived() -> int | None:
         if requested is None and parent not in (None, os.getppid()):
             return int(signal.SIGTERM)
-        return requested
+        return requested or told_to_stop()
 
     for number in previous:
         signal.signal(number, request)

@@ -68,9 +68,9 @@ class TrainingBatches:
     def _key(self, number: np.int64) -> np.uint64:
         return mix(np.uint64(self._seed) ^ mix(np.uint64(number)))
 
-    def micro_batch(self, step: int, micro_batch: int) -> Batch:
-        """Inputs and targets of one micro-batch, each (B, T)."""
-        starts = self.starts(step, micro_batch)
+    def micro_batch(self, step: int, micro_batch: int, rows: slice = slice(None)) -> Batch:
+        """Inputs and targets of one micro-batch, or of some of its rows, each (B, T)."""
+        starts = self.starts(step, micro_batch)[rows]
         both = torch.from_numpy(self._tokens.windows(starts, self._block_size + 1))
         return both[:, :-1], both[:, 1:]
 

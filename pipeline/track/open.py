@@ -106,9 +106,10 @@ TRACKERS: dict[str, Callable[[Story, Note], Tracker]] = {"tensorboard": _tensorb
 class Trackers:
     """Passes each row to several trackers; a `with` block closes them."""
 
-    def __init__(self, trackers: Sequence[Tracker], console: Console) -> None:
+    def __init__(self, trackers: Sequence[Tracker], console: Console | None) -> None:
+        """Without a console, nothing is shown on the screen."""
         self._console = console
-        self._all = [*trackers, console]
+        self._all = [*trackers, *([] if console is None else [console])]
 
     def log(self, row: Row) -> None:
         for tracker in self._all:
@@ -116,11 +117,13 @@ class Trackers:
 
     def tick(self, step: int) -> None:
         """Show that another step was taken, between two rows."""
-        self._console.tick(step)
+        if self._console is not None:
+            self._console.tick(step)
 
     def note(self, text: str) -> None:
         """Print a line on the screen."""
-        self._console.note(text)
+        if self._console is not None:
+            self._console.note(text)
 
     def close(self) -> None:
         for tracker in self._all:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.distributed.sharded import local, piece, whole
+from pipeline.distributed.world import world
 from pipeline.model.gpt import GPT
-from pipeline.model.load import load_weights
 from pipeline.optim.state import load_named_state, named_state
 from pipeline.storage.files import write_json, write_text
-from pipeline.weights.model_folder import WEIGHTS_FILE, Weights, save_weights
+from pipeline.weights.model_folder import WEIGHTS_FILE, save_weights
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
@@ -61,13 +62,19 @@ class Snapshot:
         self._copies: dict[str, torch.Tensor] = {}
 
     def take(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copies of `tensors`, valid until the next call."""
+        """Copies of `tensors`, valid until the next call; on a rank that writes no files, none.
+
+        Tensors of which each rank has a piece are gathered one by one.
+        """
         for name, tensor in tensors.items():
+            tensor = whole(tensor.detach())
+            if not world().is_main:
+                continue
             copy = self._copies.get(name)
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 copy = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-            copy.copy_(tensor.detach())
-        return {name: self._copies[name] for name in tensors}
+            copy.copy_(tensor)
+        return {name: self._copies[name] for name in tensors if name in self._copies}
 
 
 def checkpoint_writer(
@@ -89,8 +96,9 @@ def checkpoint_writer(
 
 def load_progress(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
     """Restore the optimizer of a model that has the checkpoint's weights, and return the progress."""
-    load_named_state(optimizer, load_file(folder / OPTIMIZER_FILE))
-    return read_state(folder)
+    tensors = load_file(folder / OPTIMIZER_FILE) if world().is_main else None
+    load_named_state(optimizer, world().named_from_main(tensors))
+    return world().from_main(lambda: read_state(folder))
 
 
 def read_state(folder: Path) -> TrainState:
@@ -114,7 +122,15 @@ def best_writer(snapshot: Snapshot, model: GPT, step: int, val_loss: float) -> C
 
 def load_best(folder: Path, model: GPT) -> None:
     """Put the weights of the best model into `model`."""
-    load_weights(model, Weights(folder / WEIGHTS_FILE))
+    take_weights(model, load_file(folder / WEIGHTS_FILE) if world().is_main else None)
+
+
+def take_weights(model: GPT, weights: Mapping[str, torch.Tensor] | None) -> None:
+    """Give the model on each rank the main rank's weights; the other ranks pass None."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in world().named_from_main(weights):
+            local(own[name]).copy_(piece(tensor, own[name]))
 
 
 def best_step(folder: Path) -> int:

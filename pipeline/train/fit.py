@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params
+from pipeline.distributed.share import share_of
+from pipeline.distributed.world import world
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
 from pipeline.runtime.device import use_device
@@ -20,10 +26,10 @@ from pipeline.storage.checksums import save_folder, write_record
 from pipeline.storage.files import link, write_json, write_text
 from pipeline.storage.lock import writing
 from pipeline.tokens.batches import check_fits
-from pipeline.tokens.shards import Manifest, load_manifest, open_split, open_tokenizer
+from pipeline.tokens.shards import load_manifest, open_split, open_tokenizer
 from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer
-from pipeline.track.open import open_trackers
-from pipeline.train.checkpoint import LOG_FILE, read_state
+from pipeline.track.open import Trackers, open_trackers
+from pipeline.train.checkpoint import LOG_FILE, read_state, take_weights
 from pipeline.train.earlier import (
     Origin,
     continue_from,
@@ -55,48 +61,57 @@ def fit(
     before the first step, NotFinite for a loss or a gradient that is not finite, and Interrupted, after a
     checkpoint was saved, when a signal asks to stop.
     """
-    params.check_sections()
-    manifest = load_manifest(tokens_folder)
-    device = use_device(params.runtime)
-    tokenizer = open_tokenizer(tokens_folder)
-    data = _open_data(tokens_folder, params.model.block_size, tokenizer)
-    start = Start(params, tokenizer, tokens_folder)
-    probe = _zeroshot_probe(params, tokenizer, device) if params.log.zeroshot_interval else None
-
-    settings = params.train.model_dump() | {"init_from": start.weights or "scratch"}
-    identity = Identity(manifest.fingerprint, start.config.with_derived(), settings, code_of_steps())
-    identity, origin = _choose(identity, params, runs_folder, say)
+    ranks = world()
+    say = say if ranks.is_main else _nothing
+    share_of(ranks, params.train.gradient_accumulation_steps, params.train.batch_size)
+    prepared = ranks.together(lambda: _Prepared(params, tokens_folder))
+    start, device = prepared.start, prepared.device
+    ranks.check_equal(prepared.facts)
+    identity, origin = ranks.from_main(lambda: _choose(prepared.identity, params, runs_folder, say))
     runtime = params.runtime
     keep = Keep(runtime.keep_checkpoints, runtime.keep_every, params.train.cooldown_start)
     run = Run(runs_folder / identity.key, keep)
-    if not run.finished.exists():
-        check_memory(params, start.config, device, note=say)
-        check_room_for_run(params, start.config, run)
-    with run.locked(say):
-        run.restore_facts(_description(start, identity, tokens_folder, manifest, None), say)
+    describe = partial(_description, prepared, identity, tokens_folder)
+
+    def begin() -> tuple[dict[str, Any] | None, Path | None, Origin | None]:
+        """The metrics if the run is finished, else the checkpoint to continue from, and whose it is."""
+        if not run.finished.exists():
+            check_memory(params, start.config, device, note=say)
+            check_room_for_run(params, start.config, run)
+        held.enter_context(run.locked(say))
+        run.restore_facts(describe(None), say)
         metrics = run.metrics(say)
         if metrics is not None:
             run.kept(metrics)
             say(f"{run.folder}: already finished, nothing to train")
-            return FittedRun(run, metrics, start.config, tokens_folder)
-        checkpoint = run.resume_from(say)
+            return metrics, None, None
+        checkpoint, of = run.resume_from(say), origin
         if checkpoint is None:
-            origin = origin or find_origin(identity, runs_folder, say)
-            run.begin(_description(start, identity, tokens_folder, manifest, origin), say)
-            if origin is not None:
-                continue_from(origin, run)
+            of = of or find_origin(identity, runs_folder, say)
+            run.begin(describe(of), say)
+            if of is not None:
+                continue_from(of, run)
                 checkpoint = run.resume_from(say)
-        model = start.build(Weights(checkpoint / WEIGHTS_FILE) if checkpoint else None)
-        trainer = Trainer(model.to(device), params, data, run, device, probe)
+        return None, checkpoint, of
+
+    with ExitStack() as held:
+        metrics, checkpoint, origin = ranks.from_main(begin)
+        if metrics is not None:
+            return FittedRun(run, metrics, start.config, tokens_folder)
+        model = start.build(Weights(checkpoint / WEIGHTS_FILE) if checkpoint and ranks.is_main else None)
+        if ranks.size > 1:
+            take_weights(model, model.state_dict() if ranks.is_main else None)
+        trainer = Trainer(model.to(device), params, prepared.data, run, device, prepared.probe)
         if checkpoint:
             trainer.load(checkpoint)
             say(
                 f"{origin.checkpoint if origin else checkpoint}: continuing after step {trainer.state.step:,}"
             )
         else:
-            say(f"{run.folder}: training {trainer.model.num_params():,} parameters on {device}")
-        with open_trackers(run.folder, params, trainer.state.step) as trackers:
-            if live is not None:
+            say(f"{run.folder}: training {trainer.model.num_params():,} parameters on {trainer.where}")
+        step = trainer.state.step
+        with open_trackers(run.folder, params, step) if ranks.is_main else Trackers([], None) as trackers:
+            if live is not None and ranks.is_main:
                 link(live, run.log)
             try:
                 trainer.fit(trackers, trackers.tick)
@@ -104,10 +119,46 @@ def fit(
                 step = trainer.state.step
                 trackers.note(f"{run.folder}: stopped after step {step:,}; run the same command to continue")
                 raise
-        about = {"run": identity.key, "data": manifest.fingerprint, "start": start.weights}
+        about = {"run": identity.key, "data": prepared.manifest.fingerprint, "start": start.weights}
         metrics = final_metrics(trainer, params) | about | {"init_from": start.name}
-        run.finish(metrics)
+        ranks.from_main(lambda: run.finish(metrics))
     return FittedRun(run, metrics, start.config, tokens_folder)
+
+
+def _nothing(text: str) -> None:
+    """Say nothing."""
+
+
+class _Prepared:
+    """What the parameters and the tokens give before it is known what is left to train."""
+
+    def __init__(self, params: Params, tokens_folder: Path) -> None:
+        """Raises UserError for invalid parameters or data."""
+        params.check_sections()
+        self.manifest = load_manifest(tokens_folder)
+        self.device = use_device(params.runtime)
+        tokenizer = open_tokenizer(tokens_folder)
+        self.data = _open_data(tokens_folder, params.model.block_size, tokenizer)
+        self.start = Start(params, tokenizer, tokens_folder)
+        self.probe = _zeroshot_probe(params, tokenizer, self.device) if params.log.zeroshot_interval else None
+        settings = params.train.model_dump() | {"init_from": self.start.weights or "scratch"}
+        config = self.start.config.with_derived()
+        self.identity = Identity(self.manifest.fingerprint, config, settings, code_of_steps())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What has to be the same on all ranks."""
+        identity = self.identity
+        return {
+            "the tokens": identity.data,
+            "the parameters": _hash(identity.model | identity.train),
+            "the initial weights": self.start.weights or "",
+            "the code": _hash(identity.code),
+        }
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -200,16 +251,17 @@ def _open_data(tokens_folder: Path, block_size: int, tokenizer: Tokenizer) -> Da
 
 
 def _description(
-    start: Start, identity: Identity, tokens_folder: Path, manifest: Manifest, origin: Origin | None
+    prepared: _Prepared, identity: Identity, tokens_folder: Path, origin: Origin | None
 ) -> dict[str, Any]:
     """The content of run.json."""
+    start = prepared.start
     return {
         "model": start.config.model_dump(),
         "train": identity.train,
         "start": {"name": start.name, "repository": start.repository},
         "continues": origin and {"run": origin.run.folder.name, "step": origin.state.step},
         "data": str(tokens_folder),
-        "tokenizer": manifest.tokenizer_sha256,
+        "tokenizer": prepared.manifest.tokenizer_sha256,
         "identity": asdict(identity),
     }
 

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from pipeline.distributed.sharded import whole, without_gradients
 from pipeline.model.attend import attend
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.feedforward import FeedForward
@@ -66,7 +67,6 @@ def of_update(model: GPT, update: Callable[[], None]) -> Figures:
     return figures
 
 
-@torch.inference_mode()
 def of_pass(model: GPT, ids: torch.Tensor) -> Figures:
     """Measure a forward pass over the first sequences of `ids` (B, T), about TOKENS tokens.
 
@@ -77,7 +77,7 @@ def of_pass(model: GPT, ids: torch.Tensor) -> Figures:
     model.eval()
     observer = _Observer(model)
     try:
-        with observer:
+        with observer, without_gradients(model):
             logits = model(ids[: max(1, TOKENS // ids.shape[1])])
     finally:
         observer.remove()
@@ -87,7 +87,7 @@ def of_pass(model: GPT, ids: torch.Tensor) -> Figures:
 
 def numbers(figures: Figures) -> dict[str, float]:
     """The figures as numbers, in one transfer from the device."""
-    values = torch.stack([value.float() for value in figures.values()]).tolist()
+    values = torch.stack([whole(value).float() for value in figures.values()]).tolist()
     return dict(zip(figures, values, strict=True))
 
 

@@ -19,6 +19,10 @@ PACKAGE = Path(__file__).parents[1]
 # The code that determines the training steps and the choice of the best model: changing what it does makes
 # another run. Code for logs, storage, reports and checks before the first step is left out.
 SOURCES = (
+    "distributed/parallel.py",
+    "distributed/share.py",
+    "distributed/sharded.py",
+    "distributed/world.py",
     "evaluate/evaluation.py",
     "evaluate/loss.py",
     "model",

@@ -11,9 +11,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from pipeline.config.params import Params
+from pipeline.distributed.parallel import parallel
+from pipeline.distributed.sharded import local, whole
+from pipeline.distributed.share import share_of
+from pipeline.distributed.world import Signals, world
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate, windows_at_once
 from pipeline.model.gpt import GPT, Loss
@@ -95,6 +99,16 @@ class Trainer:
         self.checkpoint_interval = params.runtime.checkpoint_interval or train.eval_interval
         self.state = TrainState()
         self.meter = Meter(self.state.interval, device)
+        if params.runtime.compile:
+            compiled(model)
+        if params.runtime.activation_checkpointing:
+            from pipeline.runtime.recompute import recompute_activations  # needs 8 MB more of PyTorch
+
+            recompute_activations(model)
+        ranks = world()
+        self.share = share_of(ranks, train.gradient_accumulation_steps, train.batch_size)
+        self.parallel = parallel(params.runtime.parallel, model, device, ranks, train.dtype)
+        self._forward = self.parallel.forward
         self.optimizer = build_optimizer(model, train)
         self.schedule = build_schedule(train)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.dtype == "float16")
@@ -106,11 +120,6 @@ class Trainer:
         self.tokens_per_step = self.micro_batches * train.batch_size * model.block_size
         self.flops_per_step = self.tokens_per_step * model.flops_per_token()
         self.peak_flops = peak_flops(device, train.dtype)
-        self._forward: Callable[..., Loss] = compiled(model) if params.runtime.compile else model
-        if params.runtime.activation_checkpointing:
-            from pipeline.runtime.recompute import recompute_activations  # needs 8 MB more of PyTorch
-
-            recompute_activations(model)
         self._finite = Finite(device)
         self._grad_norm: torch.Tensor | None = None
         self._health_of_update: health.Figures = {}
@@ -125,13 +134,14 @@ class Trainer:
         """
         self.model.train()
         self.meter.restart_clock()
+        agreed = Signals(world())
         with stop_requested() as stop, Background() as self._background, self._prefetch:
             while True:
                 if self.state.step != self._resumed_at:  # what is due at a resumed step is done
                     self._evaluate_log_and_save(tracker)
                 if self.state.step == self.steps:
                     break
-                if number := stop():
+                if number := agreed(stop()):
                     self._save(best=False, checkpoint=True)
                     self._background.wait()
                     raise Interrupted(number)
@@ -139,6 +149,12 @@ class Trainer:
                 tick(self.state.step)
             self._background.wait()
             self._end(tracker)
+
+    @property
+    def where(self) -> str:
+        """The device, and how many of them."""
+        size = world().size
+        return str(self.device) if size == 1 else f"{size} x {self.device.type} ({self.parallel.name})"
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint, whose weights the model has."""
@@ -155,7 +171,9 @@ class Trainer:
         limit = None if batches is None else batches * self.train.batch_size
         at_once = windows_at_once(self.model, self.device)
         windows = evaluation_windows(tokens, self.model.block_size, at_once, limit)
-        return evaluate(self.model, windows, self.data.token_bytes, self.device, self.train.dtype)
+        evaluation = evaluate(self.model, windows, self.data.token_bytes, self.device, self.train.dtype)
+        self.parallel.free()
+        return evaluation
 
     def drawn_depths(self, first_step: int, steps: int) -> list[int | None]:
         """The recurrence depth of each micro-batch in these steps; None is the model's default depth."""
@@ -226,18 +244,21 @@ class Trainer:
             for writer in writers:
                 writer()
 
-        self._background.start(write_all)
+        if world().is_main:
+            self._background.start(write_all)
 
     def _step(self) -> None:
-        state, train = self.state, self.train
-        seed(self.device, int(mix(np.uint64(train.seed) ^ mix(np.uint64(state.step)))))  # for dropout
+        state, train, own = self.state, self.train, self.share.micro_batches
         set_learning_rate(self.optimizer, self.schedule(state.step))
         losses: list[Loss] = []
-        for micro_batch, depth in enumerate(self.drawn_depths(state.step, 1)):
-            ids, targets = self._prefetch(state.step * self.micro_batches + micro_batch)
-            with autocast(self.device, train.dtype):
-                loss = self._forward(ids, targets=targets, depth=depth)
-            self.scaler.scale(loss.total / self.micro_batches).backward()
+        depths = self.drawn_depths(state.step, 1)
+        for number, micro_batch in enumerate(own):
+            self._seed(state.step * self.micro_batches + micro_batch)
+            ids, targets = self._prefetch(state.step * len(own) + number)
+            with self.parallel.accumulating(last=number == len(own) - 1):
+                with autocast(self.device, train.dtype):
+                    loss = self._forward(ids, targets=targets, depth=depths[micro_batch])
+                self.scaler.scale(loss.total / len(own)).backward()
             losses.append(loss)
         self.scaler.unscale_(self.optimizer)
         update = partial(self._update, losses)
@@ -246,12 +267,21 @@ class Trainer:
         else:
             update()
         self.optimizer.zero_grad()
-        self.model.after_step()
+        self.model.after_step(world().sum)
         state.step += 1
 
+    def _seed(self, micro_batch: int) -> None:
+        """Seed dropout and noise for a micro-batch, by its number since the first step.
+
+        Ranks that share one draw different numbers for their rows.
+        """
+        number = mix(np.uint64(self.train.seed) ^ mix(np.uint64(micro_batch)))
+        seed(self.device, int(mix(number ^ np.uint64(self.share.part)) if self.share.part else number))
+
     def _micro_batch(self, number: int) -> Batch:
-        """A micro-batch by its number since the first step."""
-        return self.batches.micro_batch(*divmod(number, self.micro_batches))
+        """One of this rank's micro-batches, by its number since the first step."""
+        step, index = divmod(number, len(self.share.micro_batches))
+        return self.batches.micro_batch(step, self.share.micro_batches[index], self.share.rows)
 
     def _update(self, losses: list[Loss]) -> None:
         """Clip the gradient and take the step, unless it is left out."""
@@ -260,7 +290,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             for loss in losses:
-                self.meter.add(loss, self.micro_batches)
+                self.meter.add(loss, len(losses))
             if self.train.grad_clip:
                 self.meter.report("clipped_share", (self._grad_norm > self.train.grad_clip).float())
             self.state.interval.steps += 1
@@ -271,7 +301,7 @@ class Trainer:
         A GPU is not waited for, but makes no update from that step on; `_sync` then stops the run.
         """
         assert self._grad_norm is not None
-        total = torch.stack([loss.total.detach() for loss in losses]).sum()
+        total = world().sum(torch.stack([loss.total.detach() for loss in losses]).sum())
         scaled = self.scaler.is_enabled()  # then a gradient may overflow, and the scale falls
         self._finite.look(self.state.step + 1, total, total if scaled else self._grad_norm)
         if self.device.type == "cpu" or self.train.skip_nonfinite_steps or scaled:
@@ -293,7 +323,9 @@ class Trainer:
     def _stop(self, problem: str, facts: dict[str, Any]) -> NoReturn:
         self._background.wait()
         rate = self.schedule(max(0, facts["step"] - 1))
-        path = self.run.note_incident({"problem": problem, **facts, "learning_rate": rate})
+        path = world().from_main(
+            lambda: self.run.note_incident({"problem": problem, **facts, "learning_rate": rate})
+        )
         raise NotFinite(
             f"{problem}; {path} has the details; lower train.learning_rate "
             f"(now {self.train.learning_rate}) or clip with train.grad_clip (now {self.train.grad_clip})"
@@ -326,6 +358,7 @@ class Trainer:
         self._sync()
         with autocast(self.device, self.train.dtype):
             figures = self.probe(self.model)
+        self.parallel.free()
         self.state.seconds += self.meter.restart_clock()
         return dict(figures)
 
@@ -336,6 +369,7 @@ class Trainer:
         ids, _ = to_device(self.batches.micro_batch(last_step, self.micro_batches - 1), self.device)
         with autocast(self.device, self.train.dtype):
             of_pass = health.of_pass(self.model, ids)
+        self.parallel.free()
         figures = health.numbers(self._health_of_update | of_pass)
         self.state.seconds += self.meter.restart_clock()
         return dict(figures)
@@ -373,7 +407,9 @@ def _clip_gradient(model: GPT, limit: float) -> torch.Tensor:
 
     That always multiplies, on a CPU mostly by 1; a GPU multiplies rather than being waited for.
     """
-    norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
+    gradients = [part.grad for part in model.parameters() if part.grad is not None]
+    norm = whole(get_total_norm(gradients))
     if norm.device.type != "cpu" or not limit / (norm + 1e-6) >= 1:
-        clip_grads_with_norm_(model.parameters(), limit, norm)
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
     return norm

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from pipeline.distributed.world import world
 from pipeline.model.gpt import Loss
 from pipeline.train.checkpoint import Interval
 
@@ -33,7 +34,9 @@ class Meter:
         counts[name] = counts.get(name, 0) + 1
 
     def sync(self) -> None:
-        """Wait for the device and write the sums into the interval."""
+        """Wait for the device and write the sums into the interval: of several ranks, the means of theirs."""
+        self._loss = world().mean(self._loss)
+        self._figures = {name: world().mean(self._figures[name]) for name in sorted(self._figures)}
         self._interval.loss = self._loss.item()
         self._interval.figures = {name: value.tolist() for name, value in self._figures.items()}
 

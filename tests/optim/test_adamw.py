@@ -72,7 +72,7 @@ def test_state_comes_back_exactly() -> None:
     other = tiny.model()
     other.load_state_dict(model.state_dict())
     restored = build_optimizer(other, TRAIN)
-    load_named_state(restored, load(saved))
+    load_named_state(restored, load(saved).items())
     assert save(named_state(restored)) == saved
 
     take_steps(model, optimizer, 2)

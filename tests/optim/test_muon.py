@@ -92,7 +92,7 @@ def test_state_comes_back_exactly() -> None:
         other = tiny.model()
         other.load_state_dict(model.state_dict())
         optimizer = build_optimizer(other, TRAIN)
-        load_named_state(optimizer, load(saved))
+        load_named_state(optimizer, load(saved).items())
         return other, optimizer
 
     model = tiny.model()

@@ -96,6 +96,7 @@ def test_what_the_model_derives_from_its_parameters_is_in_the_key() -> None:
 NO_STEP = {
     "config",  # its values are in the key, and what the model derives from them
     "corpus",  # so is the text, as a hash of the tokens
+    "distributed/launch.py",  # starts the processes
     "storage",
     "track",
     "runtime/memory.py",  # only refuses a start

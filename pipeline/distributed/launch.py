@@ -1,0 +1,212 @@
+"""Starts a command on several processes with torchrun's agent, and ends with the status that they end with.
+
+The environment says how many: NPROC on this machine, one for each GPU. For several machines it also has
+NNODES, MASTER_ADDR and MASTER_PORT, which are the same on each, and NODE_RANK, from 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.command_line import refusal, run
+from pipeline.config.errors import UserError
+
+FOLDER = "GPT_PIPELINE_LAUNCH"  # names a folder by which a launcher and its ranks tell each other of the end
+STATUS, STOP = "status", "stop"  # files in it: the exit status to end with, the number of a signal to stop
+
+RESTARTS = 3  # after a rank was lost; all then continue from the last checkpoint
+PORT = 29500
+
+
+def run_on_ranks(main: Callable[..., Any], module: str, nodes: bool = False) -> None:
+    """Run `main` of `module` as a command, on as many processes as the environment says.
+
+    Without `nodes`, on those of this machine alone.
+    """
+
+    @wraps(main)
+    def start(*arguments: Any, **options: Any) -> None:
+        if processes(nodes) == 1:
+            main(*arguments, **options)
+        else:
+            sys.exit(launch(["-m", module, *sys.argv[1:]], nodes))
+
+    run(_as_rank(main) if "RANK" in os.environ else start, on_ranks=True)
+
+
+def processes(nodes: bool = False) -> int:
+    """How many processes the environment asks for, on this machine or on all of them."""
+    return number("NPROC", 1) * (number("NNODES", 1) if nodes else 1)
+
+
+def number(variable: str, otherwise: int, least: int = 1) -> int:
+    """A whole number from an environment variable. Raises UserError if it is not one."""
+    value = os.environ.get(variable) or str(otherwise)
+    if not value.isascii() or not value.isdigit() or int(value) < least:
+        raise UserError(f"{variable}={value}: set it to a whole number from {least} on")
+    return int(value)
+
+
+def launch(arguments: Sequence[str], nodes: bool = False) -> int:
+    """Run Python with these arguments on every rank of this machine, and return their exit status.
+
+    If a rank is lost, all start again. Raises UserError for an environment that is not complete.
+    """
+    count, node = (number("NNODES", 1), number("NODE_RANK", 0, least=0)) if nodes else (1, 0)
+    address = os.environ.get("MASTER_ADDR", "") if count > 1 else "127.0.0.1"
+    if not address:
+        raise UserError(f"NNODES={count}: MASTER_ADDR is missing; set it to the address of node 0")
+    if node >= count:
+        raise UserError(
+            f"NODE_RANK={node}: there are NNODES={count} nodes; number them from 0 to {count - 1}"
+        )
+    port = number("MASTER_PORT", PORT) if count > 1 else 0
+    ranks = number("NPROC", 1)
+
+    import torch.distributed.elastic.multiprocessing.errors as errors
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as name, _passed_on(folder := Path(name)):
+        os.environ[FOLDER] = name
+        # Sharing the agent's store, ranks often do not find each other again after one was lost.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+        config = LaunchConfig(
+            min_nodes=count,
+            max_nodes=count,
+            nproc_per_node=ranks,
+            run_id="gpt-pipeline",
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{address}:{port}",
+            rdzv_configs={"is_host": node == 0},
+            local_addr=address if count == 1 else None,
+            max_restarts=RESTARTS,
+            signals_to_handle="SIGQUIT",  # the others reach the ranks through a file
+        )
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        except errors.ChildFailedError as error:
+            if _ended(folder) is None:
+                rank, failure = error.get_first_failure()
+                raise UserError(
+                    f"process {rank} was lost {RESTARTS + 1} times (exit status {failure.exitcode}); what it "
+                    "printed says why; the last checkpoint is kept"
+                ) from None
+        return _ended(folder) or 0
+
+
+def told_to_stop() -> int | None:
+    """The signal that this rank's launcher has got; None if none, or if there is no launcher."""
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return None
+    try:
+        return int(Path(folder, STOP).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
+    """`main` for a process that torchrun started: it joins the others, and only one prints what is wrong."""
+
+    @wraps(main)
+    def ranked(*arguments: Any, **options: Any) -> None:
+        folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
+        if folder is not None and _ended(folder) is not None:
+            return  # a rank ended for good, and the agent has started all of them again
+        from pipeline.distributed.world import joined, world
+
+        try:
+            with joined() as here, _silent(not here.is_main):
+                main(*arguments, **options)
+        except SystemExit as ended:
+            if folder is None or not isinstance(ended.code, int):
+                raise
+            _end(folder, ended.code)
+        except Exception as error:
+            refused = refusal(error)
+            if folder is None:
+                if refused is None or world().is_main:
+                    raise
+                sys.exit(refused[1])
+            if refused is not None and _end(folder, refused[1]):
+                raise
+            if _ended(folder) is None:
+                raise
+            os._exit(0)  # what PyTorch would still do needs the other ranks
+
+    return ranked
+
+
+@contextlib.contextmanager
+def _silent(silent: bool) -> Iterator[None]:
+    """Within the block, print nothing on stdout if `silent`."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if silent else sys.stdout):
+        yield
+
+
+def _end(folder: Path, status: int) -> bool:
+    """Note the status to end with; whether this rank is the first on its machine."""
+    try:
+        with (folder / STATUS).open("x") as file:
+            file.write(str(status))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _ended(folder: Path) -> int | None:
+    try:
+        return int((folder / STATUS).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _passed_on(folder: Path) -> Iterator[None]:
+    """Within the block, signals and the end of DVC are told to the ranks, which save and stop.
+
+    A second signal ends the launcher at once.
+    """
+    numbers = [
+        one
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(one) != signal.SIG_IGN
+    ]
+    before = {one: signal.getsignal(one) for one in numbers}
+    parent, done = os.getppid(), threading.Event()
+
+    def restore() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    def tell(number: int, _: object = None) -> None:
+        (folder / STOP).write_text(str(number))
+        restore()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if os.getppid() != parent:
+                (folder / STOP).write_text(str(int(signal.SIGTERM)))
+                return
+
+    for one in numbers:
+        signal.signal(one, tell)
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        restore()
