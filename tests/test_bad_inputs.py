@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
+from pipeline.tokens.tokenizers import ByteTokenizer
 from stages.train import main as train
 from tests import tiny
 from tests.conftest import Ended
@@ -91,6 +93,16 @@ def is_fifo(path: str) -> Spoil:
 
 def is_cut(path: str, size: int) -> Spoil:
     return lambda: holds(path, Path(path).read_bytes()[:size])()
+
+
+def has_ids(path: str, changed: Callable[[np.ndarray], np.ndarray]) -> Spoil:
+    """The shard of 16-bit ids has others in their place."""
+    return lambda: holds(path, changed(np.fromfile(path, "<u2")).tobytes())()
+
+
+def is_another_tokenizer() -> None:
+    Path(f"data/tiny/char/{TOKENIZER}").unlink()
+    ByteTokenizer(end_of_text=True).save(Path("data/tiny/char"))
 
 
 def is_sparse(path: str) -> Spoil:
@@ -263,9 +275,12 @@ def rows() -> Iterator[Row]:
         ("dtype", says("uint16", "uint32", MANIFEST), "damaged"),
         ("shard-missing", is_missing(SHARD), "missing shard"),
         ("shard-cut", is_cut(SHARD, 10), "truncated shard"),
+        ("shard-of-32-bits", has_ids(SHARD, lambda ids: ids.astype("<u4")), "of uint32 ids, not uint16"),
+        ("shard-of-another-tokenizer", has_ids(SHARD, lambda ids: ids ^ 1), "edited shard"),
         ("tokenizer-missing", is_missing(f"data/tiny/char/{TOKENIZER}"), "tokenizer.json"),
         ("tokenizer-deep", holds(f"data/tiny/char/{TOKENIZER}", DEEP), "tokenizer.json"),
         ("tokenizer-other", holds(f"data/tiny/char/{TOKENIZER}", "{}"), "tokenizer.json"),
+        ("tokenizer-of-others", is_another_tokenizer, "not the tokenizer that made the shards"),
     ):
         yield Row(f"tokens-{id}", spoil, "train", line)
 

@@ -428,6 +428,21 @@ def test_any_ids_are_read_back_from_shards_of_any_size(
     assert all(0 < shard.tokens <= stream[1] for shard in manifest.val.shards) or not ids
 
 
+@given(streams(), st.integers(1, 60), st.lists(PLACES, max_size=6))
+def test_any_windows_are_those_of_the_shards_end_to_end(
+    folder: Path, stream: tuple[int, int, list[list[int]]], length: int, starts: list[int]
+) -> None:
+    ids = list(chain.from_iterable(stream[2]))
+    assume(len(ids) >= length)
+    shards = folder / "shards"
+    write_shards(shards, *stream)
+    tokens = open_split(shards, "train", verify=False)
+    starts = [start % (len(ids) - length + 1) for start in starts]
+    windows = tokens.windows(np.array(starts, dtype=np.int64), length)
+    assert windows.dtype == np.int64 and windows.shape == (len(starts), length)
+    assert windows.tolist() == [ids[start : start + length] for start in starts]
+
+
 @given(streams(), PLACES, PLACES, BITS, st.booleans())
 def test_any_cut_or_edited_shard_is_one_line(
     folder: Path, stream: tuple[int, int, list[list[int]]], number: int, position: int, bit: int, cut: bool

@@ -10,8 +10,9 @@ import hashlib
 import os
 import resource
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,8 @@ from pipeline.tokens.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 MANIFEST_FILE = "manifest.json"
 LARGE = 1 << 20  # bytes from which on a shard's hash is remembered
+MOST_OPEN = 1024  # shards of a split that are kept open
+NARROW, WIDE = np.dtype("<u2"), np.dtype("<u4")
 REMEDY = "run `dvc repro -f -s tokenize` to write it again"
 
 SplitName = Literal["train", "val"]
@@ -120,7 +123,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest little-endian type that holds every id."""
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+    return NARROW if vocab_size <= 1 << 16 else WIDE
 
 
 @dataclass
@@ -189,43 +192,62 @@ class ShardWriter:
         self._file = self._path.open("ab")
 
 
-class OpenShard:
-    """The ids of a shard file, read by slices `[start:stop]`.
+class OpenFile:
+    """A file that is open for reading while something refers to it.
 
-    A memory map would be as fast, but ends the process with SIGBUS if the file is cut while it is in use.
+    Raises UserError if it is not the file with this `status` any more.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, tokens: int) -> None:
-        self._path, self.dtype, self._tokens = path, dtype, tokens
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, path: str, status: tuple[int, ...]) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise UserError(f"{path}: was removed while it was in use; {REMEDY}") from None
+        weakref.finalize(self, os.close, self.descriptor)
+        if file_status(os.fstat(self.descriptor)) != status:
+            raise UserError(f"{path}: was changed while it was in use; {REMEDY}")
+
+
+def file_status(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another one that was put in its place, and from itself after a change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class ShardFile:
+    """The ids of a shard, read by slices `[start:stop]`. `opened` gives the file, whenever it is read.
+
+    These are plain reads. A memory map would end the process with SIGBUS if the file is cut while it is in
+    use, and the pages that it has touched would count as the process's memory.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, tokens: int, opened: Callable[[], OpenFile]) -> None:
+        self._path, self.dtype, self._tokens, self._opened = path, dtype, tokens, opened
 
     def __len__(self) -> int:
         return self._tokens
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Raises UserError if the file has become too short."""
+        """Raises UserError if the file has been changed, or has become too short."""
         start, stop, _ = part.indices(self._tokens)
-        offset, end = (position * self.dtype.itemsize for position in (start, max(start, stop)))
-        content = bytearray()
-        while offset < end:  # one call reads at most 2 GB
-            read = os.pread(self._descriptor, end - offset, offset)
-            if not read:
-                raise UserError(f"{self._path}: was truncated while it was in use; {REMEDY}")
-            content += read
-            offset += len(read)
-        return np.frombuffer(content, self.dtype)
+        ids = np.empty(max(0, stop - start), self.dtype)
+        self.read_into(ids, start)
+        return ids
 
     def read_into(self, row: np.ndarray, start: int) -> None:
         """Fill a `row` of this shard's type with the ids from `start` on; errors as for a slice."""
-        if os.preadv(self._descriptor, [row.data], start * self.dtype.itemsize) != row.nbytes:
-            row[:] = self[start : start + len(row)]  # what one call left out
+        file, offset = self._opened(), start * self.dtype.itemsize
+        read = os.preadv(file.descriptor, [row.data], offset)
+        while read < row.nbytes:  # one call reads at most 2 GB
+            more = os.preadv(file.descriptor, [row.view(np.uint8)[read:].data], offset + read)
+            if not more:
+                raise UserError(f"{self._path}: was truncated while it was in use; {REMEDY}")
+            read += more
 
 
 class Tokens:
     """The tokens of one split as one sequence over its shards."""
 
-    def __init__(self, arrays: Sequence[np.ndarray | OpenShard]) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray | ShardFile]) -> None:
         self._arrays = arrays
         self._ends = np.cumsum([len(array) for array in arrays])
 
@@ -249,43 +271,64 @@ class Tokens:
         rows = np.empty((len(starts), length), self._arrays[0].dtype)
         for row, start, shard in zip(rows, starts.tolist(), shards, strict=True):
             array, end = self._arrays[shard], int(self._ends[shard])
-            if isinstance(array, OpenShard) and start + length <= end:
+            if isinstance(array, ShardFile) and start + length <= end:
                 array.read_into(row, start - end + len(array))
             else:
                 row[:] = self.read(start, start + length)
         return rows.astype(np.int64)
 
 
-def open_split(folder: Path, split: SplitName, first_tokens: int | None = None) -> Tokens:
-    """Open a split, and verify its shards against the manifest.
+def open_split(
+    folder: Path, split: SplitName, first_tokens: int | None = None, verify: bool = True
+) -> Tokens:
+    """The tokens of a split, whose shards have the sizes that the manifest says.
 
-    A large shard is hashed once, and again when its size, times or inode have changed; `make verify` hashes
-    it in any case. With `first_tokens`, only the shards that hold that many tokens are opened. Raises
-    UserError naming the shard that is missing, truncated or edited.
+    A shard is opened when it is read, and a limited number stays open. With `verify`, its hash is compared
+    with the manifest's too: one process may do that for others which open the same files. A large shard is
+    hashed once, and again when its size, times or inode have changed; `make verify` hashes it in any case.
+    With `first_tokens`, only the shards that hold that many tokens are looked at. Raises UserError naming the
+    shard that is missing, truncated or edited.
     """
     manifest, hashes = load_manifest(folder), HashCache(hashes_file())
-    arrays: list[OpenShard] = []
-    _allow_open_files(len(manifest.split(split).shards))
-    for shard in manifest.split(split).shards:
-        if first_tokens is not None and sum(len(array) for array in arrays) >= first_tokens:
+    shards = manifest.split(split).shards
+    dtype = np.dtype(manifest.dtype).newbyteorder("<")
+    opened = lru_cache(_may_be_open(len(shards)))(OpenFile)
+    files: list[ShardFile] = []
+    for shard in shards:
+        if first_tokens is not None and sum(len(file) for file in files) >= first_tokens:
             break
         path = folder / shard.name
         if not path.exists():
             raise UserError(f"{path}: missing shard; {REMEDY}")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise UserError(f"{path}: truncated shard, {size} bytes instead of {shard.bytes}; {REMEDY}")
-        if (hashes.sha256(path) if size >= LARGE else sha256_file(path)) != shard.sha256:
+        status = path.stat()
+        _check_size(path, status.st_size, shard, dtype)
+        if verify and (hashes.sha256(path) if shard.bytes >= LARGE else sha256_file(path)) != shard.sha256:
             raise UserError(f"{path}: edited shard, its sha256 is not the one in the manifest; {REMEDY}")
-        arrays.append(OpenShard(path, np.dtype(manifest.dtype).newbyteorder("<"), shard.tokens))
+        open_it = partial(opened, str(path.absolute()), file_status(status))
+        files.append(ShardFile(path, dtype, shard.tokens, open_it))
     hashes.save()
-    return Tokens(arrays)
+    return Tokens(files)
 
 
-def _allow_open_files(number: int) -> None:
-    """Raise this process's limit of open files, often 256 or 1,024, if so many more could exceed it."""
+def _check_size(path: Path, size: int, shard: Shard, dtype: np.dtype) -> None:
+    if size == shard.bytes:
+        return
+    other = WIDE if dtype == NARROW else NARROW
+    kind = "truncated" if size < shard.bytes else "overlong"
+    mixed = f", as if of {other.name} ids, not {dtype.name}" if size == shard.tokens * other.itemsize else ""
+    raise UserError(f"{path}: {kind} shard, {size} bytes instead of {shard.bytes}{mixed}; {REMEDY}")
+
+
+def _may_be_open(shards: int) -> int:
+    """How many of the shards of a split are kept open: a quarter of the files that this process may open.
+
+    Its limit is often 256 or 1,024, and is raised if that is too low.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = len(os.listdir("/dev/fd")) + number + 200
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    wanted = 4 * min(shards, MOST_OPEN)
+    if soft == resource.RLIM_INFINITY:
+        return wanted // 4
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(wanted, soft) // 4

@@ -7,11 +7,13 @@ import json
 import os
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.harness import call_apart
 from pipeline.config.errors import UserError
 from pipeline.storage import checksums
 from pipeline.tokens import shards
@@ -115,6 +117,8 @@ def test_the_fingerprint_covers_the_content_of_the_shards(tmp_path: Path) -> Non
         (None, "val-00001.bin: missing shard"),
         (b"\0" * 7, "val-00001.bin: truncated shard, 7 bytes instead of 8"),
         (b"", "val-00001.bin: truncated shard, 0 bytes instead of 8"),
+        (b"\0" * 9, "val-00001.bin: overlong shard, 9 bytes instead of 8"),
+        (b"\0" * 16, "overlong shard, 16 bytes instead of 8, as if of uint32 ids, not uint16; run"),
         (b"\0" * 8, "val-00001.bin: edited shard"),
     ],
 )
@@ -132,45 +136,92 @@ def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes | None, message
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
-def test_a_shard_that_is_cut_while_it_is_in_use_is_named(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("read_before", "problem"), [(True, "truncated"), (False, "changed")])
+def test_a_shard_that_is_cut_while_it_is_in_use_is_named(
+    tmp_path: Path, size: int, read_before: bool, problem: str
+) -> None:
     write_folder(tmp_path)
     tokens = open_split(tmp_path, "val")
+    if read_before:
+        tokens.read(0, 11)
     os.truncate(tmp_path / "val-00001.bin", size)
     with pytest.raises(
-        UserError, match="val-00001.bin: was truncated while it was in use; run `dvc repro -f"
+        UserError, match=f"val-00001.bin: was {problem} while it was in use; run `dvc repro -f"
     ):
         tokens.read(2, 9)
     assert tokens.read(0, 4).tolist() == IDS[:4].tolist()
     assert tokens.read(8, 11).tolist() == IDS[8:].tolist()
 
 
-def test_a_shard_that_is_replaced_while_it_is_in_use_stays_the_old_one(tmp_path: Path) -> None:
+def test_a_shard_that_is_replaced_while_it_is_in_use_is_never_mixed_with_the_old_ones(tmp_path: Path) -> None:
     write_folder(tmp_path)
     tokens = open_split(tmp_path, "val")
+    assert tokens.read(0, 8).tolist() == IDS[:8].tolist()
     for path in tmp_path.iterdir():
-        path.unlink()
+        path.rename(tmp_path / f"old-{path.name}")
+    with pytest.raises(UserError, match="val-00002.bin: was removed while it was in use; run `dvc"):
+        tokens.read(0, 11)
     write_folder(tmp_path, ids=(IDS + 1) % 300)
-    assert tokens.read(0, 11).tolist() == IDS.tolist()
+    assert tokens.read(0, 8).tolist() == IDS[:8].tolist()
+    with pytest.raises(UserError, match="val-00002.bin: was changed while it was in use; run `dvc"):
+        tokens.read(0, 11)
 
 
-def test_more_shards_than_a_process_may_open_by_default(tmp_path: Path) -> None:
-    ids = np.arange(300)
-    write_folder(tmp_path, shard_tokens=1, ids=ids)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 50, limits[1]))
-    try:
-        assert open_split(tmp_path, "val").read(0, 300).tolist() == ids.tolist()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
 
 
-def test_closed_shards_leave_no_open_files(tmp_path: Path) -> None:
+def test_shards_are_opened_when_they_are_read_and_closed_with_the_split(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    before = os.listdir("/dev/fd")
+    before = open_files()
     tokens = open_split(tmp_path, "val")
-    assert len(os.listdir("/dev/fd")) == len(before) + 3
+    assert open_files() == before
+    for stop, opened in ((4, 1), (5, 2), (8, 2), (11, 3)):
+        tokens.read(0, stop)
+        assert open_files() == before + opened
     del tokens
-    assert os.listdir("/dev/fd") == before
+    assert open_files() == before
+
+
+def test_a_limited_number_of_shards_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MOST_OPEN", 5)
+    ids = np.arange(300)
+    write_folder(tmp_path, shard_tokens=10, ids=ids)
+    before = open_files()
+    tokens = open_split(tmp_path, "val")
+    for start in np.random.default_rng(0).permutation(270):
+        assert tokens.read(start, start + 30).tolist() == ids[start : start + 30].tolist()
+        assert open_files() <= before + 5
+
+
+@pytest.mark.parametrize("hard", [80, None])
+def test_more_shards_than_a_process_may_open(tmp_path: Path, hard: int | None) -> None:
+    write_folder(tmp_path, shard_tokens=1, ids=np.arange(300))
+    assert call_apart(_read_with_few_open_files, tmp_path, hard) == list(range(300))
+
+
+def _read_with_few_open_files(folder: Path, hard: int | None) -> list[int]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, hard or resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    ids: list[int] = open_split(folder, "val").read(0, 300).tolist()
+    return ids
+
+
+def test_opening_many_shards_opens_only_the_manifest(tmp_path: Path) -> None:
+    write_folder(tmp_path, shard_tokens=1, ids=np.arange(300))
+    assert call_apart(_opened_or_listed, tmp_path) == [str(tmp_path / MANIFEST_FILE)]
+
+
+def _opened_or_listed(folder: Path) -> list[str]:
+    """The paths below the folder that are opened or listed while a split is opened and not verified."""
+    paths: list[str] = []
+
+    def note(event: str, about: tuple[object, ...]) -> None:
+        if event in ("open", "os.listdir", "os.scandir") and str(about[0]).startswith(str(folder)):
+            paths.append(str(about[0]))
+
+    sys.addaudithook(note)
+    open_split(folder, "val", verify=False)
+    return paths
 
 
 def test_a_shard_without_an_entry_does_not_exist(tmp_path: Path) -> None:
