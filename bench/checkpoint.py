@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -17,15 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.harness import VERDICTS, call_apart, machine, run_python
+from bench.harness import Figure, call_apart, run_python, write_figures
 from pipeline.config import presets
 from pipeline.config.params import PARAMS_FILE, Params, load_params
 from pipeline.config.paths import RESULTS
-from pipeline.report.tables import markdown_table
-from pipeline.storage.files import write_json, write_text
-
-TABLE = RESULTS / "bench-checkpoint.md"
-FIGURES = RESULTS / "bench-checkpoint.json"
+from pipeline.storage.files import write_text
 
 EVERY, DENSE, STEPS = 100, 10, 600  # of nanoGPT's CPU configuration
 # As many parameters as GPT-2, which has a larger vocabulary instead, and short steps.
@@ -60,32 +55,13 @@ WORDS = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One measured figure, and the limit that it has to keep."""
-
-    title: str
-    value: float
-    shown: str
-    limit: float
-    shown_limit: str
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        return self.title, self.shown, f"≤ {self.shown_limit}", VERDICTS[self.value <= self.limit]
-
-
 def main(pairs: Annotated[int, typer.Option(min=1, help="Runs of each kind, by turns.")] = 3) -> None:
     """Measure what checkpoints cost, how long a resume takes, and how long opening a hashed corpus does."""
     with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as name:
         folder = Path(name)
         _prepare(folder)
         figures = [*_cost(folder, pairs), *_stall(folder), *_resume(folder, pairs), *_corpus(folder)]
-    table = markdown_table([("", "here", "limit", ""), *(figure.row for figure in figures)], "<>><")
-    write_text(TABLE, f"# What safety costs\n\n{table}\n")
-    values = [dataclasses.asdict(figure) for figure in figures]
-    write_json(FIGURES, {"machine": machine(), "figures": values})
-    print(f"\n{table}\n\n{TABLE}: this table\n{FIGURES}: the figures")
+    write_figures("checkpoint", "What safety costs", figures)
 
 
 def _prepare(folder: Path) -> None:

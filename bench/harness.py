@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, ParamSpec, TypeVar
@@ -36,7 +36,8 @@ from pipeline.config.errors import UserError
 from pipeline.config.params import PARAMS_FILE
 from pipeline.config.paths import DATA, LOG, METRICS, RESULTS
 from pipeline.corpus.documents import corpus_files
-from pipeline.storage.files import write_text
+from pipeline.report.tables import markdown_table
+from pipeline.storage.files import write_json, write_text
 
 PRESET = "shakespeare-char-cpu"
 DATASET = DATA / "shakespeare"
@@ -106,6 +107,32 @@ class Process:
     seconds: float
     peak_bytes: int  # resident memory
     output: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure, and the limit that it has to keep: the most it may be, or the least."""
+
+    title: str
+    value: float
+    shown: str
+    limit: float
+    shown_limit: str
+    at_least: bool = False
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        kept = self.value >= self.limit if self.at_least else self.value <= self.limit
+        return self.title, self.shown, f"{'≥' if self.at_least else '≤'} {self.shown_limit}", VERDICTS[kept]
+
+
+def write_figures(name: str, title: str, figures: Sequence[Figure]) -> None:
+    """Print a table of the figures of a benchmark, and write it and them to results/bench-<name>.*."""
+    table = markdown_table([("", "here", "limit", ""), *(figure.row for figure in figures)], "<>><")
+    text, values = (RESULTS / f"bench-{name}.{suffix}" for suffix in ("md", "json"))
+    write_text(text, f"# {title}\n\n{table}\n")
+    write_json(values, {"machine": machine(), "figures": [asdict(figure) for figure in figures]})
+    print(f"\n{table}\n\n{text}: this table\n{values}: the figures")
 
 
 def run_python(what: str, folder: Path, *arguments: str) -> Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from bench.harness import (
     NANOGPT,
     PREPARE,
     PRESET,
+    Figure,
     earlier_version,
     find_clone,
     nanogpt_steps,
     prepare_here,
     steps_here,
+    write_figures,
 )
 from pipeline.config.errors import UserError
 from pipeline.config.params import load_params
@@ -43,6 +46,25 @@ step,tokens,train_loss,val_loss,lr,grad_norm,tokens_per_second,mfu
 """
 
 WITHOUT_A_USER = ["-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+
+
+def test_a_figure_keeps_its_limit_at_most_or_at_least() -> None:
+    least = Figure("rate", 5.0, "5", 5, "5/s", at_least=True)
+    assert least.row == ("rate", "5", "≥ 5/s", "pass")
+    assert replace(least, value=4.9).row[3] == replace(least, value=5.1, at_least=False).row[3] == "MISS"
+    assert replace(least, at_least=False).row == ("rate", "5", "≤ 5/s", "pass")
+
+
+def test_figures_are_written_as_a_table_and_as_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_figures("some", "Some figures", [Figure("a time", 0.5, "0.50 s", 1, "1 s")])
+    table = (tmp_path / "results/bench-some.md").read_text()
+    assert table.startswith("# Some figures\n\n|") and "| a time | 0.50 s | ≤ 1 s | pass |" in table
+    (values,) = json.loads((tmp_path / "results/bench-some.json").read_text())["figures"]
+    assert values["value"] == 0.5 and values["limit"] == 1
+    assert "| a time | 0.50 s |" in capsys.readouterr().out
 
 
 def git(folder: Path, *arguments: str) -> None:
