@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from pipeline.storage.checksums import sha256_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_the_tests"
@@ -37,13 +39,22 @@ def use_hub(endpoint: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def serving_hub(
-    repository: str, files: Path, kind: Literal["dataset", "model"] = "dataset", gated: bool = False
+    repository: str,
+    files: Path,
+    kind: Literal["dataset", "model"] = "dataset",
+    gated: bool = False,
+    sent: list[tuple[str, str | None]] | None = None,
+    stalls: Collection[str] = (),
 ) -> Iterator[str]:
     """Serve the files in a folder, on 127.0.0.1, as `repository` at revision COMMIT, which `main` is too.
 
     Without the folder there is no such repository until somebody with TOKEN creates it; what is uploaded is
-    written there. A gated repository can be looked at, but its files are refused. Yields the address.
+    written there. A gated repository can be looked at, but its files are refused. Parquet files have a
+    sha256, as all large files of the hub. `sent` gets the name and range of each file that is sent. The files
+    in `stalls` are sent up to their middle, then nothing comes, until they are asked for from there. Yields
+    the address.
     """
+    ended = threading.Event()
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -108,8 +119,10 @@ def serving_hub(
             content = (files / name).read_bytes()
             etag = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'}  # the client's cache is kept by it
             asked = self.headers.get("Range")
+            if sent is not None and self.command == "GET":
+                sent.append((name, asked))
             if asked is None:
-                self.reply(200, content, etag)
+                self.reply(200, content, etag, stalls=name in stalls)
                 return
             first, _, last = asked.removeprefix("bytes=").partition("-")
             part = content[int(first) : int(last or len(content)) + 1]
@@ -119,7 +132,9 @@ def serving_hub(
         def refuse(self, status: int, code: str) -> None:
             self.reply(status, b"", {"X-Error-Code": code})
 
-        def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        def reply(
+            self, status: int, body: bytes, headers: dict[str, str] | None = None, stalls: bool = False
+        ) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("X-Repo-Commit", COMMIT)
@@ -128,7 +143,10 @@ def serving_hub(
                 self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if stalls else body)
+            if stalls:
+                self.wfile.flush()
+                ended.wait()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -139,7 +157,11 @@ def serving_hub(
     def entry(path: Path) -> dict[str, object]:
         if (files / path).is_dir():
             return {"type": "directory", "path": str(path), "oid": "0" * 40, "size": 0}
-        return {"type": "file", "path": str(path), "oid": "0" * 40, "size": (files / path).stat().st_size}
+        size = (files / path).stat().st_size
+        about: dict[str, object] = {"type": "file", "path": str(path), "oid": "0" * 40, "size": size}
+        if path.suffix == ".parquet":
+            about["lfs"] = {"oid": sha256_file(files / path), "size": size, "pointerSize": 130}
+        return about
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     prefix, endpoint = "" if kind == "model" else "/datasets", f"http://127.0.0.1:{server.server_port}"
@@ -147,5 +169,6 @@ def serving_hub(
     try:
         yield endpoint
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()

@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -39,8 +40,9 @@ class _Refused(Exception):
 class _Partial:
     """The part of a file that was downloaded, and beside it which version of which file it is a part of."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, at: Callable[[int], None] | None = None) -> None:
         self.name = target.name
+        self._at = at
         self.path = target.with_name(f".{target.name}.part")
         self._about = target.with_name(f".{target.name}.part.json")
 
@@ -62,6 +64,23 @@ class _Partial:
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
         self._about.unlink(missing_ok=True)
+
+    @contextmanager
+    def progress(self, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+        """As `progress` of the file; of a part of something larger, the caller's `at` gets the bytes done."""
+        if self._at is None:
+            with progress(self.name, "B", total, done) as advance:
+                yield advance
+            return
+        at, now_done = self._at, done
+
+        def advance_to(count: int) -> None:
+            nonlocal now_done
+            now_done += count
+            at(now_done)
+
+        advance_to(0)
+        yield advance_to
 
 
 def download_folder(url: str) -> Path:
@@ -96,14 +115,30 @@ def fetch_unknown(url: str, folder: Path, complete_name: Callable[[str, Path], s
     folder.mkdir(parents=True, exist_ok=True)
     name = last_part(url)
     partial = _Partial(folder / name)
-    _ = _from_mirror(url, partial) or _from_network(url, partial)
+    _ = _from_mirror(url, partial) or _from_network(url, partial, {})
     target = folder / complete_name(name, partial.path)
     os.replace(partial.path, target)
     partial.remove()
     return target
 
 
-def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
+def bytes_here(url: str, folder: Path) -> int:
+    """The bytes of `url` that earlier calls of `fetch` brought to `folder`."""
+    target = folder / last_part(url)
+    if target.is_file():
+        return target.stat().st_size
+    partial = _Partial(target)
+    return partial.size() if partial.version_of(url) else 0
+
+
+def fetch(
+    url: str,
+    sha256: str,
+    folder: Path,
+    name: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    at: Callable[[int], None] | None = None,
+) -> Path:
     """Download `url` to `folder/name` and verify its SHA-256; `name` defaults to the last part of the URL.
 
     A file already there with the right checksum is returned without using the network. Otherwise the mirror
@@ -111,25 +146,28 @@ def fetch(url: str, sha256: str, folder: Path, name: str | None = None) -> Path:
     `https://host/path` is `<mirror>/host/path`. A file missing from the mirror comes from the network. After
     a failure that may pass the download goes on, and so does the next call after an interruption: the part
     that is there is kept as `folder/.<name>.part`. `folder/name` appears only when the file is complete and
-    verified.
+    verified. `headers`, such as a token, are sent to the URL's own server alone, not to the mirror. `at` is
+    called with the bytes that are there instead of showing progress.
 
     Raises UserError if the checksum differs (nothing is kept) or the download fails.
     """
     target = folder / (name or last_part(url))
-    partial = _Partial(target)
+    partial = _Partial(target, at)
     if target.is_file():
         if sha256_file(target) == sha256:
             partial.remove()  # a process may have been killed before it could
             return target
         target.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    origin = _from_mirror(url, partial) or _from_network(url, partial)
+    origin = _from_mirror(url, partial) or _from_network(url, partial, headers or {})
     actual = sha256_file(partial.path)
     if actual != sha256:
         what = "this is an HTML page, not the file; its " if is_html(partial.path) else ""
         partial.remove()
         remedy = (
-            "repair the mirror" if origin != url else "if the file was meant to change, correct its sha256"
+            "repair the mirror"
+            if origin != url
+            else "try again; if the file was meant to change, correct its sha256"
         )
         raise UserError(
             f"{origin}: {what}sha256 is {actual}, expected {sha256}; the file was not kept, {remedy}"
@@ -147,7 +185,7 @@ def _from_mirror(url: str, partial: _Partial) -> str | None:
     if mirror.startswith(("http://", "https://")):
         origin = f"{mirror.rstrip('/')}/{_path_in_mirror(url)}"
         try:
-            _download(origin, partial)
+            _download(origin, partial, {})
         except _Refused:
             return None
         except requests.RequestException as error:
@@ -166,11 +204,11 @@ def _from_mirror(url: str, partial: _Partial) -> str | None:
     return str(path)
 
 
-def _from_network(url: str, partial: _Partial) -> str:
+def _from_network(url: str, partial: _Partial, headers: Mapping[str, str]) -> str:
     import requests
 
     try:
-        _download(url, partial)
+        _download(url, partial, headers)
     except (_Refused, requests.RequestException) as error:
         mirror = os.environ.get(MIRROR, "")
         setting = "" if mirror else f", then set {MIRROR}=FOLDER"
@@ -187,7 +225,7 @@ def _path_in_mirror(url: str) -> str:
     return parts.netloc + parts.path
 
 
-def _download(url: str, partial: _Partial) -> None:
+def _download(url: str, partial: _Partial, headers: Mapping[str, str]) -> None:
     """Get all of `url`, trying again after failures that may pass.
 
     Raises _Refused or, after the last retry, an exception of `requests`.
@@ -197,7 +235,7 @@ def _download(url: str, partial: _Partial) -> None:
     failures, most = 0, partial.size()
     while True:
         try:
-            return _get_rest(url, partial)
+            return _get_rest(url, partial, headers)
         except requests.RequestException as error:
             if _is_refusal(error):
                 raise _Refused(_reason(error)) from None
@@ -213,24 +251,24 @@ def _download(url: str, partial: _Partial) -> None:
         sleep(pause)
 
 
-def _get_rest(url: str, partial: _Partial) -> None:
+def _get_rest(url: str, partial: _Partial, headers: Mapping[str, str]) -> None:
     """Make one request for what is missing of `url`, or for all of it if the server has another version."""
     import requests
 
     version = partial.version_of(url)
     done = partial.size() if version else 0
     # Ask for no compression on the way: the checksum is that of the file itself.
-    headers = {"Accept-Encoding": "identity"}
+    asked = {**headers, "Accept-Encoding": "identity"}
     if done:
-        headers |= {"Range": f"bytes={done}-", "If-Range": version}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        asked |= {"Range": f"bytes={done}-", "If-Range": version}
+    with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT) as response:
         content_range = response.headers.get("Content-Range", "")
         if done and response.status_code == 416 and content_range == f"bytes */{done}":
             return  # nothing is missing
         continues = response.status_code == 206 and content_range.startswith(f"bytes {done}-")
         if done and not continues and response.status_code in (206, 416):
             partial.remove()
-            return _get_rest(url, partial)
+            return _get_rest(url, partial, headers)
         response.raise_for_status()
         compressed = response.headers.get("Content-Encoding", "identity") != "identity"
         if not continues:
@@ -241,7 +279,7 @@ def _get_rest(url: str, partial: _Partial) -> None:
         check_disk(partial.path.parent, (total or 0) - done, f"the bytes of {partial.name}")
         with (
             partial.path.open("ab") as file,
-            progress(partial.name, "B", total, done) as advance,
+            partial.progress(total, done) as advance,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)

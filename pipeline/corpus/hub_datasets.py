@@ -1,42 +1,63 @@
-"""Stream a data set from the Hugging Face hub into Parquet files, in bounded memory."""
+"""Copy the text of a data set on the Hugging Face hub, piece by piece, in bounded memory."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.config.errors import UserError, missing_extra
 from pipeline.corpus.documents import parquet_writer
+from pipeline.corpus.fetch import bytes_here, fetch
 from pipeline.corpus.progress import counted, progress
-from pipeline.storage.files import fsync
-from pipeline.storage.machine import check_disk
+from pipeline.storage.checksums import sha256_file
+from pipeline.storage.files import fsync, write_json
+from pipeline.storage.machine import binary, check_disk, disk
+from pipeline.storage.resuming import PROGRESS_FILE
 
 if TYPE_CHECKING:
     import pyarrow
+    from datasets import DatasetBuilder
 
+DOWNLOADS = "downloads"  # in the folder, while there is something in it
 BATCH_DOCUMENTS = 1000
 ROW_GROUP_BYTES = 1 << 26
 
 
 def write_documents(
-    repository: str, config: str | None, split: str, revision: str, text_column: str, folder: Path
+    repository: str,
+    config: str | None,
+    split: str,
+    revision: str,
+    text_column: str,
+    folder: Path,
+    documents: int | None = None,
 ) -> None:
     """Write the texts of one split as `folder/part-00000.parquet`, ..., with `text` as their only column.
 
-    `repository` is a name on the hub or a local folder. Part i holds the text of the split's i-th file there,
-    and appears when it is complete; parts that an earlier call wrote are kept. Raises UserError if the hub
-    lacks the data set, split or column, or cannot be reached.
+    `repository` is a name on the hub or a local folder. Part i holds the text of the split's i-th file there.
+    A file of the hub is first downloaded as a whole, from where an interrupted call was, and verified (see
+    `fetch`), then its text is copied. A part appears when it is complete, and its checksum is noted in
+    PROGRESS_FILE; parts that an earlier call wrote are kept if they are still what was noted.
+
+    `documents` says how many there are, for the progress, if that is known. Raises UserError if the hub lacks
+    the data set, split or column, or cannot be reached, and before anything is downloaded if the disk is too
+    small.
     """
-    with _opened(repository, config, split, revision, text_column) as stream:
-        if stream.column_names == [text_column]:  # else other columns may be most of the size that is known
-            expected = _expected_bytes(stream.info, split) - sum(
-                file.stat().st_size for file in folder.iterdir()
-            )
-            check_disk(folder, expected, f"the files of {repository}")
-        _write_parts(stream.select_columns([text_column]).with_format("arrow"), repository, folder)
+    with _opened(repository, config, split, revision, text_column) as builder:
+        pieces = _pieces(builder, split)
+        finished = _finished(folder)
+        _check_disk(repository, [p for p in pieces if p.part not in finished], text_column, folder)
+        splits = builder.info.splits or {}
+        if documents is None and split in splits:
+            documents = splits[split].num_examples
+        _write_parts(builder, repository, pieces, finished, text_column, folder, documents)
 
 
 def find_commit(repository: str, config: str | None, split: str, revision: str, text_column: str) -> str:
@@ -60,8 +81,8 @@ def find_commit(repository: str, config: str | None, split: str, revision: str, 
 @contextmanager
 def _opened(
     repository: str, config: str | None, split: str, revision: str, text_column: str
-) -> Iterator[Any]:
-    """The documents of one split as a stream."""
+) -> Iterator[DatasetBuilder]:
+    """What reads the data set, once it is known to have the split and the column."""
     try:
         import datasets
     except ImportError:
@@ -70,13 +91,12 @@ def _opened(
     where = f"{repository}, revision {revision}"
     datasets.disable_progress_bars()
     try:
-        stream = datasets.load_dataset(
-            repository, name=config, split=split, revision=revision, streaming=True
-        )
+        builder = datasets.load_dataset_builder(repository, name=config, revision=revision)
+        stream = builder.as_streaming_dataset(split)
         if text_column not in (stream.column_names or [text_column]):
             columns = ", ".join(stream.column_names)
             raise UserError(f"{where}: no column {text_column!r}, only {columns}; correct source.text_column")
-        yield stream
+        yield builder
     except UserError:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -93,34 +113,172 @@ def _opened(
         raise
 
 
-def _expected_bytes(info: Any, split: str) -> float:
-    """About the bytes of a split in compressed files; 0 if the data set does not say."""
-    known = (info.splits or {}).get(split)
-    if known is None or not (info.dataset_size and info.download_size):
-        return 0.0
-    return float(info.download_size * known.num_bytes / info.dataset_size)
+@dataclass(frozen=True)
+class _Piece:
+    """A file of the data set, and the name of the part that gets its text.
+
+    What has a `url` and a `sha256` is downloaded; else `datasets` reads the file at `path` as it is: on this
+    machine, or a small one of the hub, which is kept in git and has no sha256.
+    """
+
+    part: str
+    path: str
+    size: int
+    url: str = ""
+    sha256: str = ""
 
 
-def _write_parts(stream: Any, name: str, folder: Path) -> None:
-    """Write each file of a stream as a part of its own, but for those that are there."""
+def _pieces(builder: DatasetBuilder, split: str) -> list[_Piece]:
+    """The files of a split, in order."""
+    from huggingface_hub import HfFileSystem
+
+    files, hub = builder.config.data_files, HfFileSystem()
+    names = list(files) if split == "all" else split.split("+")
+    pieces = []
+    for number, path in enumerate(path for name in names for path in files[name]):
+        part = f"part-{number:05d}.parquet"
+        if path.startswith("hf://"):
+            about = hub.info(path)
+            known = (hub.url(path), about["lfs"]["sha256"]) if about["lfs"] else ()
+            pieces.append(_Piece(part, path, about["size"], *known))
+        else:
+            pieces.append(_Piece(part, path, os.path.getsize(path) if os.path.exists(path) else 0))
+    return pieces
+
+
+class _Part(NamedTuple):
+    """A part that is complete."""
+
+    sha256: str
+    documents: int
+
+
+def _finished(folder: Path) -> dict[str, _Part]:
+    """What is noted of the parts in `folder`, of those that are what was noted; others are removed."""
+    try:
+        noted = {
+            name: _Part(**about)
+            for name, about in json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        noted = {}
+    here = {path: path.stat().st_size for path in sorted(folder.glob("part-*.parquet"))}
+    finished = {}
+    with progress("check what is here", "B", sum(here.values())) as advance:
+        for path, size in here.items():
+            if path.name in noted and sha256_file(path) == noted[path.name].sha256:
+                finished[path.name] = noted[path.name]
+            else:
+                path.unlink()
+            advance(size)
+    return finished
+
+
+def _check_disk(repository: str, pieces: list[_Piece], text_column: str, folder: Path) -> None:
+    """Say what the missing pieces need of the disk. Raises UserError if it is too small."""
+    if not pieces:
+        return
+    size = sum(piece.size for piece in pieces)
+    share = _share_of_text(pieces[0].path, text_column)
+    # A downloaded file is removed when its text is copied, so there is one at a time.
+    largest = max((piece.size for piece in pieces if piece.url), default=0)
+    needed = max(0, int(size * share) + largest - _downloaded(pieces, folder / DOWNLOADS))
+    print(
+        f"{repository}: {counted(len(pieces), 'file')}, {binary(size)} to read; needs about "
+        f"{binary(needed)} of disk, {binary(disk(folder).free)} are free",
+        file=sys.stderr,
+        flush=True,
+    )
+    check_disk(folder, needed, f"the files of {repository}")
+
+
+def _downloaded(pieces: list[_Piece], downloads: Path) -> int:
+    """The bytes that an interrupted call downloaded of a piece."""
+    return sum(bytes_here(piece.url, downloads) for piece in pieces if piece.url)
+
+
+def _share_of_text(path: str, text_column: str) -> float:
+    """The share of a Parquet file that is text, by its footer; of other files 0, as nobody knows."""
+    from huggingface_hub import HfFileSystem
     from pyarrow.parquet import read_metadata
 
-    parts = [folder / f"part-{number:05d}.parquet" for number in range(stream.num_shards)]
-    done = sum(read_metadata(part).num_rows for part in parts if part.exists())
-    left_out = 0
-    with progress(name, " documents", done=done) as advance:
-        for number, part in enumerate(parts):
-            if not part.exists():
-                file = stream.shard(num_shards=len(parts), index=number)
-                unfinished = part.with_name(f".{part.name}.part")
-                for documents, without_text in _written(file.iter(batch_size=BATCH_DOCUMENTS), unfinished):
-                    advance(documents)
-                    left_out += without_text
-                if unfinished.exists():
-                    fsync(unfinished)
-                    os.replace(unfinished, part)
+    on_hub = path.startswith("hf://")
+    if not path.endswith(".parquet") or not (on_hub or Path(path).is_file()):
+        return 0.0
+    with HfFileSystem().open(path, "rb") if on_hub else open(path, "rb") as file:
+        footer = read_metadata(file)
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    text = sum(column.total_compressed_size for column in columns if column.path_in_schema == text_column)
+    return float(text / max(1, sum(column.total_compressed_size for column in columns)))
+
+
+def _write_parts(
+    builder: DatasetBuilder,
+    name: str,
+    pieces: list[_Piece],
+    finished: dict[str, _Part],
+    text_column: str,
+    folder: Path,
+    documents: int | None,
+) -> None:
+    """Write each piece's text as its part, but for those that are finished."""
+    downloads = folder / DOWNLOADS
+    done = sum(piece.size for piece in pieces if piece.part in finished)
+    shown = done + _downloaded(pieces, downloads)
+    written, left_out = sum(part.documents for part in finished.values()), 0
+
+    def documents_so_far() -> str:
+        return f"{written:,} of {documents:,} documents" if documents else counted(written, "document")
+
+    total = sum(piece.size for piece in pieces)
+    with progress(name, "B", total, shown, documents_so_far) as advance:
+
+        def show(size: int) -> None:
+            nonlocal shown
+            advance(size - shown)
+            shown = size
+
+        for piece in pieces:
+            if piece.part in finished:
+                continue
+            path = _brought(piece, downloads, done, show)
+            unfinished, before = folder / f".{piece.part}.part", written
+            for texts, without in _written(_tables(builder, path, text_column), unfinished):
+                written += texts
+                left_out += without
+                advance(0)
+            if unfinished.exists():
+                fsync(unfinished)
+                finished[piece.part] = _Part(sha256_file(unfinished), written - before)
+                os.replace(unfinished, folder / piece.part)
+                noted = {part: about._asdict() for part, about in finished.items()}
+                write_json(folder / PROGRESS_FILE, noted)
+            shutil.rmtree(downloads, ignore_errors=True)
+            done += piece.size
+            show(done)
     if left_out:
         print(f"left out {counted(left_out, 'row')} without a text")
+
+
+def _brought(piece: _Piece, downloads: Path, done: int, show: Callable[[int], None]) -> str:
+    """Where `datasets` can read a piece, which is downloaded if need be; `show` gets `done` and its bytes."""
+    from huggingface_hub.utils import build_hf_headers
+
+    if not piece.url:
+        return piece.path
+
+    def at(size: int) -> None:
+        show(done + size)
+
+    return str(fetch(piece.url, piece.sha256, downloads, headers=build_hf_headers(), at=at))
+
+
+def _tables(builder: DatasetBuilder, path: str, text_column: str) -> Iterator[pyarrow.Table]:
+    """The texts in one file, read as the data set's own settings say."""
+    builder.config.data_files = {"train": [path]}
+    stream = builder.as_streaming_dataset("train").select_columns([text_column]).with_format("arrow")
+    return iter(stream.iter(batch_size=BATCH_DOCUMENTS))
 
 
 def _written(tables: Iterator[pyarrow.Table], path: Path) -> Iterator[tuple[int, int]]:

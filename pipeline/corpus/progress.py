@@ -19,12 +19,16 @@ def counted(number: int, noun: str) -> str:
 
 @contextmanager
 def progress(
-    name: str, unit: str, total: int | None = None, done: int = 0
+    name: str,
+    unit: str,
+    total: int | None = None,
+    done: int = 0,
+    more: Callable[[], str] = lambda: "",
 ) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with each number of units done; what is done is reported on stderr.
 
     `total` is unknown if None; with it, the time left is reported as well. The `done` units of an earlier
-    attempt do not count for the rate.
+    attempt do not count for the rate. What `more` returns stands at the end of the line.
     """
     terminal = sys.stderr.isatty()
     start = last = time.monotonic()
@@ -36,6 +40,7 @@ def progress(
         def advance(units: int) -> None:
             nonlocal last, now_done
             now_done += units
+            progress_bar.set_postfix_str(more(), refresh=False)
             progress_bar.update(units)
             now = time.monotonic()
             if not terminal and now - last >= SECONDS_BETWEEN_LINES:
@@ -52,6 +57,7 @@ def progress(
                     if total
                     else "{desc}: {n_fmt}, {rate_fmt}",
                 )
+                line = ", ".join(part for part in (line, more()) if part)
                 print(line, file=sys.stderr, flush=True)
 
         yield advance

@@ -27,7 +27,7 @@ from pipeline.corpus.progress import counted, progress
 from pipeline.storage.checksums import MANIFEST_FILE, damage, read_manifest, sha256_file, write_manifest
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import check_disk
-from pipeline.storage.resuming import KEY_FILE, resuming_folder
+from pipeline.storage.resuming import KEY_FILE, PROGRESS_FILE, resuming_folder
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -101,9 +101,15 @@ class HuggingFaceSource(TextSource):
 
     def write(self, folder: Path) -> None:
         hub_datasets.write_documents(
-            self.repository, self.config, self.split, self.revision, self.text_column, folder
+            self.repository,
+            self.config,
+            self.split,
+            self.revision,
+            self.text_column,
+            folder,
+            self.documents,
         )
-        if self.documents is not None and any(folder.iterdir()):  # write_raw refuses an empty one
+        if self.documents is not None and any(folder.glob("*.parquet")):  # write_raw refuses an empty one
             found = count_documents(folder)
             if found != self.documents:
                 if not COMMIT.fullmatch(self.revision):  # what else it names may have other files next time
@@ -284,7 +290,7 @@ def write_raw(spec: DatasetSpec, folder: Path) -> None:
         spec.source.write(partial)
         if {path.name for path in partial.iterdir()} == {KEY_FILE}:
             raise UserError(f"source.kind = {spec.source.kind}: no documents; correct source in dataset.yaml")
-        write_manifest(partial, leave_out=[KEY_FILE])
+        write_manifest(partial, leave_out=[KEY_FILE, PROGRESS_FILE])
 
 
 def check_raw(raw: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from pipeline.config.errors import UserError, one_line
 from pipeline.corpus import fetch as fetch_module
-from pipeline.corpus.fetch import fetch
+from pipeline.corpus.fetch import bytes_here, fetch
 from pipeline.storage.machine import Room
 
 CONTENT = b"".join(b"%d: to be, or not to be\n" % line for line in range(20_000))
@@ -46,6 +46,7 @@ class Site:
     failure_headers: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class Site:
             def do_GET(self) -> None:
                 site.requests.append(self.path)
                 site.ranges.append(self.headers["Range"])
+                site.tokens.append(self.headers["Authorization"])
                 failure = site.failures.pop(0) if site.failures else None
                 if isinstance(failure, int):
                     self.reply(failure, b"", site.failure_headers)
@@ -150,6 +152,25 @@ def test_what_does_not_fit_on_the_disk_is_not_begun(
     assert not any(path.stat().st_size > 1000 for path in tmp_path.iterdir())
     begun(site, tmp_path)  # the rest of it fits
     assert fetch(site.url, SHA256, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_token_reaches_its_own_server_and_no_mirror(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(site.url, SHA256, tmp_path / "direct", headers={"Authorization": "Bearer of-the-tests"})
+    monkeypatch.setenv("PIPELINE_MIRROR", f"http://{site.host}/mirror")
+    url = "https://example.com/text.txt"
+    fetch(url, SHA256, tmp_path / "mirrored", headers={"Authorization": "Bearer of-the-tests"})
+    assert site.tokens == ["Bearer of-the-tests", None]
+
+
+def test_the_bytes_of_a_part_are_told_to_the_caller(site: Site, tmp_path: Path) -> None:
+    begun(site, tmp_path)
+    told: list[int] = []
+    assert bytes_here(site.url, tmp_path) == HALF
+    fetch(site.url, SHA256, tmp_path, at=told.append)
+    assert told[0] == HALF and told[-1] == len(CONTENT) and told == sorted(told)
+    assert bytes_here(site.url, tmp_path) == len(CONTENT)
 
 
 def test_wrong_checksum_removes_the_file(site: Site, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from pipeline.config.errors import UserError
 from pipeline.corpus import hub_datasets, pydocs
 from pipeline.corpus.documents import corpus_files, read_pieces
+from pipeline.corpus.fetch import CHUNK_BYTES
 from pipeline.corpus.own_text import spec_for_text
 from pipeline.corpus.sources import (
     DatasetSpec,
@@ -24,7 +28,10 @@ from pipeline.corpus.sources import (
     write_raw,
     write_spec,
 )
+from pipeline.storage.checksums import read_manifest
+from pipeline.storage.files import write_text
 from tests.hub_server import COMMIT, serving_hub
+from tests.train.runs import flip_a_bit
 
 PROJECT = Path(__file__).parents[2]
 TAIL = {"by": "tail", "fraction": 0.1}
@@ -268,3 +275,133 @@ def test_huggingface_from_a_hub(repository: Path, tmp_path: Path) -> None:
         "hf:someone/corpus",
         "someone/corpus",
     ], wrong_texts
+
+
+DOWNLOAD = """
+import shutil, sys
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline.config.command_line import run
+from pipeline.corpus.sources import write_raw
+from tests.corpus.test_sources import huggingface
+raw, documents, free = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv.pop())
+del sys.argv[1:]
+if free:
+    shutil.disk_usage = lambda path: SimpleNamespace(total=free, free=free)
+run(lambda: write_raw(huggingface("someone/corpus", documents=documents), raw))
+"""
+
+
+def downloading(endpoint: str, raw: Path, documents: int = 2500, free: int = 0) -> subprocess.Popen[str]:
+    """A process that downloads someone/corpus, as it would with so many bytes of free disk."""
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(raw.parent / "cache"), "HF_HUB_OFFLINE": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-c", DOWNLOAD, str(raw), str(documents), str(free)],
+        env=os.environ | settings | {"PYTHONPATH": str(PROJECT), "no_proxy": "*"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def large(repository: Path) -> Path:
+    """The same with text that makes files of several chunks, which are downloaded and verified as a whole."""
+    for number, path in enumerate(sorted((repository / "data").iterdir())):
+        draw = random.Random(number)
+        table = pyarrow.parquet.read_table(path)
+        body = pyarrow.array([draw.randbytes(150).hex() for _ in range(len(table))])
+        pyarrow.parquet.write_table(table.set_column(1, "body", body), path)
+    return repository
+
+
+def whole(sent: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """The downloads of files to their end, without reads of Parquet's footers."""
+    return [(name[-22:-17], part) for name, part in sent if part is None or part.endswith("-")]
+
+
+def test_a_killed_download_goes_on_in_the_middle_of_a_piece(large: Path, tmp_path: Path) -> None:
+    raw, sent, stalls = (
+        tmp_path / "raw",
+        list[tuple[str, str | None]](),
+        ["data/train-00001-of-00003.parquet"],
+    )
+    half = (large / stalls[0]).stat().st_size // 2
+    unfinished = tmp_path / "raw.part/downloads/.train-00001-of-00003.parquet.part"
+    with serving_hub("someone/corpus", large, sent=sent, stalls=stalls) as endpoint:
+        process = downloading(endpoint, raw)
+        deadline = time.monotonic() + 60
+        while not unfinished.exists() or unfinished.stat().st_size < half - CHUNK_BYTES:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        kept = unfinished.stat().st_size
+        assert whole(sent) == [("00000", None), ("00001", None)] and kept >= CHUNK_BYTES
+        first = tmp_path / "raw.part/part-00000.parquet"
+        inode = first.stat().st_ino
+        sent.clear()
+        again = downloading(endpoint, raw)
+        _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert whole(sent) == [("00001", f"bytes={kept}-"), ("00002", None)]
+    assert "someone/corpus: 2 files, " in errors and " of disk, " in errors
+    assert (raw / "part-00000.parquet").stat().st_ino == inode
+    write_raw(huggingface(large), tmp_path / "local")
+    contents = {path.name: path.read_bytes() for path in raw.iterdir()}
+    assert contents == {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_piece(large: Path, tmp_path: Path) -> None:
+    raw, sent = tmp_path / "raw", list[tuple[str, str | None]]()
+    files = [path.stat().st_size for path in (large / "data").iterdir()]
+    with serving_hub("someone/corpus", large, sent=sent) as endpoint:
+        for free, fits in ((sum(files), False), (sum(files) + max(files), True)):
+            process = downloading(endpoint, raw, free=free)
+            _, errors = process.communicate()
+            assert process.returncode == (0 if fits else 2), errors
+            assert bool(whole(sent)) == raw.exists() == fits
+            said, *refused = errors.splitlines()
+            assert said.startswith("someone/corpus: 3 files, ") and said.endswith("are free")
+            assert len(refused) == (0 if fits else 1)
+            assert fits or "raw: the files of someone/corpus need" in refused[0]
+
+
+def test_a_piece_that_is_not_what_the_hub_lists_is_not_kept(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.hub_server.sha256_file", lambda path: "0" * 64)
+    with serving_hub("someone/corpus", large) as endpoint:
+        process = downloading(endpoint, tmp_path / "raw")
+        _, errors = process.communicate()
+    assert process.returncode == 2 and "expected 0000" in errors.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.parquet.part")) and not list(tmp_path.rglob("part-*"))
+
+
+def test_a_part_that_has_changed_is_made_again(repository: Path, tmp_path: Path) -> None:
+    write_raw(huggingface(repository), tmp_path / "uninterrupted")
+    last = repository / "data" / "train-00002-of-00003.parquet"
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError):
+        write_raw(huggingface(repository), tmp_path / "raw")
+    last.write_bytes(content)
+    flip_a_bit(tmp_path / "raw.part/part-00000.parquet")
+    write_raw(huggingface(repository), tmp_path / "raw")
+    assert read_manifest(tmp_path / "raw") == read_manifest(tmp_path / "uninterrupted")
+
+
+def test_the_progress_tells_bytes_and_documents(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.corpus.progress.SECONDS_BETWEEN_LINES", 0.0)
+    write_raw(huggingface(repository, documents=2500), tmp_path / "raw")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "documents" in line]
+    assert re.fullmatch(r".*: 0.00 of .*, 1,000 of 2,500 documents", lines[0])
+    assert re.fullmatch(r".*: (\S+) of \1, \S+B/s, 00:00 left, 2,500 of 2,500 documents", lines[-1])
+
+
+def test_huggingface_reads_other_kinds_of_files_and_joined_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_text(tmp_path / f"corpus/{split}.jsonl", f'{{"body": "of {split}", "id": 1}}\n')
+    write_raw(huggingface(tmp_path / "corpus", split="train+test"), tmp_path / "raw")
+    assert texts(tmp_path / "raw") == ["of train", "of test"]

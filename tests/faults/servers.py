@@ -13,7 +13,9 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from pipeline.corpus.sources import DatasetSpec, TailSplit, UrlSource, write_spec
+from pipeline.corpus.documents import write_jsonl
+from pipeline.corpus.sources import DatasetSpec, HuggingFaceSource, TailSplit, UrlSource, write_spec
+from pipeline.storage.checksums import sha256_file
 from tests import tiny
 from tests.faults.operations import killed_at
 from tests.faults.project import Project, World, last_line, refused
@@ -193,3 +195,39 @@ def _kill_everywhere(behaviour: str, world: World) -> None:
         arrived(project)
         number += 1
     assert number > 5
+
+
+@fault(
+    "kill-in-hub-download",
+    "`kill -9` in the middle of every write, sync, rename and removal while a dataset of two files is copied",
+    "the same command again ends with the result of an undisturbed run, bit for bit",
+)
+def kill_in_hub_download(world: World) -> Iterator[Trial]:
+    yield "", _kill_between_pieces
+
+
+def _kill_between_pieces(world: World) -> None:
+    import datasets  # noqa: F401  # once, before any fork
+
+    undisturbed, number = None, 0
+    while True:
+        project = world.project("raw")
+        (project.folder / "hub").mkdir()
+        for name in ("one", "two"):
+            write_jsonl(project.folder / f"hub/{name}.jsonl", [{"text": f"{name} {tiny.text(1000)}"}])
+        source = HuggingFaceSource(
+            kind="huggingface", repository="hub", split="train", revision="none", text_column="text"
+        )
+        spec = DatasetSpec(source=source, split=TailSplit(by="tail", fraction=0.1))
+        write_spec(spec, project.folder / "data/tiny/dataset.yaml")
+        ended = project("download", inject=killed_at(number) if number else None)
+        if ended.status == -signal.SIGKILL:
+            ended = project("download")
+        elif number and ended.status == 0:
+            break
+        assert ended.status == 0, f"after a kill at {number}: {last_line(ended)}"
+        outcome = {name: sha256_file(project.folder / name) for name in project.files("data/tiny")}
+        undisturbed = undisturbed or outcome
+        assert outcome == undisturbed, f"after a kill at {number}: another result"
+        number += 1
+    assert number > 10
