@@ -64,6 +64,18 @@ def says(old: str, new: str, path: str = PARAMS) -> Spoil:
     return spoil
 
 
+def in_dvc(dvc_lock: bool) -> Spoil:
+    """The project is one of DVC, perhaps with a stage that ran."""
+
+    def spoil() -> None:
+        holds(".dvc/config", "[core]\n    no_scm = true\n")()
+        shutil.copy(tiny.ROOT / "dvc.yaml", "dvc.yaml")
+        if dvc_lock:
+            holds("dvc.lock", "schema: '2.0'\nstages: {}\n")()
+
+    return spoil
+
+
 def is_missing(path: str) -> Spoil:
     return lambda: shutil.rmtree(path) if Path(path).is_dir() else os.remove(path)
 
@@ -399,6 +411,16 @@ def rows() -> Iterator[Row]:
     yield Row("preset-unknown", nothing, "preset gpt5", "gpt5")
     yield Row("preset-path", nothing, "preset ../params", "../params")
     yield Row("sizing-unknown", nothing, "sizing --preset gpt5", "gpt5")
+    yield Row("push-data-nothing", nothing, "push_data --remote shared", "nothing to push")
+    for command in ("push_data", "pull_data"):
+        dvc = in_dvc(dvc_lock=command == "push_data")
+        for id, remote, line in (
+            ("unknown", " --remote shared", "REMOTE=shared: no such remote"),
+            ("none", "", "no remote"),
+            ("kind", " --remote gopher://host/x", "Unsupported URL type"),
+            ("http", " --remote http://127.0.0.1:9/x", "no record of runs"),
+        ):
+            yield Row(f"{command}-{id}", dvc, f"{command}{remote}", line)
     yield Row("upload-nothing", nothing, "upload user/name", "results/export")
     yield Row("start-from-nowhere", nothing, "start_from nowhere", "nowhere")
     yield Row("option-unknown", nothing, "train --faster", "--faster")

@@ -18,7 +18,6 @@ INSTALLED = ("pipeline", "stages")
 OPTIONAL = {"datasets": "hub", "lm_eval": "lm-eval"}
 # Declared, but imported nowhere: they are commands, or used by another package.
 NOT_IMPORTED = {
-    "dvc": "a command, `python -m dvc`",
     "import-linter": "a command of make check, `lint-imports`",
     "mypy": "a command of make check",
     "pytest-xdist": "a plugin of pytest",

@@ -103,6 +103,16 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Share": (
         Command(
+            "push-data",
+            "send the dataset's text and tokens to a DVC remote: make push-data REMOTE=/shared",
+            "pipeline.cli.push_data",
+        ),
+        Command(
+            "pull-data",
+            "bring them from there, instead of tokenizing again",
+            "pipeline.cli.pull_data",
+        ),
+        Command(
             "export",
             "a folder for transformers; FORMAT=nanogpt for nanoGPT",
             "pipeline.cli.export",
