@@ -73,6 +73,14 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "pipeline.cli.profile",
         ),
     ),
+    "Several machines": (
+        Command(
+            "run",
+            "on node 0 of a cluster: as repro, with the trainer's exit status",
+            "pipeline.cli.run",
+        ),
+        Command("join", "on the other nodes: take part in its training", "pipeline.cli.join"),
+    ),
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),
         Command(

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +16,14 @@ import typer
 
 from pipeline.cli import preset as presets
 from pipeline.cli.install import add_if_missing
-from pipeline.config.command_line import Force
+from pipeline.cli.nodes import calling
+from pipeline.config.command_line import STAGES_FOLDER, Force
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import raw_folder
 from pipeline.config.presets import DEFAULT
 from pipeline.corpus.sources import load_spec
+from pipeline.distributed.launch import TRAINING
+from pipeline.storage.lock import is_alive
 
 
 def main(
@@ -62,25 +67,44 @@ def repro_optional(*targets: str) -> int:
 
 
 def dvc(*arguments: str) -> int:
-    """Run DVC with this Python and return its exit status.
+    """Run DVC with this Python and return the exit status of the stage that failed, or else DVC's.
 
-    SIGTERM and SIGHUP are passed on to DVC, whose end makes a training save and stop.
+    DVC itself has 255 for all that fails. SIGTERM and SIGHUP are passed on to DVC, whose end makes a training
+    save and stop; that is waited for.
     """
-    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=_environment())
-    passed_on = [
-        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in passed_on}
-    try:
-        while True:
-            try:
-                status = process.wait()
-                return status if status >= 0 else 128 - status  # as a shell reports a signal
-            except KeyboardInterrupt:
-                pass  # DVC and the stage got Ctrl-C too: let them save what they have
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as name, calling(Path(name, TRAINING)):
+        environment = {**_environment(), STAGES_FOLDER: name}
+        process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=environment)
+        passed_on = [
+            number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, lambda *_: process.terminate()) for number in passed_on}
+        try:
+            return _status(process, Path(name))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _status(process: subprocess.Popen[bytes], stages: Path) -> int:
+    """Wait until DVC and the stages that it started have ended. Ctrl-C reaches them too: they save first."""
+    status, stage_status = None, 0
+    while status is None or _run_on(stages):
+        try:
+            status = process.wait()
+            time.sleep(0.1 if _run_on(stages) else 0)
+        except KeyboardInterrupt:
+            pass
+    for path in stages.glob("[0-9]*"):
+        stage_status = stage_status or int(path.read_text() or 0)
+    if status == 0:
+        return 0
+    return stage_status or (status if status > 0 else 128 - status)  # as a shell reports a signal
+
+
+def _run_on(stages: Path) -> bool:
+    """Whether a stage is running that has noted no status yet."""
+    return any(not path.read_text() and is_alive(int(path.name)) for path in stages.glob("[0-9]*"))
 
 
 def out_of_date(*stages: str) -> set[str]:

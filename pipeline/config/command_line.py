@@ -7,8 +7,9 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -20,6 +21,9 @@ from pipeline.config.errors import UserError, machine_refusal, one_line
 # `make train-on TEXT=notes` means `gpt-pipeline train-on notes`. They are meant for this command alone: the
 # stages that it starts through DVC do not see FROM_MAKE.
 FROM_MAKE = "GPT_PIPELINE_FROM_MAKE"
+
+# Names a folder in which each stage that DVC starts notes its exit status, in a file named by its process.
+STAGES_FOLDER = "GPT_PIPELINE_STAGES"
 
 Overrides = Annotated[
     list[str] | None,
@@ -95,6 +99,25 @@ def new_app(add_completion: bool = False, **settings: Any) -> typer.Typer:
     )
 
 
+@contextmanager
+def _noted_status() -> Iterator[None]:
+    """If DVC started this as a stage, note the exit status for the command that started DVC."""
+    folder = os.environ.get(STAGES_FOLDER)
+    if folder is None or "DVC_STAGE" not in os.environ or "RANK" in os.environ:
+        yield
+        return
+    note, status = Path(folder, str(os.getpid())), 1
+    note.touch()
+    try:
+        yield
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    finally:
+        note.write_text(str(status))
+
+
+@_noted_status()
 def run_app(app: typer.Typer, name: str | None = None, on_ranks: bool = False) -> None:
     """Run the command line, with `name` as the program's name in its help, and exit.
 

@@ -18,11 +18,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.command_line import refusal, run
-from pipeline.config.errors import UserError
+from pipeline.config.command_line import STAGES_FOLDER, refusal, run
+from pipeline.config.errors import UserError, one_line
 
 FOLDER = "GPT_PIPELINE_LAUNCH"  # names a folder by which a launcher and its ranks tell each other of the end
 STATUS, STOP = "status", "stop"  # files in it: the exit status to end with, the number of a signal to stop
+
+TRAINING = "training"  # a file in STAGES_FOLDER while a training on several machines waits for the others
 
 RESTARTS = 3  # after a rank was lost; all then continue from the last checkpoint
 PORT = 29500
@@ -95,7 +97,8 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
             signals_to_handle="SIGQUIT",  # the others reach the ranks through a file
         )
         try:
-            elastic_launch(config, sys.executable)(*arguments)
+            with _announced(count > 1 and node == 0):
+                elastic_launch(config, sys.executable)(*arguments)
         except errors.ChildFailedError as error:
             if _ended(folder) is None:
                 rank, failure = error.get_first_failure()
@@ -104,6 +107,21 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
                     "printed says why; the last checkpoint is kept"
                 ) from None
         return _ended(folder) or 0
+
+
+@contextlib.contextmanager
+def _announced(wanted: bool) -> Iterator[None]:
+    """Within the block, the command that started this stage knows that the other machines are waited for."""
+    folder = os.environ.get(STAGES_FOLDER)
+    if folder is None or not wanted:
+        yield
+        return
+    note = Path(folder, TRAINING)
+    note.touch()
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
 
 
 def told_to_stop() -> int | None:
@@ -129,6 +147,8 @@ def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
 
         try:
             with joined() as here, _silent(not here.is_main):
+                if here.is_main and (lost := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))):
+                    print(f"a process was lost; starting again ({lost} of {RESTARTS})", file=sys.stderr)
                 main(*arguments, **options)
         except SystemExit as ended:
             if folder is None or not isinstance(ended.code, int):
@@ -142,11 +162,21 @@ def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
                 sys.exit(refused[1])
             if refused is not None and _end(folder, refused[1]):
                 raise
-            if _ended(folder) is None:
+            if _ended(folder) is not None:
+                os._exit(0)  # what PyTorch would still do needs the other ranks
+            if not _is_loss_of_contact(error):
                 raise
-            os._exit(0)  # what PyTorch would still do needs the other ranks
+            with contextlib.suppress(OSError):
+                print(f"lost contact with another process: {one_line(str(error))}", file=sys.stderr)
+            os._exit(1)
 
     return ranked
+
+
+def _is_loss_of_contact(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 @contextlib.contextmanager

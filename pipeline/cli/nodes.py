@@ -1,0 +1,90 @@
+"""How node 0 of a cluster tells the other nodes when the training begins, and that there is none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.config.errors import UserError
+from pipeline.distributed.launch import PORT, number
+
+BEGINS = b"training\n"
+SECONDS = 0.5  # between two looks
+
+
+def rendezvous() -> tuple[str, int]:
+    """The address of node 0, and the port on which it calls the others: the one after that of the ranks."""
+    address = os.environ.get("MASTER_ADDR", "")
+    if not address:
+        raise UserError("MASTER_ADDR is missing; set it to the address of node 0")
+    return address, number("MASTER_PORT", PORT) + 1
+
+
+@contextmanager
+def calling(training: Path) -> Iterator[None]:
+    """Within the block, tell each node that calls that the training begins, as soon as `training` exists.
+
+    The end of the block ends the connections. Without other nodes, nothing happens.
+    """
+    if number("NNODES", 1) == 1:
+        yield
+        return
+    _, port = rendezvous()
+    done = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while not done.wait(SECONDS):
+                if training.exists():
+                    connection.sendall(BEGINS)
+                    return
+
+    def serve(server: socket.socket) -> None:
+        while not done.is_set():
+            with suppress(TimeoutError):
+                connection, _ = server.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        raise UserError(
+            f"MASTER_PORT={port - 1}: port {port}, from which node 0 calls the others, cannot be opened "
+            f"({error.strerror}); choose another"
+        ) from None
+    server.settimeout(SECONDS)
+    thread = threading.Thread(target=serve, args=(server,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        server.close()
+
+
+def called(say: Callable[[str], None]) -> bool:
+    """Wait until node 0 begins to train; False if it ended without. While there is no node 0, say so."""
+    address, port = rendezvous()
+    told = False
+    while True:
+        try:
+            connection = socket.create_connection((address, port), timeout=10)
+        except OSError as error:
+            if not told:
+                say(f"waiting for node 0 at {address}:{port} ({error})")
+                told = True
+            time.sleep(SECONDS)
+            continue
+        with connection:
+            connection.settimeout(None)
+            say("waiting for the training to begin on node 0")
+            try:
+                return connection.recv(len(BEGINS)) != b""
+            except OSError:
+                return False
