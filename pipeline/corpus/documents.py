@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pipeline.config.errors import UserError
 from pipeline.config.reading import check_file, parse_json
@@ -61,6 +61,39 @@ def read_pieces(raw: Path, piece_chars: int = PIECE_CHARS) -> Iterator[Piece]:
         raise UserError(f"{raw}: all documents are empty; put text into them")
 
 
+class Span(NamedTuple):
+    """A part of a file: of .jsonl the lines that begin in these bytes, of .parquet these row groups.
+
+    A .txt file is a whole document, so it has no parts.
+    """
+
+    path: Path
+    start: int
+    stop: int
+
+
+def corpus_parts(raw: Path, part_bytes: int) -> list[list[Span]]:
+    """Cut a corpus into parts of about so many bytes of text, in order, without reading the text."""
+    parts, size = list[list[Span]](), 0
+    for path in corpus_files(raw):
+        for span, span_bytes in _spans(path, part_bytes):
+            if not parts or size + span_bytes > part_bytes:
+                parts.append([])
+                size = 0
+            parts[-1].append(span)
+            size += span_bytes
+    return parts
+
+
+def read_part(part: Iterable[Span]) -> Iterator[tuple[str, bool]]:
+    """Yield the documents of a part of the corpus in pieces, like read_file."""
+    for path, start, stop in part:
+        if is_table(path):
+            yield from _read_table(path, "text", PIECE_CHARS, start, stop)
+        else:
+            yield from read_file(path)
+
+
 def read_file(
     path: Path, text_column: str = "text", piece_chars: int = PIECE_CHARS
 ) -> Iterator[tuple[str, bool]]:
@@ -70,8 +103,7 @@ def read_file(
     invalid JSON (with its line), and for a line or row without text.
     """
     if is_table(path):
-        for place, value in read_rows(path, text_column):
-            yield from _cut([checked_text(value, f"{path} {place}", text_column)], piece_chars)
+        yield from _read_table(path, text_column, piece_chars)
     else:
         check_file(path)
         yield from _cut(_read_txt(path, min(piece_chars, CHUNK_BYTES)), piece_chars)
@@ -82,14 +114,16 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in _ROWS
 
 
-def read_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
+def read_rows(
+    path: Path, text_column: str, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, object]]:
     """Yield the place and the value of `text_column` in each row of a .jsonl or .parquet file.
 
-    The value of a row without that field is None. Raises UserError like read_file, but not for a value that
-    is no text.
+    With `start` and `stop`, only the rows of that Span are read. The value of a row without that field is
+    None. Raises UserError like read_file, but not for a value that is no text.
     """
     check_file(path)
-    yield from _ROWS[path.suffix.lower()](path, text_column)
+    yield from _ROWS[path.suffix.lower()](path, text_column, start, stop)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
@@ -148,6 +182,29 @@ def corpus_files(raw: Path) -> list[Path]:
     return paths
 
 
+def _read_table(
+    path: Path, text_column: str, piece_chars: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, bool]]:
+    for place, value in read_rows(path, text_column, start, stop):
+        yield from _cut([checked_text(value, f"{path} {place}", text_column)], piece_chars)
+
+
+def _spans(path: Path, span_bytes: int) -> Iterator[tuple[Span, int]]:
+    """The parts of a file that can be read alone, each with its bytes of text."""
+    if path.suffix == ".parquet":
+        with _open_parquet(path) as table:
+            for group in range(table.metadata.num_row_groups):
+                yield Span(path, group, group + 1), table.metadata.row_group(group).total_byte_size
+        return
+    size = path.stat().st_size
+    if path.suffix == ".txt":
+        yield Span(path, 0, size), size
+        return
+    for start in range(0, size, span_bytes):
+        stop = min(start + span_bytes, size)
+        yield Span(path, start, stop), stop - start
+
+
 def _cut(chunks: Iterable[str], piece_chars: int) -> Iterator[tuple[str, bool]]:
     """Cut one document, given in chunks of any size, into pieces."""
     rest = ""
@@ -193,12 +250,17 @@ def _read_txt(path: Path, chunk_bytes: int) -> Iterator[str]:
         raise UserError(f"{path}: empty file; put text into it or remove it")
 
 
-def _jsonl_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
-    offset = 0
+def _jsonl_rows(path: Path, text_column: str, start: int, stop: int | None) -> Iterator[tuple[str, object]]:
     with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()  # it began before
+        offset = file.tell()
         for number, line in enumerate(file, start=1):
-            place = f"line {number}"
-            skipped = _skip_bom(line) if number == 1 else 0
+            if stop is not None and offset >= stop:
+                return
+            place = f"byte {offset}" if start else f"line {number}"
+            skipped = _skip_bom(line) if not offset else 0
             try:
                 content = line[skipped:].decode("utf-8")
             except UnicodeDecodeError as error:
@@ -215,13 +277,13 @@ def _jsonl_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
             yield place, record.get(text_column)
 
 
-def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[str, object]]:
+def _parquet_rows(path: Path, text_column: str, start: int, stop: int | None) -> Iterator[tuple[str, object]]:
     with _open_parquet(path) as table:
         if text_column not in table.schema_arrow.names:
             columns = ", ".join(table.schema_arrow.names)
             raise UserError(f"{path}: no column {text_column!r}, only {columns}; {COLUMN_REMEDY}")
-        row = 0
-        for batch in _batches(table, path, text_column):
+        row = sum(table.metadata.row_group(group).num_rows for group in range(start))
+        for batch in _batches(table, path, text_column, start, stop):
             for value in batch.column(0):
                 row += 1
                 try:
@@ -274,11 +336,14 @@ def _open_parquet(path: Path) -> ParquetFile:
         raise UserError(f"{path}: not a Parquet file ({error}); replace it") from None
 
 
-def _batches(table: ParquetFile, path: Path, text_column: str) -> Iterator[RecordBatch]:
+def _batches(
+    table: ParquetFile, path: Path, text_column: str, start: int, stop: int | None
+) -> Iterator[RecordBatch]:
     import pyarrow
 
+    groups = range(table.metadata.num_row_groups)[start:stop]
     try:
-        yield from table.iter_batches(batch_size=1024, columns=[text_column])
+        yield from table.iter_batches(batch_size=1024, columns=[text_column], row_groups=groups)
     except (pyarrow.ArrowException, OSError) as error:  # pages are read and unpacked one after another
         raise UserError(f"{path}: damaged ({error}); replace it") from None
 

@@ -24,7 +24,7 @@ from pipeline.corpus.sources import DocumentSplit, GivenSplit, Split, TailSplit,
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import Room
 from pipeline.storage.resuming import PROGRESS_FILE
-from pipeline.tokens import write_shards
+from pipeline.tokens import encode, write_shards
 from pipeline.tokens.nanogpt_ids import write_meta
 from pipeline.tokens.shards import Manifest, SplitName, load_manifest, open_split
 from pipeline.tokens.tokenizers import (
@@ -166,9 +166,9 @@ def test_shards_do_not_depend_on_how_the_text_is_read(
     before = contents(raw.parent / "tokens")
     for piece_chars in range(1, 31):
         monkeypatch.setattr(
-            "pipeline.tokens.write_shards.read_pieces", partial(read_pieces, piece_chars=piece_chars)
+            "pipeline.tokens.encode.read_pieces", partial(read_pieces, piece_chars=piece_chars)
         )
-        monkeypatch.setattr("pipeline.tokens.write_shards.GROUP_CHARACTERS", piece_chars)
+        monkeypatch.setattr("pipeline.tokens.encode.GROUP_CHARACTERS", piece_chars)
         assert tokenized(raw, split) == manifest
         assert contents(raw.parent / "tokens") == before
 
@@ -207,7 +207,7 @@ def test_merges_are_learned_on_a_sample_that_the_manifest_names(
     assert whole.merges_sample is not None and whole.merges_sample.characters == int(
         0.9 * len("".join(words))
     )
-    monkeypatch.setattr(write_shards, "MERGES_CHARACTERS", 5000)
+    monkeypatch.setattr(encode, "MERGES_CHARACTERS", 5000)
     sampled = tokenized(raw, name="bpe", vocab_size=300)
     assert sampled.merges_sample is not None and 4500 < sampled.merges_sample.characters < 5500
     assert load_manifest(raw.parent / "tokens") == sampled
@@ -222,7 +222,7 @@ def test_shards_do_not_depend_on_the_number_of_threads(
 ) -> None:
     write_documents(raw, DOCUMENTS * 30)
     expected = tokenized(raw, name="bpe")
-    monkeypatch.setattr(write_shards, "GROUP_CHARACTERS", 20)
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 20)
     folder = raw.parent / "again"
     assert tokenize(raw, TAIL, "bpe", 300, 10**6, folder, workers=workers) == expected
     assert contents(folder) == contents(raw.parent / "tokens")
@@ -252,7 +252,7 @@ def test_an_interruption_leaves_what_was_there(
         return np.zeros(len(text), dtype=np.uint32)
 
     monkeypatch.setattr(ByteTokenizer, "encode", interrupted)
-    monkeypatch.setattr("pipeline.tokens.write_shards.GROUP_CHARACTERS", 1)
+    monkeypatch.setattr("pipeline.tokens.encode.GROUP_CHARACTERS", 1)
     with pytest.raises(error):
         tokenized(raw)
     assert (contents(folder) if folder.exists() else None) == before
@@ -297,7 +297,7 @@ def test_killed_anywhere_and_resumed_it_writes_the_same_bytes(
     raw: Path, monkeypatch: pytest.MonkeyPatch, without_fsync: None, where: str, name: str, split: Split
 ) -> None:
     write_documents(raw, DOCUMENTS)
-    monkeypatch.setattr(write_shards, "GROUP_CHARACTERS", 7)
+    monkeypatch.setattr(encode, "GROUP_CHARACTERS", 7)
     monkeypatch.setattr(write_shards, "SECONDS_BETWEEN_RECORDS", 0)
     folder = raw.parent / "tokens"
     tokenized(raw, split, name, shard_tokens=4)
@@ -326,8 +326,8 @@ def test_a_killed_process_goes_on_without_encoding_again(raw: Path, monkeypatch:
 import os, time
 from pathlib import Path
 from pipeline.corpus.sources import TailSplit
-from pipeline.tokens import tokenizers, write_shards
-write_shards.GROUP_CHARACTERS = 1
+from pipeline.tokens import encode, tokenizers, write_shards
+encode.GROUP_CHARACTERS = 1
 write_shards.SECONDS_BETWEEN_RECORDS = 0
 encode = tokenizers.ByteTokenizer.encode
 def encode_or_die(self, text):
@@ -360,7 +360,7 @@ write_shards.tokenize(Path({str(raw)!r}), split, "byte", 300, 10, Path({str(raw.
 def interrupted(raw: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An attempt to tokenize `raw` that ends after some shards; returns the folder that it leaves."""
     with monkeypatch.context() as context:
-        context.setattr(write_shards, "GROUP_CHARACTERS", 1)
+        context.setattr(encode, "GROUP_CHARACTERS", 1)
         context.setattr(write_shards, "SECONDS_BETWEEN_RECORDS", 0)
         stop = Countdown(5).before(ByteTokenizer.encode)
         context.setattr(ByteTokenizer, "encode", stop)
