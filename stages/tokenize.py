@@ -9,7 +9,6 @@ from pipeline.config.paths import raw_folder, tokens_folder
 from pipeline.corpus.sources import check_raw, load_spec
 from pipeline.storage.lock import writing
 from pipeline.tokens.write_shards import tokenize
-from pipeline.weights.open import open_model
 
 
 def main(overrides: Overrides = None) -> None:
@@ -22,6 +21,8 @@ def main(overrides: Overrides = None) -> None:
     check_raw(raw)
     settings, pretrained = params.tokenizer, None
     if settings.name == "pretrained":
+        from pipeline.weights.open import open_model  # imports PyTorch, in each process that encodes
+
         assert settings.model is not None, "params.yaml was checked"
         pretrained = open_model(settings.model).tokenizer()
     with writing(folder):
@@ -34,6 +35,7 @@ def main(overrides: Overrides = None) -> None:
             folder,
             pretrained,
             params.runtime.workers,
+            params.runtime.executor,
         )
     train, val = manifest.train.tokens, manifest.val.tokens
     print(

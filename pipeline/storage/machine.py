@@ -19,6 +19,11 @@ class Room(NamedTuple):
     free: int
 
 
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def memory(root: Path = Path("/")) -> Room:
     """The memory of this machine, swap included, as far as this process may use it.
 

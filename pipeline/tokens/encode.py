@@ -18,6 +18,7 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.documents import Piece, corpus_files, count_documents, read_pieces, text_bytes
 from pipeline.corpus.progress import progress
 from pipeline.corpus.sources import IDS_FILES, META_FILE, DocumentSplit, TailSplit
+from pipeline.storage.machine import cores
 from pipeline.tokens.keyed_random import uniform
 from pipeline.tokens.nanogpt_ids import read_ids, read_meta
 from pipeline.tokens.shards import MergesSample, SplitName
@@ -119,12 +120,14 @@ class Corpus:
             tokenizer = train_bpe(sample(advance), vocab_size)
         return tokenizer, MergesSample(characters=characters, seed=MERGES_SEED)
 
-    def encoded(self, tokenizer: Tokenizer, skip: int, workers: int) -> Iterator[list[EncodedPiece]]:
+    def encoded(
+        self, tokenizer: Tokenizer, skip: int, workers: int | None, folder: Path
+    ) -> Iterator[list[EncodedPiece]]:
         """Encode the corpus group by group, with `workers` threads, but for the first `skip` pieces.
 
         If there are several documents, an end-of-text id follows each.
         """
-        end = self.end_of_text(tokenizer)
+        end, workers = self.end_of_text(tokenizer), workers or cores()
 
         def encode_group(group: list[tuple[SplitName, Piece]]) -> list[EncodedPiece]:
             return [encoded_piece(split, piece, tokenizer, end) for split, piece in group]
@@ -213,7 +216,9 @@ class IdFiles:
         held = "ids of characters" if of_characters else "GPT-2's ids (no meta.pkl)"
         raise UserError(f"tokenizer.name = {name}: {self.raw} holds {held}; set tokenizer.name to {needed}")
 
-    def encoded(self, tokenizer: Tokenizer, skip: int, workers: int) -> Iterator[list[EncodedPiece]]:
+    def encoded(
+        self, tokenizer: Tokenizer, skip: int, workers: int | None, folder: Path
+    ) -> Iterator[list[EncodedPiece]]:
         """Yield the ids unchanged, but for the first `skip` pieces."""
         for piece in islice(self._pieces(tokenizer), skip, None):
             yield [piece]

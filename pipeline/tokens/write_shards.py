@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import time
@@ -14,17 +13,21 @@ from pathlib import Path
 from pydantic import NonNegativeInt
 
 from pipeline.config.errors import UserError
+from pipeline.config.params import Executor
 from pipeline.config.validation import Section
-from pipeline.corpus.documents import fingerprint
+from pipeline.corpus.documents import fingerprint, text_bytes
 from pipeline.corpus.sources import META_FILE, GivenSplit, Split
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import check_disk
 from pipeline.storage.resuming import PROGRESS_FILE, resuming_folder
 from pipeline.tokens.encode import SPLITS, Corpus, EncodedPiece, IdFiles
+from pipeline.tokens.parts import LargeCorpus, large_parts
 from pipeline.tokens.shards import Manifest, MergesSample, ShardWriter, SplitManifest, SplitName, token_dtype
 from pipeline.tokens.tokenizers import Tokenizer, load_tokenizer
 
+LARGE_CORPUS = 1 << 26  # bytes of text from which on processes are started
+TASKS = "tasks"  # what they encoded, until it is in shards
 MAX_SHARDS = 10_000  # a folder of more files is of no use to anybody
 BYTES_PER_TOKEN = 2
 # Most texts have fewer characters to a token of GPT-2's, so they need more disk than these two say.
@@ -41,18 +44,22 @@ def tokenize(
     folder: Path,
     pretrained: Tokenizer | None = None,
     workers: int | None = None,
+    executor: Executor = "local",
 ) -> Manifest:
     """Encode all of `raw` into `folder`, which is replaced only when everything is written.
 
     The tokenizer is `pretrained`, or the one called `tokenizer_name` if `pretrained` is None. In a corpus of
     several documents, the end-of-text id follows each. Ids that nanoGPT prepared are copied unchanged. After
-    an interruption, a call for the same text and with the same arguments goes on where it ended. The text is
-    encoded by `workers` threads, by default one for each CPU core; what they write does not depend on that.
+    an interruption, a call for the same text and with the same arguments goes on where it ended.
+
+    The text is encoded by `workers` threads, by default one for each CPU core; a corpus of LARGE_CORPUS by
+    so many processes of `executor`. What they write does not depend on that.
 
     Raises UserError for text that cannot be read, for a split of fewer than two tokens, for ids of another
-    tokenizer, and for shards so small that there would be more than MAX_SHARDS.
+    tokenizer, and for shards so small that there would be more than MAX_SHARDS. Raises ChildProcessError if a
+    process was killed; what others finished is kept.
     """
-    corpus = IdFiles(raw) if isinstance(split, GivenSplit) else Corpus(raw, split)
+    corpus = _corpus(raw, split, executor)
     _check_number_of_shards(corpus.most_tokens, shard_tokens)
     source_sha256 = fingerprint(corpus.files)
     key = {
@@ -66,15 +73,17 @@ def tokenize(
     letters = isinstance(corpus, IdFiles) or tokenizer_name in ("char", "byte")
     with resuming_folder(folder, key) as partial:
         needed = corpus.most_tokens / (1 if letters else CHARACTERS_PER_TOKEN) * BYTES_PER_TOKEN
-        check_disk(folder, needed - sum(path.stat().st_size for path in partial.glob("*.bin")), "its shards")
+        needed *= 2 if isinstance(corpus, LargeCorpus) else 1  # also as parts
+        check_disk(folder, needed - sum(path.stat().st_size for path in partial.rglob("*.bin")), "its shards")
         try:
             writer = TokensWriter.resumed(partial, shard_tokens)
             if writer is None:
                 tokenizer, merges = corpus.tokenizer(tokenizer_name, vocab_size, pretrained)
                 writer = TokensWriter(partial, tokenizer, shard_tokens, source_sha256, merges)
-            for parts in corpus.encoded(writer.tokenizer, writer.pieces, workers or _cores()):
+            for parts in corpus.encoded(writer.tokenizer, writer.pieces, workers, partial / TASKS):
                 writer.append(parts)
             manifest = writer.close()
+            shutil.rmtree(partial / TASKS, ignore_errors=True)
             for name in SPLITS:
                 if manifest.split(name).tokens < 2:
                     raise UserError(
@@ -206,6 +215,13 @@ class TokensWriter:
         return manifest
 
 
+def _corpus(raw: Path, split: Split, executor: Executor) -> Corpus | IdFiles:
+    if isinstance(split, GivenSplit):
+        return IdFiles(raw)
+    parts = large_parts(raw) if text_bytes(raw) >= LARGE_CORPUS else []
+    return LargeCorpus(raw, split, parts, executor) if len(parts) > 1 else Corpus(raw, split)
+
+
 def _check_number_of_shards(tokens: int, shard_tokens: int) -> None:
     if tokens > MAX_SHARDS * shard_tokens:
         raise UserError(
@@ -222,8 +238,3 @@ def _code() -> list[Path]:
     """The files that decide how text becomes shards."""
     library = Path(__file__).parents[1]
     return sorted(path for room in ("corpus", "tokens") for path in (library / room).glob("*.py"))
-
-
-def _cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
