@@ -24,7 +24,6 @@ PARAMS_FILE = Path("params.yaml")
 DEFAULTS_FILE = Path(__file__).parents[2] / "presets" / "default.yaml"  # installed beside this package, too
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Executor = Literal["local", "slurm"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -150,7 +149,7 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         description="threads, for a long text processes, that make tokens of it; blank: one for each CPU core"
     )
-    executor: Executor = Field(
+    executor: Literal["local", "slurm"] = Field(
         description="where these processes run: local, or slurm for a job array on a cluster"
     )
     checkpoint_interval: Annotated[int, Field(ge=1)] | None = Field(

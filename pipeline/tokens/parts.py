@@ -21,7 +21,6 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from pipeline.config.errors import UserError
-from pipeline.config.params import Executor
 from pipeline.corpus.documents import Piece, Span, corpus_parts, read_part, text_bytes
 from pipeline.corpus.progress import progress
 from pipeline.storage.checksums import sha256_file
@@ -39,7 +38,7 @@ class LargeCorpus(Corpus):
     """A corpus that several processes encode, part by part. Its text is not read in advance."""
 
     parts: Sequence[Sequence[Span]]
-    executor: Executor
+    executor: str
 
     @property
     def most_tokens(self) -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import NonNegativeInt
 
 from pipeline.config.errors import UserError
-from pipeline.config.params import Executor
 from pipeline.config.validation import Section
 from pipeline.corpus.documents import fingerprint, text_bytes
 from pipeline.corpus.sources import META_FILE, GivenSplit, Split
@@ -44,7 +43,7 @@ def tokenize(
     folder: Path,
     pretrained: Tokenizer | None = None,
     workers: int | None = None,
-    executor: Executor = "local",
+    executor: str = "local",
 ) -> Manifest:
     """Encode all of `raw` into `folder`, which is replaced only when everything is written.
 
@@ -215,7 +214,7 @@ class TokensWriter:
         return manifest
 
 
-def _corpus(raw: Path, split: Split, executor: Executor) -> Corpus | IdFiles:
+def _corpus(raw: Path, split: Split, executor: str) -> Corpus | IdFiles:
     if isinstance(split, GivenSplit):
         return IdFiles(raw)
     parts = large_parts(raw) if text_bytes(raw) >= LARGE_CORPUS else []

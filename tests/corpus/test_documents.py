@@ -17,8 +17,10 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.documents import (
     Piece,
     corpus_files,
+    corpus_parts,
     count_documents,
     fingerprint,
+    read_part,
     read_pieces,
 )
 from pipeline.tokens.tokenizers import train_bpe
@@ -39,6 +41,31 @@ def raw(tmp_path: Path) -> Path:
     write_parquet(tmp_path / "c.parquet", id=[1, 2, 3], text=["one", "", ODD])
     (tmp_path / "notes.md").write_text("not part of the corpus")
     return tmp_path
+
+
+@pytest.mark.parametrize("part_bytes", [1, 2, 3, 20, 64, 100, 1 << 20])
+def test_the_parts_of_a_corpus_are_the_whole(raw: Path, part_bytes: int) -> None:
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("", ODD, "é", "last")]
+    (raw / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(lines).encode())
+    rows = pyarrow.table({"text": [str(number) for number in range(7)]})
+    pyarrow.parquet.write_table(rows, raw / "e.parquet", row_group_size=2)
+    parts = corpus_parts(raw, part_bytes)
+    whole = [(piece.text, piece.last) for piece in read_pieces(raw)]
+    assert [piece for part in parts for piece in read_part(part)] == whole
+    assert part_bytes < 1000 or len(parts) == 1
+
+
+def test_an_error_in_a_part_says_where_it_is_in_the_file(raw: Path) -> None:
+    (raw / "b.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    rows = pyarrow.table({"text": ["a", "b", None]})
+    pyarrow.parquet.write_table(rows, raw / "c.parquet", row_group_size=1)
+    places = []
+    for part in corpus_parts(raw, 5):
+        try:
+            list(read_part(part))
+        except UserError as error:
+            places.append(str(error).partition(":")[0].rpartition("/")[2])
+    assert places == ["b.jsonl byte 14", "c.parquet row 3"]
 
 
 @pytest.mark.parametrize("piece_chars", [1, 2, 7, 1 << 24])
