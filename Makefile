@@ -13,7 +13,7 @@ export GPT_PIPELINE_FROM_MAKE := 1
 COMMANDS := demo repro run join train-on finetune-on experiment watch presets start-from sizing profile summary experiments \
 	sample baselines eval-zeroshot lm-eval push-data pull-data export import upload generate doctor verify
 
-.PHONY: help demo install ready again test test-gpu faults check format bench bench-gpu clean $(COMMANDS)
+.PHONY: help demo install ready again test test-gpu faults check format bench bench-gpu bench-scale clean $(COMMANDS)
 
 help:
 	@$(PYTHON3) -m pipeline.cli.commands
@@ -29,13 +29,16 @@ train-% preset-%: ready
 
 lm-eval: .venv/.installed-lm-eval
 
-bench bench-gpu test test-gpu faults check format: .venv/.installed-dev
+bench bench-gpu bench-scale test test-gpu faults check format: .venv/.installed-dev
 
 bench: ready
 	@$(PYTHON) -m bench $(or $(WHAT),speed)
 
 bench-gpu: ready
 	@$(PYTHON) -m bench gpu
+
+bench-scale: ready
+	@$(PYTHON) -m bench scale
 
 test: ready
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n logical --maxprocesses 8 --dist loadgroup

@@ -11,7 +11,7 @@ BENCHMARKS = {
     "fork": ("the model family against nanoGPT's fork: make bench WHAT=fork CLONE=...", "bench.fork"),
     "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
     "checkpoint": ("what saving, resuming and opening a large corpus cost", "bench.checkpoint"),
-    "scale_reader": ("how fast, and in how much memory, 100 GB of tokens are read", "bench.scale_reader"),
+    "scale": ("what larger trainings need: tokenizing, reading, several processes", "bench.scale"),
     "ablation": (
         "take ingredients out of the active recipe: loss and time over several seeds",
         "bench.ablation",

@@ -105,6 +105,7 @@ class Process:
     """The result of a program that has ended."""
 
     seconds: float
+    cpu_seconds: float  # with those of the processes that it started and waited for
     peak_bytes: int  # resident memory
     output: str
 
@@ -158,7 +159,8 @@ def run_python(what: str, folder: Path, *arguments: str) -> Process:
     if process.returncode:
         last_line = (text.strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(f"{what}: ended with status {process.returncode}: {last_line}")
-    return Process(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), text)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Process(seconds, cpu_seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), text)
 
 
 def call_apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -148,6 +148,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
         Command("bench", "the table of speed beside nanoGPT and the fork: make bench CLONE=... FORK=..."),
         Command("bench-gpu", "the same on one GPU, in nine minutes"),
+        Command("bench-scale", "tokenizing, reading and training beyond one process; ONLY=reading"),
         Command(
             "doctor",
             "this machine and project, for a bug report; what to mend",

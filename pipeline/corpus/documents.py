@@ -70,24 +70,25 @@ class Span(NamedTuple):
     path: Path
     start: int
     stop: int
+    text_bytes: int  # about
 
 
 def corpus_parts(raw: Path, part_bytes: int) -> list[list[Span]]:
     """Cut a corpus into parts of about so many bytes of text, in order, without reading the text."""
     parts, size = list[list[Span]](), 0
     for path in corpus_files(raw):
-        for span, span_bytes in _spans(path, part_bytes):
-            if not parts or size + span_bytes > part_bytes:
+        for span in _spans(path, part_bytes):
+            if not parts or size + span.text_bytes > part_bytes:
                 parts.append([])
                 size = 0
             parts[-1].append(span)
-            size += span_bytes
+            size += span.text_bytes
     return parts
 
 
 def read_part(part: Iterable[Span]) -> Iterator[tuple[str, bool]]:
     """Yield the documents of a part of the corpus in pieces, like read_file."""
-    for path, start, stop in part:
+    for path, start, stop, _ in part:
         if is_table(path):
             yield from _read_table(path, "text", PIECE_CHARS, start, stop)
         else:
@@ -189,20 +190,20 @@ def _read_table(
         yield from _cut([checked_text(value, f"{path} {place}", text_column)], piece_chars)
 
 
-def _spans(path: Path, span_bytes: int) -> Iterator[tuple[Span, int]]:
-    """The parts of a file that can be read alone, each with its bytes of text."""
+def _spans(path: Path, span_bytes: int) -> Iterator[Span]:
+    """The parts of a file that can be read alone."""
     if path.suffix == ".parquet":
         with _open_parquet(path) as table:
             for group in range(table.metadata.num_row_groups):
-                yield Span(path, group, group + 1), table.metadata.row_group(group).total_byte_size
+                yield Span(path, group, group + 1, table.metadata.row_group(group).total_byte_size)
         return
     size = path.stat().st_size
     if path.suffix == ".txt":
-        yield Span(path, 0, size), size
+        yield Span(path, 0, size, size)
         return
     for start in range(0, size, span_bytes):
         stop = min(start + span_bytes, size)
-        yield Span(path, start, stop), stop - start
+        yield Span(path, start, stop, stop - start)
 
 
 def _cut(chunks: Iterable[str], piece_chars: int) -> Iterator[tuple[str, bool]]:

@@ -52,7 +52,7 @@ def run_tasks(
     for number in set(range(len(parts))) - set(executor.get_incomplete_ranks()):
         if not PartFiles(folder, number).are_whole():
             (folder / "completions" / f"{number:05d}").unlink()
-    with _reported(executor):
+    with _reported(executor, [sum(span.text_bytes for span in part) for part in parts]):
         executor.run()
     unfinished = executor.get_incomplete_ranks()
     if unfinished:
@@ -188,22 +188,23 @@ EXECUTORS = {"local": LocalExecutor, "slurm": SlurmExecutor}
 
 
 @contextmanager
-def _reported(executor: PipelineExecutor) -> Iterator[None]:
-    """Report how many tasks are completed, also of those that run elsewhere."""
-    tasks = executor.world_size
-    completed = tasks - len(executor.get_incomplete_ranks())
-    ended = threading.Event()
+def _reported(executor: PipelineExecutor, sizes: Sequence[int]) -> Iterator[None]:
+    """Report how much is completed, wherever the tasks run: of each task, so many bytes of text."""
+    unfinished = set(executor.get_incomplete_ranks())
+    completed = len(sizes) - len(unfinished)
     if completed:
-        print(f"{completed} of {counted(tasks, 'part')} are encoded already", file=sys.stderr)
-    with progress("tokenize", " parts", tasks, completed) as advance:
+        print(f"{completed} of {counted(len(sizes), 'part')} are encoded already", file=sys.stderr)
+    done = sum(sizes) - sum(sizes[rank] for rank in unfinished)
+    ended = threading.Event()
+    with progress("tokenize", "B", sum(sizes), done) as advance:
 
         def look() -> None:
-            known, last = completed, False
+            left, last = unfinished, False
             while not last:
                 last = ended.wait(SECONDS_BETWEEN_LOOKS)
-                now = tasks - len(executor.get_incomplete_ranks())
-                advance(now - known)
-                known = now
+                now = set(executor.get_incomplete_ranks())
+                advance(sum(sizes[rank] for rank in left - now))
+                left = now
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()

@@ -192,7 +192,17 @@ def test_help_does_not_wait_for_pytorch(command: str) -> None:
 
 def test_what_only_make_does_is_said(tiny_project: Path, cli: Callable[..., Ended]) -> None:
     only_make = [command.name for command in commands() if command.module is None]
-    assert only_make == ["install", "test", "test-gpu", "faults", "check", "format", "bench", "bench-gpu"]
+    assert only_make == [
+        "install",
+        "test",
+        "test-gpu",
+        "faults",
+        "check",
+        "format",
+        "bench",
+        "bench-gpu",
+        "bench-scale",
+    ]
     for name in only_make:
         assert cli(name) == Ended(
             2, "", f"error: {name}: is for work on the code; run `make {name}` in the project's folder\n"

@@ -7,13 +7,12 @@ machine change them little.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from bench.harness import Figure, call_apart, write_figures
+from bench.harness import Figure, call_apart
 from pipeline.storage.checksums import sha256_file
 from pipeline.tokens.shards import (
     LARGE,
@@ -32,13 +31,7 @@ WINDOWS = 20_000  # that are drawn from the corpus while its reader's memory is 
 RATE_WINDOWS, TIMES = 4_000, 5  # that are read for one rate, and how often
 
 
-def main() -> None:
-    """Measure how fast and with how much memory batches come from a corpus of 100 GB."""
-    with tempfile.TemporaryDirectory(prefix="bench-scale-reader-") as name:
-        write_figures("scale-reader", "Reading 100 GB of tokens", list(figures(Path(name))))
-
-
-def figures(folder: Path) -> Iterator[Figure]:
+def figures(folder: Path, runs: int) -> Iterator[Figure]:
     """What is measured, beside its limits; corpora are written to `folder`."""
     for vocab_size in VOCABULARIES:
         dtype = token_dtype(vocab_size).name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import call_apart
-from bench.scale_reader import SHARD_BYTES, SHARDS, VOCABULARIES, resident_growth, write_corpus
+from bench.scale_reading import SHARD_BYTES, SHARDS, VOCABULARIES, resident_growth, write_corpus
 from pipeline.tokens.shards import load_manifest, open_split
 
 
