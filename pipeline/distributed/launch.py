@@ -188,9 +188,10 @@ def _silent(silent: bool) -> Iterator[None]:
 
 def _end(folder: Path, status: int) -> bool:
     """Note the status to end with; whether this rank is the first on its machine."""
+    own = folder / str(os.getpid())
+    own.write_text(str(status))
     try:
-        with (folder / STATUS).open("x") as file:
-            file.write(str(status))
+        (folder / STATUS).hardlink_to(own)  # whole, or not there
     except FileExistsError:
         return False
     return True

@@ -28,6 +28,10 @@ OTHERS = {
     "muon": ("train.optimizer=muon", "model.moe=true", "model.value_embeddings=true"),
     "recomputed": ("runtime.activation_checkpointing=true",),
     "health": ("log.health_interval=3",),
+    "bfloat16": ("train.dtype=bfloat16",),
+    # Ranks that share a micro-batch draw other masks.
+    "rows": ("train.gradient_accumulation_steps=1", "model.dropout=0.0"),
+    "rows-moe": ("train.gradient_accumulation_steps=1", "model.dropout=0.0", "model.moe=true"),
 }
 MEMBERS: dict[str, dict[str, Any]] = {**VARIANTS, **{name: {} for name in OTHERS}}
 
