@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.config.command_line import Overrides, run
+from pipeline.config.command_line import Overrides
 from pipeline.config.params import load_params
 from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, MODEL, STOPPING, tokens_folder
+from pipeline.distributed.launch import is_main, run_on_ranks
 from pipeline.evaluate.baselines import evaluated
 from pipeline.evaluate.depth import Baseline, measure
 from pipeline.model.load import load_model
@@ -24,6 +25,8 @@ def main(overrides: Overrides = None) -> None:
     others = evaluated(params.baselines.models, load_manifest(tokens_folder(params)).fingerprint)
     baselines = [Baseline(name, figures["val_bpb"]) for name, figures in others]
     curve = measure("model", model, params, tokens_folder(params), device)
+    if not is_main():
+        return
     write_table(DEPTH_CURVE, curve)
     write_stopping(STOPPING, curve)
     title = f"{params.data.dataset} ({params.tokenizer.name} tokens), {model.num_params():,} parameters"
@@ -36,4 +39,4 @@ def main(overrides: Overrides = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_on_ranks(main, "stages.depth_curve")

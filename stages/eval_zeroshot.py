@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config.command_line import ModelName, Overrides, run
+from pipeline.config.command_line import ModelName, Overrides
 from pipeline.config.params import params_or_defaults
 from pipeline.config.paths import MODEL, ZEROSHOT
+from pipeline.distributed.launch import is_main, run_on_ranks
 
 File = Annotated[
     Path | None, typer.Option(help="Read this file instead of the downloaded one.", show_default=False)
@@ -40,6 +41,7 @@ def main(
 ) -> None:
     """Measure a model on a zero-shot task."""
     # PyTorch takes seconds to import, which --help and completion need not wait for.
+    from pipeline.distributed.world import world
     from pipeline.evaluate.zeroshot import evaluate_task, file_name, open_task
     from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
@@ -52,12 +54,14 @@ def main(
     name = f"{task}-trial" if limit is not None or file is not None or overrides else task
     path = out or ZEROSHOT / file_name(name, model)
     check_writable(path)
-    device, stored = use_device(params.runtime), open_model(model)
+    device, stored = use_device(params.runtime), world().main_first(lambda: open_model(model))
     tokenizer = stored.tokenizer()
-    limit = params.zeroshot.limit if limit is None else limit
-    samples = open_task(task, tokenizer, stored.config.block_size, limit, file)
+    most = params.zeroshot.limit if limit is None else limit
+    samples = world().main_first(lambda: open_task(task, tokenizer, stored.config.block_size, most, file))
     gpt = load_model(stored, device)
     figures = evaluate_task(samples, gpt, tokenizer, device, params.zeroshot.batch_size)
+    if not is_main():
+        return
     about = {"task": task, "model": model, "weights": stored.sha256, "samples": samples.samples}
     write_checked_json(path, {**about, **figures})
     shown = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
@@ -65,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    run_on_ranks(main, "stages.eval_zeroshot")

@@ -7,8 +7,7 @@ import sys
 from pipeline.config.command_line import Overrides
 from pipeline.config.params import load_params
 from pipeline.config.paths import LIVE, LOG, METRICS, MODEL, RECORD, runs_folder, tokens_folder
-from pipeline.distributed.launch import run_on_ranks
-from pipeline.distributed.world import world
+from pipeline.distributed.launch import is_main, run_on_ranks
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import open_tokenizer
 from pipeline.track.console import say
@@ -25,7 +24,7 @@ def main(overrides: Overrides = None) -> None:
         fitted = fit(params, tokens_folder(params), runs_folder(), say, LIVE)
     except Interrupted as error:
         sys.exit(error.status)
-    if not world().is_main:
+    if not is_main():
         return
     fitted.publish(MODEL, LOG, METRICS, RECORD)
     loss, bpb, steps = fitted.metrics["val_loss"], fitted.metrics["val_bpb"], fitted.metrics["steps"]

@@ -30,20 +30,35 @@ RESTARTS = 3  # after a rank was lost; all then continue from the last checkpoin
 PORT = 29500
 
 
-def run_on_ranks(main: Callable[..., Any], module: str, nodes: bool = False) -> None:
+def run_on_ranks(
+    main: Callable[..., Any],
+    module: str,
+    nodes: bool = False,
+    pays: Callable[..., bool] = lambda *_, **__: True,
+) -> None:
     """Run `main` of `module` as a command, on as many processes as the environment says.
 
-    Without `nodes`, on those of this machine alone.
+    Without `nodes`, on those of this machine alone; in this process if `pays`, called with what `main` is
+    called with, says that several do not help.
     """
 
     @wraps(main)
     def start(*arguments: Any, **options: Any) -> None:
-        if processes(nodes) == 1:
+        if processes(nodes) == 1 or not pays(*arguments, **options):
             main(*arguments, **options)
         else:
             sys.exit(launch(["-m", module, *sys.argv[1:]], nodes))
 
     run(_as_rank(main) if "RANK" in os.environ else start, on_ranks=True)
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes results: the only one does, and of several ranks, one."""
+    if "RANK" not in os.environ:
+        return True
+    from pipeline.distributed.world import world
+
+    return world().is_main
 
 
 def processes(nodes: bool = False) -> int:

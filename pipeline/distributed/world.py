@@ -116,6 +116,17 @@ class World:
                 raise problem
         return value  # type: ignore[return-value]
 
+    def main_first(self, do: Callable[[], T]) -> T:
+        """What `do` returns here; other ranks begin when the main one is done, so that it alone downloads.
+
+        If it raises UserError on any rank, all ranks raise it.
+        """
+        if self.size == 1:
+            return do()
+        done: list[T] = []
+        self.from_main(lambda: done.append(do()))
+        return self.together(lambda: done[0] if self.is_main else do())
+
     def check_equal(self, what: Mapping[str, str]) -> None:
         """Raise UserError unless all ranks have the values that the main one has of `what`, by name."""
         expected = self.from_main(lambda: dict(what))

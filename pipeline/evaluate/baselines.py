@@ -125,6 +125,7 @@ def _xz(tokens_folder: Path) -> BaselineResult:
 
 def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """Evaluate a model on the same text in its own tokens. Bits per byte compare across tokenizers."""
+    from pipeline.distributed.world import world
     from pipeline.evaluate.loss import evaluate, windows_at_once
     from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
@@ -132,7 +133,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     from pipeline.tokens.shards import Tokens
     from pipeline.weights.open import open_model
 
-    stored, own = open_model(name), open_tokenizer(tokens_folder)
+    stored, own = world().main_first(lambda: open_model(name)), open_tokenizer(tokens_folder)
     tokenizer = stored.tokenizer(like=own)
     val = open_split(tokens_folder, "val")
     length = min(len(val), params.baselines.eval_tokens or len(val))
@@ -150,7 +151,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
             desc=f"{name} on {split}",
             total=count_batches(*arguments),
             unit="batch",
-            disable=None,
+            disable=None if world().is_main else True,
         )
         results[split] = evaluate(model, windows, tokenizer.token_bytes, device)
     first_tokens = length if length < len(val) else None

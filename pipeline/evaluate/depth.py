@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.config.params import Params
+from pipeline.distributed.world import world
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping, windows_at_once
 from pipeline.model.gpt import GPT
@@ -70,8 +71,9 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
     arguments = (val, model.block_size, windows_at_once(model, device), limit)
 
     def batches(description: str) -> tqdm[Any]:
-        total = count_batches(*arguments)
-        return tqdm(evaluation_windows(*arguments), desc=description, total=total, unit="batch", disable=None)
+        windows, total = evaluation_windows(*arguments), count_batches(*arguments)
+        silent = None if world().is_main else True  # None: but on a terminal
+        return tqdm(windows, desc=description, total=total, unit="batch", disable=silent)
 
     points = evaluate_by_depth(model, batches(f"{name} by depth"), token_bytes, device)
     curve = DepthCurve(name, model.trunk.unit, points, model.depth)

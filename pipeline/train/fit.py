@@ -64,7 +64,7 @@ def fit(
     ranks = world()
     say = say if ranks.is_main else _nothing
     share_of(ranks, params.train.gradient_accumulation_steps, params.train.batch_size)
-    prepared = ranks.together(lambda: _Prepared(params, tokens_folder))
+    prepared = ranks.main_first(lambda: _Prepared(params, tokens_folder))
     start, device = prepared.start, prepared.device
     ranks.check_equal(prepared.facts)
     identity, origin = ranks.from_main(lambda: _choose(prepared.identity, params, runs_folder, say))
@@ -244,7 +244,8 @@ def _some(names: list[str]) -> str:
 
 
 def _open_data(tokens_folder: Path, block_size: int, tokenizer: Tokenizer) -> Data:
-    train, val = open_split(tokens_folder, "train"), open_split(tokens_folder, "val")
+    first = world().local_rank == 0  # hashes the shards that this machine has, for all of its ranks
+    train, val = (open_split(tokens_folder, split, verify=first) for split in ("train", "val"))
     for split, name in ((train, "train"), (val, "val")):
         check_fits(len(split), block_size, name)
     return Data(train, val, tokenizer.token_bytes)

@@ -20,6 +20,7 @@ def check(ranks: World) -> None:
 
     assert ranks.from_main(lambda: ("said by", me)) == ("said by", 0)
     assert ranks.together(lambda: me) == me
+    assert ranks.main_first(lambda: me) == me
 
     def fail() -> Any:
         raise UserError(f"rank {me} cannot")
@@ -28,6 +29,8 @@ def check(ranks: World) -> None:
         (ranks.from_main, 0, fail),
         (ranks.together, 2, fail if me == 2 else lambda: None),
         (ranks.together, 1, fail if me else lambda: None),
+        (ranks.main_first, 0, fail),
+        (ranks.main_first, 1, fail if me else lambda: None),
     ):
         with pytest.raises(UserError, match=f"^rank {by} cannot$"):
             refusing(called)
