@@ -49,6 +49,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "pipeline.cli.experiment",
         ),
         Command("watch", "follow the run that trains now, from another terminal", "pipeline.cli.watch"),
+        Command("run", "repro for node 0 of a cluster: ends with the trainer's status", "pipeline.cli.run"),
+        Command("join", "on the other nodes: take part in that training", "pipeline.cli.join"),
     ),
     "Parameters": (
         Command("presets", "list the presets", "pipeline.cli.preset:list_presets"),
@@ -72,14 +74,6 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "a step's time by part, its limit, the faster dtype; FIT=1, TRACE=1",
             "pipeline.cli.profile",
         ),
-    ),
-    "Several machines": (
-        Command(
-            "run",
-            "on node 0 of a cluster: as repro, with the trainer's exit status",
-            "pipeline.cli.run",
-        ),
-        Command("join", "on the other nodes: take part in its training", "pipeline.cli.join"),
     ),
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),
