@@ -26,6 +26,10 @@ from tests.train.runs import Runs
 
 torch.set_num_threads(1)
 
+# Those that start several processes set these themselves.
+for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)
+
 # The same examples each time, and no files of past failures. HYPOTHESIS_EXAMPLES=5000 looks further.
 hypothesis.settings.register_profile(
     "seeded",

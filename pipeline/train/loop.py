@@ -119,7 +119,7 @@ class Trainer:
         self._prefetch = Prefetch(self._micro_batch, device)
         self.tokens_per_step = self.micro_batches * train.batch_size * model.block_size
         self.flops_per_step = self.tokens_per_step * model.flops_per_token()
-        self.peak_flops = peak_flops(device, train.dtype)
+        self.peak_flops = ranks.size * peak_flops(device, train.dtype)
         self._finite = Finite(device)
         self._grad_norm: torch.Tensor | None = None
         self._health_of_update: health.Figures = {}

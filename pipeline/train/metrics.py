@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.config.params import Params
+from pipeline.distributed.world import world
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.train.checkpoint import load_best
 from pipeline.train.loop import Trainer
@@ -46,6 +47,7 @@ def final_metrics(trainer: Trainer, params: Params) -> dict[str, Any]:
         "steps": state.step,
         "saved": "last" if train.always_save_checkpoint else "best",
         "device": str(trainer.device),
+        "processes": world().size,
         "threads": torch.get_num_threads(),
         "compile": params.runtime.compile,
         "torch": torch.__version__,

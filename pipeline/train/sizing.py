@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params, Train
 from pipeline.config.paths import tokens_folder
+from pipeline.distributed.world import world
 from pipeline.model.attend import keeps_scores
 from pipeline.model.build import LARGE_VOCABULARY, padded_vocab_size
 from pipeline.model.chunked_loss import chunk_size
@@ -46,6 +47,13 @@ class Memory:
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
+
+    def of_each(self, ranks: int) -> Memory:
+        """What each of so many ranks needs if they divide the model."""
+        weights, gradients, optimizer = (
+            ceil(part / ranks) for part in (self.weights, self.gradients, self.optimizer)
+        )
+        return replace(self, weights=weights, gradients=gradients, optimizer=optimizer)
 
 
 @dataclass(frozen=True)
@@ -133,19 +141,20 @@ def check_memory(
     """
     size = model_size(config)
     needs, room = training_memory(config, size, params, device), memory_of(device)
+    held = needs.of_each(world().size) if params.runtime.parallel == "fsdp" else needs
     what = f"{size.parameters:,} parameters (model.n_layer = {config.n_layer}, n_embd = {config.n_embd})"
     for needed, there, where in (
         (needs.weights, memory().total, "this machine"),  # where a model is built, whatever the device
-        (needs.certain, room.total, str(device)),
+        (held.certain, room.total, str(device)),
     ):
         if needed > there:
             raise UserError(
                 f"{what} need {binary(needed)} of memory, without activations, but {where} has "
                 f"{binary(there)}; choose a smaller model: `gpt-pipeline sizing` shows what needs how much"
             )
-    if needs.total > room.free:
+    if held.total > room.free:
         note(
-            f"note: training needs about {binary(needs.total)} of memory, but {device} has "
+            f"note: training needs about {binary(held.total)} of memory, but {device} has "
             f"{binary(room.free)} free; if that is too little, halve train.batch_size and double "
             "train.gradient_accumulation_steps"
         )

@@ -29,6 +29,7 @@ OTHERS = {
     "recomputed": ("runtime.activation_checkpointing=true",),
     "health": ("log.health_interval=3",),
     "bfloat16": ("train.dtype=bfloat16",),
+    "accumulated": ("train.gradient_accumulation_steps=6",),
     # Ranks that share a micro-batch draw other masks.
     "rows": ("train.gradient_accumulation_steps=1", "model.dropout=0.0"),
     "rows-moe": ("train.gradient_accumulation_steps=1", "model.dropout=0.0", "model.moe=true"),
