@@ -358,9 +358,9 @@ def at_step(number: int, act: Callable[[Any], object]) -> Inject:
 
         after_step, steps = GPT.after_step, 0
 
-        def hooked(model: GPT) -> None:
+        def hooked(model: GPT, *args: Any) -> None:
             nonlocal steps
-            after_step(model)
+            after_step(model, *args)
             steps += 1
             if steps == number:
                 act(model)
