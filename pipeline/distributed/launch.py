@@ -30,6 +30,12 @@ RESTARTS = 3  # after a rank was lost; all then continue from the last checkpoin
 PORT = 29500
 
 
+class NodesLost(UserError):
+    """Other nodes cannot be reached, or did not come. No mistake: to start again may help."""
+
+    status = 1
+
+
 def run_on_ranks(
     main: Callable[..., Any],
     module: str,
@@ -77,7 +83,8 @@ def number(variable: str, otherwise: int, least: int = 1) -> int:
 def launch(arguments: Sequence[str], nodes: bool = False) -> int:
     """Run Python with these arguments on every rank of this machine, and return their exit status.
 
-    If a rank is lost, all start again. Raises UserError for an environment that is not complete.
+    If a rank is lost, all start again. Raises UserError for an environment that is not complete, and
+    NodesLost if node 0 is lost, or if another one is and does not come back.
     """
     count, node = (number("NNODES", 1), number("NODE_RANK", 0, least=0)) if nodes else (1, 0)
     address = os.environ.get("MASTER_ADDR", "") if count > 1 else "127.0.0.1"
@@ -91,6 +98,7 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
     ranks = number("NPROC", 1)
 
     import torch.distributed.elastic.multiprocessing.errors as errors
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -120,6 +128,12 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
                 raise UserError(
                     f"process {rank} was lost {RESTARTS + 1} times (exit status {failure.exitcode}); what it "
                     "printed says why; the last checkpoint is kept"
+                ) from None
+        except RendezvousError:
+            if _ended(folder) is None:
+                raise NodesLost(
+                    f"NNODES={count}: another node was lost, or did not come; the last checkpoint is "
+                    "kept; start the same commands again on all nodes"
                 ) from None
         return _ended(folder) or 0
 
@@ -201,6 +215,14 @@ def _silent(silent: bool) -> Iterator[None]:
         yield
 
 
+def _has_ranks() -> bool:
+    """Whether this launcher has started its ranks; True where that cannot be known."""
+    try:
+        return bool(Path(f"/proc/self/task/{os.getpid()}/children").read_text())
+    except OSError:
+        return True
+
+
 def _end(folder: Path, status: int) -> bool:
     """Note the status to end with; whether this rank is the first on its machine."""
     own = folder / str(os.getpid())
@@ -223,7 +245,7 @@ def _ended(folder: Path) -> int | None:
 def _passed_on(folder: Path) -> Iterator[None]:
     """Within the block, signals and the end of DVC are told to the ranks, which save and stop.
 
-    A second signal ends the launcher at once.
+    A second signal ends the launcher at once; so does the first while it has no ranks, as it waits for nodes.
     """
     numbers = [
         one
@@ -240,6 +262,8 @@ def _passed_on(folder: Path) -> Iterator[None]:
     def tell(number: int, _: object = None) -> None:
         (folder / STOP).write_text(str(number))
         restore()
+        if not _has_ranks():
+            sys.exit(128 + number)
 
     def watch() -> None:
         while not done.wait(0.5):
