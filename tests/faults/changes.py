@@ -20,7 +20,8 @@ import torch
 from tests import tiny
 from tests.faults.company import MAKING
 from tests.faults.kills import EQUAL
-from tests.faults.project import BEFORE, Project, Skip, World, again, at_step, last_line, refused, same
+from tests.faults.moments import at_step
+from tests.faults.project import BEFORE, Project, Skip, World, again, last_line, refused, same
 from tests.faults.table import Trial, fault
 
 TRAINED = ("results/model", "results/log.csv", "results/metrics.json")

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from tests.faults.moments import at_step
 from tests.faults.project import (
     COMMANDS,
     Ended,
     Project,
     World,
     again,
-    at_step,
     last_line,
     refused,
     same,

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from tests.faults.moments import at_evaluation, at_step
 from tests.faults.operations import (
     NEEDS_SPACE,
     Inject,
@@ -28,8 +29,6 @@ from tests.faults.project import (
     Skip,
     World,
     again,
-    at_evaluation,
-    at_step,
     last_line,
     refused,
     same,

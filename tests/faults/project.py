@@ -15,12 +15,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.command_line import FROM_MAKE, run
 from pipeline.config.presets import overlay
@@ -29,6 +27,7 @@ from pipeline.corpus.sources import write_spec
 from pipeline.storage.checksums import sha256_file
 from pipeline.storage.files import write_text
 from tests import tiny
+from tests.faults.moments import killed_after_step
 from tests.faults.operations import Inject, recorded
 
 SPEED = {"tokens_per_second", "mfu", "seconds"}
@@ -340,54 +339,6 @@ BEFORE = {
     "sample": "trained",
     "export": "trained",
 }
-
-
-def killed_after_step(number: int) -> Inject:
-    def kill(_: object) -> None:
-        time.sleep(0.5)  # what is being saved meanwhile is saved
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    return at_step(number, kill)
-
-
-def at_step(number: int, act: Callable[[Any], object]) -> Inject:
-    """Call `act` with the model at the end of the `number`-th step that this process takes."""
-
-    def inject(_: Path) -> None:
-        from pipeline.model.gpt import GPT
-
-        after_step, steps = GPT.after_step, 0
-
-        def hooked(model: GPT, *args: Any) -> None:
-            nonlocal steps
-            after_step(model, *args)
-            steps += 1
-            if steps == number:
-                act(model)
-
-        setattr(GPT, "after_step", hooked)  # noqa: B010
-
-    return inject
-
-
-def at_evaluation(number: int, act: Callable[[], object]) -> Inject:
-    """Call `act` in the middle of the `number`-th evaluation."""
-
-    def inject(_: Path) -> None:
-        from pipeline.train.loop import Trainer
-
-        evaluate, calls = Trainer.evaluate, 0
-
-        def hooked(trainer: Trainer, *args: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == number:
-                act()
-            return evaluate(trainer, *args, **options)
-
-        setattr(Trainer, "evaluate", hooked)  # noqa: B010
-
-    return inject
 
 
 def _copy(source: Path, target: Path) -> None:

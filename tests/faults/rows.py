@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import changes, company, damage, kills, servers  # noqa: F401  # each registers its rows
+from tests.faults import changes, company, damage, kills, large, ranks, servers  # noqa: F401  # each registers its rows
 from tests.faults.table import FAULTS
 
 ALL = tuple(FAULTS.values())
