@@ -43,6 +43,7 @@ def opened(remote: str | None) -> Iterator[Repo]:
     from dvc.config import NoRemoteError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
+    from dvc.rwlock import RWLockFileCorruptedError
 
     with _quiet() as said:
         try:
@@ -52,6 +53,11 @@ def opened(remote: str | None) -> Iterator[Repo]:
         except NoRemoteError:
             raise UserError(
                 "no remote; say REMOTE=FOLDER or REMOTE=URL, or `dvc remote add --default NAME URL`"
+            ) from None
+        except RWLockFileCorruptedError:
+            raise UserError(
+                ".dvc/tmp/rwlock: DVC's file of locks is damaged, perhaps by a kill; if no other command "
+                "of DVC runs here, remove it and try again"
             ) from None
         except DvcException as error:
             reasons = [error, *([error.__cause__] if isinstance(error.__cause__, Exception) else [])]

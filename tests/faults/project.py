@@ -56,6 +56,8 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "summary": ("pipeline.cli.summary", [], []),
     "verify": ("pipeline.cli.verify", [], []),
     "upload": ("pipeline.cli.upload", ["user/name"], []),
+    "push-data": ("pipeline.cli.push_data", ["--remote", "../remote"], []),
+    "pull-data": ("pipeline.cli.pull_data", ["--remote", "../remote"], []),
 }
 IMPORTED = [importlib.import_module(module) for module, _, _ in COMMANDS.values()]  # once, before any fork
 
