@@ -197,8 +197,7 @@ def _lose_node(lost: int, world: World) -> None:
     running = [cluster.start(number, *commands[number]) for number in (0, 1)]
     checkpoints = cluster.nodes[0].checkpoints
     wait_for(lambda: any(path.name >= "step-000000100" for path in checkpoints()), running[0])
-    end_family(running[lost].pid)
-    running[lost].wait()
+    end_family(running[lost])
     if lost == 0:
         status = running[1].wait(SECONDS)
         refused(Ended(status, "", cluster.said(1)), status=1)
@@ -224,10 +223,10 @@ def listening(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def end_family(pid: int) -> None:
+def end_family(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and all that it started, as if the machine went away: none has the time to notice."""
     stopped: list[int] = []
-    found = [pid]
+    found = [process.pid]
     while found:
         one = found.pop()
         os.kill(one, signal.SIGSTOP)
@@ -236,3 +235,8 @@ def end_family(pid: int) -> None:
             found += [int(child) for child in children.read_text().split()]
     for one in stopped:
         os.kill(one, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{one}").exists() for one in stopped):  # until then DVC takes them for alive
+        assert time.monotonic() < deadline, "a process that was killed is still there"
+        time.sleep(0.01)
