@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.distributed.launch import PORT, number
+from pipeline.distributed.launch import PORT, NodesLost, number
 
-BEGINS = b"training\n"
+BEGINS, ENDED = b"training\n", b"no train\n"  # of the same length
 SECONDS = 0.5  # between two looks
 
 
@@ -36,19 +36,22 @@ def calling(training: Path) -> Iterator[None]:
         return
     _, port = rendezvous()
     done = threading.Event()
+    answers: list[threading.Thread] = []
 
     def answer(connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            while not done.wait(SECONDS):
-                if training.exists():
-                    connection.sendall(BEGINS)
+            while not training.exists():
+                if done.wait(SECONDS):
+                    connection.sendall(ENDED)
                     return
+            connection.sendall(BEGINS)
 
     def serve(server: socket.socket) -> None:
         while not done.is_set():
             with suppress(TimeoutError):
                 connection, _ = server.accept()
-                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+                answers.append(threading.Thread(target=answer, args=(connection,), daemon=True))
+                answers[-1].start()
 
     try:
         server = socket.create_server(("", port))
@@ -64,12 +67,16 @@ def calling(training: Path) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join()
+        for one in (thread, *answers):
+            one.join()
         server.close()
 
 
 def called(say: Callable[[str], None]) -> bool:
-    """Wait until node 0 begins to train; False if it ended without. While there is no node 0, say so."""
+    """Wait until node 0 begins to train; False if it ended without. While there is no node 0, say so.
+
+    Raises NodesLost if node 0 is lost before.
+    """
     address, port = rendezvous()
     told = False
     while True:
@@ -84,7 +91,9 @@ def called(say: Callable[[str], None]) -> bool:
         with connection:
             connection.settimeout(None)
             say("waiting for the training to begin on node 0")
-            try:
-                return connection.recv(len(BEGINS)) != b""
-            except OSError:
-                return False
+            word = b""
+            with suppress(OSError):
+                word = connection.recv(len(BEGINS), socket.MSG_WAITALL)
+        if word not in (BEGINS, ENDED):
+            raise NodesLost(f"node 0 at {address}:{port} was lost before it trained; start all nodes again")
+        return word == BEGINS

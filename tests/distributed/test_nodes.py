@@ -112,6 +112,15 @@ def test_a_node_that_joins_ends_where_nothing_is_left_to_train(cluster: Cluster)
     assert joining.stdout is not None and "node 0 ended without training" in joining.stdout.read()
 
 
+def test_a_node_is_told_if_node_0_is_lost(cluster: Cluster) -> None:
+    joining = cluster.start(cluster.second, "join")
+    with socket.create_server(("127.0.0.1", cluster.port + 1)) as node_0:
+        connection, _ = node_0.accept()
+        connection.close()
+    said = joining.communicate(timeout=60)[0]
+    assert joining.returncode == 1 and "error: node 0 at" in said and "was lost before it trained" in said
+
+
 @pytest.mark.parametrize(
     ("change", "status"), [({"learning_rate": "1.0e+30", "decay_lr": "false"}, 3), ({"n_head": 3}, 2)]
 )
