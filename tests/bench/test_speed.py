@@ -141,5 +141,6 @@ def test_docs_are_filled_in_with_what_has_run(tmp_path: Path, monkeypatch: pytes
 def test_the_page_has_a_place_for_the_tables() -> None:
     found = BLOCK.findall((tiny.ROOT / PAGE).read_text())
     assert {name for _, name, _ in found} == {
-        "bench-speed", "bench-speed-small", "bench-gpu", "bench-fork", "bench-interop", "bench-checkpoint"
+        "bench-speed", "bench-speed-small", "bench-gpu", "bench-fork", "bench-interop", "bench-checkpoint",
+        "bench-scale",
     }  # fmt: skip
