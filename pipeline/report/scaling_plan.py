@@ -52,7 +52,7 @@ class Plan:
 # nanoGPT's README: GPT-2 (124M) in about 4 days on 8 A100 of 40 GB; its configuration has 600,000 steps of
 # 491,520 tokens. Tokenizing was measured here: 40 MB of English prose on two busy cores, two runs.
 NANOGPT_A100 = 600_000 * 491_520 / (8 * 4 * 24 * SECONDS_PER_HOUR)
-RATES = Rates(tokens_per_second=NANOGPT_A100, tokenizing=0.36)
+RATES = Rates(tokens_per_second=NANOGPT_A100, tokenizing=0.33)
 
 MACHINES = {1: "1 GPU", 8: "1 node, 8 GPUs", 32: "4 nodes, 8 GPUs each"}
 STEPS = ((10**9, 1), (10**10, 8), (10**11, 32))  # tokens, GPUs
