@@ -13,6 +13,8 @@ from pipeline.config.model_rules import check_start
 from pipeline.config.params import BASELINES, Params, load_params
 from pipeline.config.paths import CHECKED, hashes_file
 from pipeline.corpus.sources import load_spec
+from pipeline.distributed.launch import processes
+from pipeline.distributed.share import check_processes
 from pipeline.storage.checksums import HashCache
 from pipeline.storage.dvc_cache import set_aside_damaged
 from pipeline.storage.files import replacing_folder, write_json
@@ -27,6 +29,7 @@ def main(overrides: Overrides = None) -> None:
     params.check_sections()
     load_spec(params.data.dataset)
     read_prompt(params.sample.start)
+    check_processes(processes(nodes=True), params.runtime, params.train)
     with HashCache(hashes_file()) as hashes:
         set_aside_damaged(hashes.md5, say=lambda text: print(f"note: {text}", file=sys.stderr))
         _check_models(params, hashes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from pipeline.config.command_line import Overrides
-from pipeline.config.params import load_params
+from pipeline.config.params import Params, load_params
 from pipeline.config.paths import LIVE, LOG, METRICS, MODEL, RECORD, runs_folder, tokens_folder
 from pipeline.distributed.launch import is_main, run_on_ranks
+from pipeline.distributed.world import world
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import open_tokenizer
 from pipeline.track.console import say
@@ -19,7 +20,7 @@ def main(overrides: Overrides = None) -> None:
     """Train, then write the model, the log and the metrics to results/."""
     params = load_params(overrides or [])
     # Refuse a prompt that the sample stage cannot encode now, not after a long training.
-    encode_prompt(params.sample.start, open_tokenizer(tokens_folder(params)))
+    world().from_main(lambda: _check_prompt(params))
     try:
         fitted = fit(params, tokens_folder(params), runs_folder(), say, LIVE)
     except Interrupted as error:
@@ -33,6 +34,10 @@ def main(overrides: Overrides = None) -> None:
         sys.stdout,
     )
     say(f"{LOG}: the curve\n{MODEL}: the {fitted.metrics['saved']} model", sys.stdout)
+
+
+def _check_prompt(params: Params) -> None:
+    encode_prompt(params.sample.start, open_tokenizer(tokens_folder(params)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.distributed.launch import PORT, NodesLost, number
+from pipeline.distributed.launch import MOST_PORT, PORT, Lost, number
 
 BEGINS, ENDED = b"training\n", b"no train\n"  # of the same length
 SECONDS = 0.5  # between two looks
@@ -22,7 +22,7 @@ def rendezvous() -> tuple[str, int]:
     address = os.environ.get("MASTER_ADDR", "")
     if not address:
         raise UserError("MASTER_ADDR is missing; set it to the address of node 0")
-    return address, number("MASTER_PORT", PORT) + 1
+    return address, number("MASTER_PORT", PORT, most=MOST_PORT) + 1
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def calling(training: Path) -> Iterator[None]:
 def called(say: Callable[[str], None]) -> bool:
     """Wait until node 0 begins to train; False if it ended without. While there is no node 0, say so.
 
-    Raises NodesLost if node 0 is lost before.
+    Raises Lost if node 0 is lost before.
     """
     address, port = rendezvous()
     told = False
@@ -95,5 +95,5 @@ def called(say: Callable[[str], None]) -> bool:
             with suppress(OSError):
                 word = connection.recv(len(BEGINS), socket.MSG_WAITALL)
         if word not in (BEGINS, ENDED):
-            raise NodesLost(f"node 0 at {address}:{port} was lost before it trained; start all nodes again")
+            raise Lost(f"node 0 at {address}:{port} was lost before it trained; start all nodes again")
         return word == BEGINS

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.command_line import STAGES_FOLDER, refusal, run
-from pipeline.config.errors import UserError, one_line
+from pipeline.config.errors import UserError
 
 FOLDER = "GPT_PIPELINE_LAUNCH"  # names a folder by which a launcher and its ranks tell each other of the end
 STATUS, STOP = "status", "stop"  # files in it: the exit status to end with, the number of a signal to stop
@@ -27,11 +28,11 @@ STATUS, STOP = "status", "stop"  # files in it: the exit status to end with, the
 TRAINING = "training"  # a file in STAGES_FOLDER while a training on several machines waits for the others
 
 RESTARTS = 3  # after a rank was lost; all then continue from the last checkpoint
-PORT = 29500
+PORT, MOST_PORT = 29500, 65534  # the one after it is used too
 
 
-class NodesLost(UserError):
-    """Other nodes cannot be reached, or did not come. No mistake: to start again may help."""
+class Lost(UserError):
+    """Processes or nodes were lost, or did not come. No mistake: to start again may help."""
 
     status = 1
 
@@ -72,19 +73,33 @@ def processes(nodes: bool = False) -> int:
     return number("NPROC", 1) * (number("NNODES", 1) if nodes else 1)
 
 
-def number(variable: str, otherwise: int, least: int = 1) -> int:
+def number(variable: str, otherwise: int, least: int = 1, most: int | None = None) -> int:
     """A whole number from an environment variable. Raises UserError if it is not one."""
     value = os.environ.get(variable) or str(otherwise)
     if not value.isascii() or not value.isdigit() or int(value) < least:
         raise UserError(f"{variable}={value}: set it to a whole number from {least} on")
+    if most is not None and int(value) > most:
+        raise UserError(f"{variable}={value}: set it to {most} or less")
     return int(value)
+
+
+def _own_address(other: str) -> str:
+    """This machine's address in the network that leads to another. Nothing is sent."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((other, 9))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise UserError(
+            f"MASTER_ADDR={other}: cannot be reached ({error}); set it to the address of node 0"
+        ) from None
 
 
 def launch(arguments: Sequence[str], nodes: bool = False) -> int:
     """Run Python with these arguments on every rank of this machine, and return their exit status.
 
     If a rank is lost, all start again. Raises UserError for an environment that is not complete, and
-    NodesLost if node 0 is lost, or if another one is and does not come back.
+    Lost if node 0 is lost, or if another process or node is and does not come back.
     """
     count, node = (number("NNODES", 1), number("NODE_RANK", 0, least=0)) if nodes else (1, 0)
     address = os.environ.get("MASTER_ADDR", "") if count > 1 else "127.0.0.1"
@@ -94,10 +109,11 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
         raise UserError(
             f"NODE_RANK={node}: there are NNODES={count} nodes; number them from 0 to {count - 1}"
         )
-    port = number("MASTER_PORT", PORT) if count > 1 else 0
+    port = number("MASTER_PORT", PORT, most=MOST_PORT) if count > 1 else 0
     ranks = number("NPROC", 1)
 
     import torch.distributed.elastic.multiprocessing.errors as errors
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -115,7 +131,8 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
             rdzv_backend="c10d",
             rdzv_endpoint=f"{address}:{port}",
             rdzv_configs={"is_host": node == 0},
-            local_addr=address if count == 1 else None,
+            local_addr=_own_address(address),
+            logs_specs=DefaultLogsSpecs(log_dir=name),
             max_restarts=RESTARTS,
             signals_to_handle="SIGQUIT",  # the others reach the ranks through a file
         )
@@ -125,13 +142,13 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
         except errors.ChildFailedError as error:
             if _ended(folder) is None:
                 rank, failure = error.get_first_failure()
-                raise UserError(
-                    f"process {rank} was lost {RESTARTS + 1} times (exit status {failure.exitcode}); what it "
-                    "printed says why; the last checkpoint is kept"
+                raise Lost(
+                    f"a process was lost {RESTARTS + 1} times (the last time process {rank}, exit status "
+                    f"{failure.exitcode}); see the output above; the last checkpoint is kept"
                 ) from None
         except RendezvousError:
             if _ended(folder) is None:
-                raise NodesLost(
+                raise Lost(
                     f"NNODES={count}: another node was lost, or did not come; the last checkpoint is "
                     "kept; start the same commands again on all nodes"
                 ) from None
@@ -170,12 +187,15 @@ def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
     @wraps(main)
     def ranked(*arguments: Any, **options: Any) -> None:
         folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
-        if folder is not None and _ended(folder) is not None:
-            return  # a rank ended for good, and the agent has started all of them again
-        from pipeline.distributed.world import joined, world
+        from pipeline.distributed.world import joined
 
+        main_rank = False
         try:
             with joined() as here, _silent(not here.is_main):
+                main_rank = here.is_main
+                if folder is not None and (status := here.first(_ended(folder))) is not None:
+                    _end(folder, status)  # a rank ended for good, and the agents have started all again
+                    return
                 if here.is_main and (lost := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))):
                     print(f"a process was lost; starting again ({lost} of {RESTARTS})", file=sys.stderr)
                 main(*arguments, **options)
@@ -186,7 +206,7 @@ def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             refused = refusal(error)
             if folder is None:
-                if refused is None or world().is_main:
+                if refused is None or main_rank:
                     raise
                 sys.exit(refused[1])
             if refused is not None and _end(folder, refused[1]):
@@ -194,9 +214,10 @@ def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
             if _ended(folder) is not None:
                 os._exit(0)  # what PyTorch would still do needs the other ranks
             if not _is_loss_of_contact(error):
+                _end(folder, 1)  # it would happen again
                 raise
             with contextlib.suppress(OSError):
-                print(f"lost contact with another process: {one_line(str(error))}", file=sys.stderr)
+                print("lost contact with another process", file=sys.stderr)
             os._exit(1)
 
     return ranked

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from pipeline.config.errors import UserError
 from pipeline.distributed.world import World
 from pipeline.model.block import Block
 from pipeline.model.gpt import GPT, Loss
@@ -127,20 +126,8 @@ def blocks_of_their_own(model: GPT) -> list[Block]:
     ]
 
 
-def parallel(mode: str, model: GPT, device: torch.device, world: World, dtype: str) -> Parallel:
-    """The model prepared for the mode that `runtime.parallel` names; `auto` is DDP on several ranks.
-
-    Raises UserError for a mode that needs several ranks where there is one.
-    """
+def parallel(mode: str, model: GPT, device: torch.device, world: World) -> Parallel:
+    """The model prepared for the mode that `runtime.parallel` names; `auto` is DDP on several ranks."""
     if world.size == 1:
-        if mode != "auto":
-            raise UserError(
-                f"runtime.parallel = {mode}: needs several processes, and this is one; start it with NPROC=2 "
-                "or more, or set auto"
-            )
         return Alone(model)
-    if mode != "fsdp":
-        return DDP(model, device)
-    if dtype == "float16":
-        raise UserError("runtime.parallel = fsdp: not with train.dtype = float16; use bfloat16, or ddp")
-    return FSDP(model, device, world)
+    return FSDP(model, device, world) if mode == "fsdp" else DDP(model, device)

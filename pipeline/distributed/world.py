@@ -16,7 +16,7 @@ from pipeline.config.errors import UserError
 
 T = TypeVar("T")
 
-# Ranks wait while the main one waits for a lock or writes a checkpoint. One that dies is noticed anyway.
+# Ranks wait while the main one waits for a lock or writes a checkpoint. Connections tell of one that dies.
 TIMEOUT = timedelta(days=7)
 
 
@@ -116,6 +116,14 @@ class World:
                 raise problem
         return value  # type: ignore[return-value]
 
+    def first(self, value: T | None) -> T | None:
+        """The first rank's value that is not None, on every rank; None if all are."""
+        if self.size == 1:
+            return value
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return next((one for one in values if one is not None), None)
+
     def main_first(self, do: Callable[[], T]) -> T:
         """What `do` returns here; other ranks begin when the main one is done, so that it alone downloads.
 
@@ -135,8 +143,8 @@ class World:
             for name, value in what.items():
                 if value != expected[name]:
                     raise UserError(
-                        f"{name}: differ between the machines ({value[:12]} on rank {self.rank}, "
-                        f"{expected[name][:12]} on rank {self.main}); give all of them the same"
+                        f"{name}: process {self.rank} has others ({value[:12]}) than process {self.main} "
+                        f"({expected[name][:12]}); copy them from there to all machines"
                     )
 
         self.together(compare)

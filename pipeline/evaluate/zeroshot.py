@@ -61,14 +61,15 @@ def evaluate_task(
     sums, groups = np.zeros(2), 0
     # Ranks that have pieces of the model go through it together.
     ranks, every = world(), range(len(task.groups))
-    own = every if is_divided(model) else every[ranks.rank :: ranks.size]
+    divided = is_divided(model)
+    own = every if divided else every[ranks.rank :: ranks.size]
     with _Progress(task, len(own)) as progress:
         some = [task.groups[number] for number in own]
         for index, scores in score(model, some, tokenizer.vocab_size, device, batch_size):
             sums, groups = sums + task.tally(own[index], scores), groups + 1
             progress.show(groups, task.figures(sums, groups)[task.running])
     model.train(was_training)
-    if not is_divided(model):
+    if not divided:
         *totals, groups = ranks.sum(torch.tensor([*sums, groups], dtype=torch.float64)).tolist()
         sums = np.array(totals)
     return task.figures(sums, round(groups))

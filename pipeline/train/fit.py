@@ -17,7 +17,7 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params
-from pipeline.distributed.share import share_of
+from pipeline.distributed.share import check_processes
 from pipeline.distributed.world import world
 from pipeline.evaluate.zeroshot import evaluate_task, open_task
 from pipeline.model.gpt import GPT
@@ -63,7 +63,7 @@ def fit(
     """
     ranks = world()
     say = say if ranks.is_main else _nothing
-    share_of(ranks, params.train.gradient_accumulation_steps, params.train.batch_size)
+    ranks.together(lambda: check_processes(ranks.size, params.runtime, params.train))
     prepared = ranks.main_first(lambda: _Prepared(params, tokens_folder))
     start, device = prepared.start, prepared.device
     ranks.check_equal(prepared.facts)
@@ -144,6 +144,12 @@ class _Prepared:
         settings = params.train.model_dump() | {"init_from": self.start.weights or "scratch"}
         config = self.start.config.with_derived()
         self.identity = Identity(self.manifest.fingerprint, config, settings, code_of_steps())
+        own = {"device", "threads", "workers", "executor"}  # of each machine
+        self._how = {
+            "runtime": params.runtime.model_dump(exclude=own),
+            "log": params.log.model_dump(),
+            "zeroshot": params.zeroshot.model_dump(),
+        }
 
     @property
     def facts(self) -> dict[str, str]:
@@ -151,7 +157,7 @@ class _Prepared:
         identity = self.identity
         return {
             "the tokens": identity.data,
-            "the parameters": _hash(identity.model | identity.train),
+            "the parameters": _hash(identity.model | identity.train | self._how),
             "the initial weights": self.start.weights or "",
             "the code": _hash(identity.code),
         }

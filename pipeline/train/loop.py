@@ -106,8 +106,8 @@ class Trainer:
 
             recompute_activations(model)
         ranks = world()
-        self.share = share_of(ranks, train.gradient_accumulation_steps, train.batch_size)
-        self.parallel = parallel(params.runtime.parallel, model, device, ranks, train.dtype)
+        self.share = share_of(ranks.rank, ranks.size, train.gradient_accumulation_steps, train.batch_size)
+        self.parallel = parallel(params.runtime.parallel, model, device, ranks)
         self._forward = self.parallel.forward
         self.optimizer = build_optimizer(model, train)
         self.schedule = build_schedule(train)

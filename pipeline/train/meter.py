@@ -24,7 +24,7 @@ class Meter:
     def add(self, loss: Loss, micro_batches: int) -> None:
         """Add the loss of one micro-batch, of `micro_batches` in the step."""
         self._loss += loss.cross_entropy / micro_batches
-        for name, value in loss.figures.items():  # a skipped part reports nothing
+        for name, value in loss.figures.items():
             self.report(name, value)
 
     def report(self, name: str, value: torch.Tensor) -> None:

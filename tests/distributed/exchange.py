@@ -35,8 +35,10 @@ def check(ranks: World) -> None:
         with pytest.raises(UserError, match=f"^rank {by} cannot$"):
             refusing(called)
 
+    assert ranks.first(None if me == 0 else me) == 1 and ranks.first(None) is None
+
     ranks.check_equal({"the text": "same"})
-    with pytest.raises(UserError, match=r"the text: differ .*other on rank 2.*same on rank 0"):
+    with pytest.raises(UserError, match=r"the text: process 2 has others \(other\) than process 0 \(same\)"):
         ranks.check_equal({"the text": "other" if me == 2 else "same"})
 
     turns = [["a", "b", "c"], ["d", "e", "d"]]  # all have two, and the last one has none of its own

@@ -64,8 +64,15 @@ def test_a_run_continues_on_other_numbers_of_ranks_and_in_the_other_mode(
             2,
             "NODE_RANK=2: there are NNODES=2 nodes; number them from 0 to 1",
         ),
+        (
+            "1",
+            [],
+            {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "65535"},
+            2,
+            "MASTER_PORT=65535: set it to 65534 or less",
+        ),
         ("1", ["runtime.parallel=fsdp"], {}, 2, "runtime.parallel = fsdp: needs several processes"),
-        ("3", [], {}, 2, "NPROC: 3 processes cannot share train.gradient_accumulation_steps x batch_size"),
+        ("3", [], {}, 2, "NPROC: 3 processes cannot have equally many of the sequences"),
         ("2", ["runtime.parallel=fsdp", "train.dtype=float16"], {}, 2, "runtime.parallel = fsdp: not with"),
         ("2", ["runtime.device=cuda"], {}, 2, "runtime.device = cuda: this machine has 0 usable CUDA GPUs"),
         ("2", ["data.dataset=absent"], {}, 2, "data/absent/char"),
@@ -87,7 +94,7 @@ def test_other_parameters_on_one_rank_are_refused(tiny_project: Path) -> None:
     path = os.pathsep.join([str(tiny_project), environment(1)["PYTHONPATH"]])
     ended = train(tiny_project, 2, PYTHONPATH=path)
     (said,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and said.startswith("error: the parameters: differ between the"), said
+    assert ended.returncode == 2 and said.startswith("error: the parameters: process 1 has others"), said
 
 
 def test_only_training_and_evaluation_start_on_several_processes(tiny_project: Path) -> None:

@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
 from pipeline.distributed.share import share_of
-from pipeline.distributed.world import World
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
 def test_each_row_is_one_ranks(micro_batches: int, batch_size: int, size: int) -> None:
     if batch_size % (size // gcd(size, micro_batches)):
-        with pytest.raises(UserError, match="cannot share"):
-            share_of(World(0, size), micro_batches, batch_size)
+        with pytest.raises(UserError, match="cannot have equally many"):
+            share_of(0, size, micro_batches, batch_size)
         return
-    shares = [share_of(World(rank, size), micro_batches, batch_size) for rank in range(size)]
+    shares = [share_of(rank, size, micro_batches, batch_size) for rank in range(size)]
     rows = [
         (micro_batch, row)
         for share in shares
@@ -32,14 +31,15 @@ def test_each_row_is_one_ranks(micro_batches: int, batch_size: int, size: int) -
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_ranks_have_whole_micro_batches_if_there_are_enough(size: int) -> None:
-    shares = [share_of(World(rank, size), 6, 5) for rank in range(size)]
+    shares = [share_of(rank, size, 6, 5) for rank in range(size)]
     assert all(share.part == 0 and range(5)[share.rows] == range(5) for share in shares)
 
 
 def test_what_cannot_be_shared_is_refused_with_the_parameters_to_change() -> None:
     with pytest.raises(UserError) as refused:
-        share_of(World(0, 4), 2, 5)
+        share_of(0, 4, 2, 5)
     assert str(refused.value) == (
-        "NPROC: 4 processes cannot share train.gradient_accumulation_steps x batch_size = 2 x 5 rows "
-        "equally; let 4 divide the first, or 2 the second, or start fewer"
+        "NPROC: 4 processes cannot have equally many of the sequences of a step, which are "
+        "train.gradient_accumulation_steps x batch_size = 2 x 5; set NPROC to 2, or batch_size to a "
+        "multiple of 2"
     )
