@@ -21,15 +21,18 @@ from pipeline.config.command_line import STAGES_FOLDER, Force
 from pipeline.config.params import PARAMS_FILE, load_params
 from pipeline.config.paths import raw_folder
 from pipeline.config.presets import DEFAULT
+from pipeline.config.signals import handled
 from pipeline.corpus.sources import load_spec
 from pipeline.distributed.launch import TRAINING
 from pipeline.storage.lock import is_alive
 
+Preset = Annotated[
+    str | None, typer.Option(help="First put this preset into params.yaml.", show_default=False)
+]
+
 
 def main(
-    preset: Annotated[
-        str | None, typer.Option(help="First put this preset into params.yaml.", show_default=False)
-    ] = None,
+    preset: Preset = None,
     force: Force = False,
 ) -> None:
     """Run `dvc repro`, then print the summary."""
@@ -75,31 +78,24 @@ def dvc(*arguments: str) -> int:
     with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as name, calling(Path(name, TRAINING)):
         environment = {**_environment(), STAGES_FOLDER: name}
         process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=environment)
-        passed_on = [
-            number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
-        ]
-        before = {number: signal.signal(number, lambda *_: process.terminate()) for number in passed_on}
-        try:
+        with handled((signal.SIGTERM, signal.SIGHUP), lambda _: process.terminate()):
             return _status(process, Path(name))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _status(process: subprocess.Popen[bytes], stages: Path) -> int:
     """Wait until DVC and the stages that it started have ended. Ctrl-C reaches them too: they save first."""
-    status, stage_status = None, 0
-    while status is None or _run_on(stages):
+    while True:
         try:
             status = process.wait()
-            time.sleep(0.1 if _run_on(stages) else 0)
+            while _run_on(stages):
+                time.sleep(0.1)
+            break
         except KeyboardInterrupt:
             pass
-    for path in stages.glob("[0-9]*"):
-        stage_status = stage_status or int(path.read_text() or 0)
     if status == 0:
         return 0
-    return stage_status or (status if status > 0 else 128 - status)  # as a shell reports a signal
+    noted = (int(path.read_text() or 0) for path in stages.glob("[0-9]*"))
+    return next(filter(None, noted), status if status > 0 else 128 - status)  # as a shell reports a signal
 
 
 def _run_on(stages: Path) -> bool:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from pipeline.cli import repro
+from pipeline.cli.repro import Preset
 from pipeline.config.command_line import Force
 from pipeline.config.errors import UserError
 from pipeline.distributed.launch import number
 
 
 def main(
-    preset: Annotated[
-        str | None, typer.Option(help="First put this preset into params.yaml.", show_default=False)
-    ] = None,
+    preset: Preset = None,
     force: Force = False,
 ) -> None:
     """Do what `repro` does, and let the nodes that `join` take part in the training."""

@@ -21,6 +21,8 @@ from typing import Any
 
 from pipeline.config.command_line import STAGES_FOLDER, refusal, run
 from pipeline.config.errors import UserError
+from pipeline.config.signals import handled
+from pipeline.storage.machine import cores
 
 FOLDER = "GPT_PIPELINE_LAUNCH"  # names a folder by which a launcher and its ranks tell each other of the end
 STATUS, STOP = "status", "stop"  # files in it: the exit status to end with, the number of a signal to stop
@@ -122,7 +124,7 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
         os.environ[FOLDER] = name
         # Sharing the agent's store, ranks often do not find each other again after one was lost.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
         config = LaunchConfig(
             min_nodes=count,
             max_nodes=count,
@@ -139,20 +141,24 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
         try:
             with _announced(count > 1 and node == 0):
                 elastic_launch(config, sys.executable)(*arguments)
-        except errors.ChildFailedError as error:
+        except (errors.ChildFailedError, RendezvousError) as error:
             if _ended(folder) is None:
-                rank, failure = error.get_first_failure()
-                raise Lost(
-                    f"a process was lost {RESTARTS + 1} times (the last time process {rank}, exit status "
-                    f"{failure.exitcode}); see the output above; the last checkpoint is kept"
-                ) from None
-        except RendezvousError:
-            if _ended(folder) is None:
-                raise Lost(
-                    f"NNODES={count}: another node was lost, or did not come; the last checkpoint is "
-                    "kept; start the same commands again on all nodes"
-                ) from None
+                raise Lost(_lost(error, count)) from None
         return _ended(folder) or 0
+
+
+def _lost(error: Any, count: int) -> str:
+    """What to say of a process, or of another of `count` machines, that torchrun's agent has lost."""
+    if not hasattr(error, "get_first_failure"):
+        return (
+            f"NNODES={count}: another node was lost, or did not come; the last checkpoint is kept; start the "
+            "same commands again on all nodes"
+        )
+    rank, failure = error.get_first_failure()
+    return (
+        f"a process was lost {RESTARTS + 1} times (the last time process {rank}, exit status "
+        f"{failure.exitcode}); see the output above; the last checkpoint is kept"
+    )
 
 
 @contextlib.contextmanager
@@ -173,12 +179,7 @@ def _announced(wanted: bool) -> Iterator[None]:
 def told_to_stop() -> int | None:
     """The signal that this rank's launcher has got; None if none, or if there is no launcher."""
     folder = os.environ.get(FOLDER)
-    if folder is None:
-        return None
-    try:
-        return int(Path(folder, STOP).read_text())
-    except (OSError, ValueError):
-        return None
+    return None if folder is None else _noted(Path(folder, STOP))
 
 
 def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
@@ -256,8 +257,13 @@ def _end(folder: Path, status: int) -> bool:
 
 
 def _ended(folder: Path) -> int | None:
+    """The status that a rank of this machine has noted; None if none has."""
+    return _noted(folder / STATUS)
+
+
+def _noted(path: Path) -> int | None:
     try:
-        return int((folder / STATUS).read_text())
+        return int(path.read_text())
     except (OSError, ValueError):
         return None
 
@@ -268,21 +274,10 @@ def _passed_on(folder: Path) -> Iterator[None]:
 
     A second signal ends the launcher at once; so does the first while it has no ranks, as it waits for nodes.
     """
-    numbers = [
-        one
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(one) != signal.SIG_IGN
-    ]
-    before = {one: signal.getsignal(one) for one in numbers}
     parent, done = os.getppid(), threading.Event()
 
-    def restore() -> None:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-    def tell(number: int, _: object = None) -> None:
+    def tell(number: int) -> None:
         (folder / STOP).write_text(str(number))
-        restore()
         if not _has_ranks():
             sys.exit(128 + number)
 
@@ -292,12 +287,10 @@ def _passed_on(folder: Path) -> Iterator[None]:
                 (folder / STOP).write_text(str(int(signal.SIGTERM)))
                 return
 
-    for one in numbers:
-        signal.signal(one, tell)
     if "DVC_STAGE" in os.environ:
         threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), tell, once=True):
+            yield
     finally:
         done.set()
-        restore()

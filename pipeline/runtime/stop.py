@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.config.signals import handled
 from pipeline.distributed.launch import FOLDER, told_to_stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -22,26 +23,15 @@ def stop_requested() -> Iterator[Callable[[], int | None]]:
     """
     requested: int | None = None
     parent = os.getppid() if os.environ.keys() & {"DVC_STAGE", FOLDER} else None
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def request(number: int, _: object) -> None:
+    def request(number: int) -> None:
         nonlocal requested
         requested = number
-        restore()
 
     def arrived() -> int | None:
         if requested is None and parent not in (None, os.getppid()):
             return int(signal.SIGTERM)
         return requested or told_to_stop()
 
-    for number in previous:
-        signal.signal(number, request)
-    try:
+    with handled(SIGNALS, request, once=True):
         yield arrived
-    finally:
-        restore()
