@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,38 +16,24 @@ from pipeline.model.gpt import GPT, Loss
 from pipeline.model.hooks import Part
 
 
-class Parallel(Protocol):
-    """Runs a model's training passes, whose gradients become the mean over the ranks."""
+class Parallel:
+    """Runs a model's training passes, whose gradients become the mean over the ranks: here those of one."""
 
-    name: str
+    name = "none"
 
-    @property
-    def forward(self) -> Callable[..., Loss]:
-        """The model's forward pass."""
+    def __init__(self, forward: Callable[..., Loss]) -> None:
+        """`forward` is the forward pass of the model, prepared."""
+        self.forward = forward
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
         """Around the passes of a micro-batch; only those of a step's last one exchange gradients."""
+        return nullcontext()
 
     def free(self) -> None:
         """Let go of what an evaluation has gathered, before the weights change."""
 
 
-class Alone:
-    """One process, and nothing to exchange."""
-
-    name = "none"
-
-    def __init__(self, model: GPT) -> None:
-        self.forward: Callable[..., Loss] = model
-
-    def accumulating(self, last: bool) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def free(self) -> None:
-        pass
-
-
-class DDP:
+class DDP(Parallel):
     """Each rank has the whole model; gradients are averaged while the backward pass goes on."""
 
     name = "ddp"
@@ -62,18 +48,16 @@ class DDP:
             model,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            init_sync=False,  # all have the main rank's weights
             **options,
         )
-        self.forward: Callable[..., Loss] = self._model
+        super().__init__(self._model)
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self._model.no_sync()
 
-    def free(self) -> None:
-        pass
 
-
-class FSDP:
+class FSDP(Parallel):
     """Each rank has a piece of every tensor, of its gradient and of its optimizer's state (FSDP2).
 
     A block is gathered when it runs. What is used more than once in a pass, or from outside of its block, is
@@ -88,20 +72,18 @@ class FSDP:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        several = world.nodes > 1 and world.local_size > 1
-        sizes, names = ((world.nodes, world.local_size), ("replicate", "shard"))
-        mesh = init_device_mesh(
-            device.type,
-            *((sizes,) if several else ((world.size,),)),
-            mesh_dim_names=names if several else ("shard",),
-        )
+        shape: tuple[int, ...] = (world.size,)
+        names: tuple[str, ...] = ("shard",)
+        if world.nodes > 1 and world.local_size > 1:
+            shape, names = (world.nodes, world.local_size), ("replicate", "shard")
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
         for block in blocks_of_their_own(model):
             fully_shard(block, mesh=mesh)
         sharded: Any = fully_shard(model, mesh=mesh)
         for method in ("hidden_states", "next_logits"):
             register_fsdp_forward_method(sharded, method)
         self._model = sharded
-        self.forward: Callable[..., Loss] = sharded
+        super().__init__(sharded)
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
         self._model.set_requires_gradient_sync(last)
@@ -129,5 +111,5 @@ def blocks_of_their_own(model: GPT) -> list[Block]:
 def parallel(mode: str, model: GPT, device: torch.device, world: World) -> Parallel:
     """The model prepared for the mode that `runtime.parallel` names; `auto` is DDP on several ranks."""
     if world.size == 1:
-        return Alone(model)
+        return Parallel(model)
     return FSDP(model, device, world) if mode == "fsdp" else DDP(model, device)

@@ -144,20 +144,21 @@ class _Prepared:
         settings = params.train.model_dump() | {"init_from": self.start.weights or "scratch"}
         config = self.start.config.with_derived()
         self.identity = Identity(self.manifest.fingerprint, config, settings, code_of_steps())
-        own = {"device", "threads", "workers", "executor"}  # of each machine
-        self._how = {
-            "runtime": params.runtime.model_dump(exclude=own),
-            "log": params.log.model_dump(),
-            "zeroshot": params.zeroshot.model_dump(),
-        }
+        self._params = params
 
     @property
     def facts(self) -> dict[str, str]:
         """What has to be the same on all ranks."""
-        identity = self.identity
+        identity, params = self.identity, self._params
+        own = {"device", "threads", "workers", "executor"}  # of each machine
+        how = {
+            "runtime": params.runtime.model_dump(exclude=own),
+            "log": params.log.model_dump(),
+            "zeroshot": params.zeroshot.model_dump(),
+        }
         return {
             "the tokens": identity.data,
-            "the parameters": _hash(identity.model | identity.train | self._how),
+            "the parameters": _hash(identity.model | identity.train | how),
             "the initial weights": self.start.weights or "",
             "the code": _hash(identity.code),
         }
