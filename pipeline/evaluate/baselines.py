@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
@@ -126,10 +125,9 @@ def _xz(tokens_folder: Path) -> BaselineResult:
 def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
     """Evaluate a model on the same text in its own tokens. Bits per byte compare across tokenizers."""
     from pipeline.distributed.world import world
-    from pipeline.evaluate.loss import evaluate, windows_at_once
+    from pipeline.evaluate.loss import evaluate, shown_windows, windows_at_once
     from pipeline.model.load import load_model
     from pipeline.runtime.device import use_device
-    from pipeline.tokens.batches import count_batches, evaluation_windows
     from pipeline.tokens.shards import Tokens
     from pipeline.weights.open import open_model
 
@@ -146,13 +144,7 @@ def _model(name: str, params: Params, tokens_folder: Path) -> BaselineResult:
         if not tokenizer.same_ids(own):
             ids = _retokenized(ids, own, tokenizer)
         arguments = (Tokens([ids]), model.block_size, windows_at_once(model, device))
-        windows = tqdm(
-            evaluation_windows(*arguments),
-            desc=f"{name} on {split}",
-            total=count_batches(*arguments),
-            unit="batch",
-            disable=None if world().is_main else True,
-        )
+        windows = shown_windows(f"{name} on {split}", *arguments)
         results[split] = evaluate(model, windows, tokenizer.token_bytes, device)
     first_tokens = length if length < len(val) else None
     return BaselineResult(results["val"], results["train"], model.num_params(), stored.sha256, first_tokens)

@@ -6,17 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pipeline.config.params import Params
-from pipeline.distributed.world import world
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.loss import StoppingPoint, evaluate_by_depth, evaluate_stopping, windows_at_once
+from pipeline.evaluate.loss import (
+    StoppingPoint,
+    evaluate_by_depth,
+    evaluate_stopping,
+    shown_windows,
+    windows_at_once,
+)
 from pipeline.model.gpt import GPT
-from pipeline.tokens.batches import check_fits, count_batches, evaluation_windows
+from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import open_split, open_tokenizer
 
 
@@ -70,12 +73,7 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
     limit = None if iters is None else iters * params.train.batch_size
     arguments = (val, model.block_size, windows_at_once(model, device), limit)
 
-    def batches(description: str) -> tqdm[Any]:
-        windows, total = evaluation_windows(*arguments), count_batches(*arguments)
-        silent = None if world().is_main else True  # None: but on a terminal
-        return tqdm(windows, desc=description, total=total, unit="batch", disable=silent)
-
-    points = evaluate_by_depth(model, batches(f"{name} by depth"), token_bytes, device)
+    points = evaluate_by_depth(model, shown_windows(f"{name} by depth", *arguments), token_bytes, device)
     curve = DepthCurve(name, model.trunk.unit, points, model.depth)
     if model.stopping is None:
         return curve
@@ -83,5 +81,7 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
     thresholds = sorted({*params.depth.stopping_thresholds, *([] if own is None else [own])})
     if not thresholds:
         return curve
-    stopping = evaluate_stopping(model, batches(f"{name} by threshold"), token_bytes, device, thresholds)
+    stopping = evaluate_stopping(
+        model, shown_windows(f"{name} by threshold", *arguments), token_bytes, device, thresholds
+    )
     return replace(curve, stopping=stopping, threshold=own)

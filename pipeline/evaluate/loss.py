@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pipeline.distributed.sharded import without_gradients
 from pipeline.distributed.world import world
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.model.gpt import GPT, cross_entropy
 from pipeline.runtime.device import autocast, to_device
-from pipeline.tokens.batches import Batch
+from pipeline.tokens.batches import Batch, count_batches, evaluation_windows
+from pipeline.tokens.shards import Tokens
 
 NEVER = 1.0  # a threshold for learned stopping that no token exceeds
 
@@ -29,6 +31,16 @@ def windows_at_once(model: GPT, device: torch.device) -> int:
     vocab_size = model.embed.wte.weight.shape[0]
     tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_GPU
     return max(1, min(tokens, LOGITS // (4 * vocab_size)) // model.block_size)
+
+
+def shown_windows(
+    description: str, tokens: Tokens, block_size: int, at_once: int, limit: int | None = None
+) -> tqdm[Any]:
+    """`evaluation_windows` whose progress is shown on a terminal, by one of several ranks."""
+    arguments = (tokens, block_size, at_once, limit)
+    silent = None if world().is_main else True  # None: but on a terminal
+    windows, total = evaluation_windows(*arguments), count_batches(*arguments)
+    return tqdm(windows, desc=description, total=total, unit="batch", disable=silent)
 
 
 def evaluate(
