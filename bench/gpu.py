@@ -16,11 +16,11 @@ import typer
 
 from bench.harness import (
     DATASET,
-    MADE,
     NANOGPT,
     PREPARE,
     Figures,
     call_apart,
+    copy_project,
     find_clone,
     machine,
     prepare_clone,
@@ -168,7 +168,7 @@ def main(
 
 def _prepare(lab: Lab, clone: Path | None, text: Path | None) -> None:
     """A copy of this project with a text of characters, tokenized, and one of the clone."""
-    shutil.copytree(Path(), lab.ours, ignore=shutil.ignore_patterns(*MADE))
+    copy_project(lab.ours)
     put_preset(lab.ours, FAST_BABY)
     given, source = text or _tiny_shakespeare(clone), lab.ours / "input.txt"
     if given is None:

@@ -174,7 +174,7 @@ def prepare_here(folder: Path, project: Path = Path()) -> None:
 
     The text is that of the present folder, if it is there already.
     """
-    shutil.copytree(project, folder, ignore=shutil.ignore_patterns(*MADE), dirs_exist_ok=True)
+    copy_project(folder, project)
     if (DATASET / "raw").is_dir():
         shutil.copytree(DATASET / "raw", folder / DATASET / "raw")
     # By that version itself, whose parameters may be others.
@@ -183,6 +183,11 @@ def prepare_here(folder: Path, project: Path = Path()) -> None:
         run_python("here: download", folder, "-m", "stages.download")
     run_python("here: tokenize", folder, "-m", "stages.tokenize")
     run_python("PyTorch: load once, so that no run waits for the disk", folder, "-c", "import torch")
+
+
+def copy_project(folder: Path, project: Path = Path()) -> None:
+    """Copy a project, this one unless said, without what is made in it, to `folder`, which may be there."""
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns(*MADE), dirs_exist_ok=True)
 
 
 def put_preset(folder: Path, preset: str, values: presets.Values | None = None) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from bench.harness import MADE, Figure, Process, put_preset, run_python
+from bench.harness import Figure, Process, copy_project, put_preset, run_python
 from pipeline.config.paths import DATA
 from pipeline.corpus import pydocs
 from pipeline.corpus.documents import write_parquet
@@ -55,7 +55,7 @@ for split, documents in tokenized.items():
 
 def figures(folder: Path, runs: int) -> list[Figure]:
     """Tokenize 100 MB with GPT-2's tokenizer: by one process, by two, and as nanoGPT does."""
-    shutil.copytree(Path(), folder, ignore=shutil.ignore_patterns(*MADE), dirs_exist_ok=True)
+    copy_project(folder)
     put_preset(folder, "default", {"data": {"dataset": DATASET}, "tokenizer": {"name": "gpt2"}})
     raw = folder / DATA / DATASET / "raw"
     raw.mkdir(parents=True)

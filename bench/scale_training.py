@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.harness import MADE, Figure, put_preset, run_python
+from bench.harness import Figure, copy_project, put_preset, run_python
 from pipeline.config.errors import UserError
 from pipeline.config.paths import RECORD, RESULTS
 from pipeline.config.reading import read_json
@@ -27,7 +27,7 @@ RUNS = "runs"
 
 def figures(folder: Path, runs: int) -> Iterator[Figure]:
     """Losses after 20 steps, of the default model in float32, and how often a killed rank was made good."""
-    shutil.copytree(Path(), folder, ignore=shutil.ignore_patterns(*MADE), dirs_exist_ok=True)
+    copy_project(folder)
     for stage in ("download", "tokenize"):
         _put(folder, 16, 1)
         run_python(stage, folder, "-m", f"stages.{stage}")

@@ -23,7 +23,6 @@ from bench.docs import write_docs
 from bench.fork import WITHOUT_TRACKERS
 from bench.harness import (
     FORK,
-    MADE,
     NANOGPT,
     ON_CPU,
     OUT_DIR,
@@ -32,6 +31,7 @@ from bench.harness import (
     Figures,
     Peer,
     call_apart,
+    copy_project,
     earlier_version,
     find_clone,
     machine,
@@ -444,7 +444,7 @@ def _split(lab: Lab, program: str, number: int) -> Figures:
 
 def _demo(lab: Lab, program: str, number: int) -> Figures:
     folder = lab.folder / f"demo-{number}"
-    shutil.copytree(Path(), folder, ignore=shutil.ignore_patterns(*MADE))
+    copy_project(folder)
     put_preset(folder, DEMO)
     run_python("demo: set up DVC", folder, "-m", "pipeline.cli.configure_dvc")
     seconds = run_python("demo: run the pipeline", folder, "-m", "pipeline.cli.main", "demo").seconds
