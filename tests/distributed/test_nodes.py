@@ -57,7 +57,7 @@ class Cluster:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.cli.main", *arguments],
             cwd=folder,
-            env=environment(1, PYTHONPATH=str(folder), PATH=path, **(cluster | variables)),
+            env=environment(1, PYTHONPATH=str(folder), PATH=path, SHELL="/bin/sh", **(cluster | variables)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

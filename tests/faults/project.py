@@ -146,6 +146,7 @@ class Project:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
+            "SHELL": "/bin/sh",  # of DVC's stages
             "DVC_SITE_CACHE_DIR": str(self.folder.with_name(self.folder.name + ".site")),
             "DVC_NO_ANALYTICS": "1",
         }

@@ -22,7 +22,7 @@ CACHED = [name for name in STAGES if not STAGES[name].get("always_changed")]
 
 def script(name: str) -> str:
     """The module that a stage runs."""
-    module: str = STAGES[name]["cmd"].split()[2]
+    module: str = STAGES[name]["cmd"].split()[3]
     return module
 
 
