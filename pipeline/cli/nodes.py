@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.distributed.launch import MOST_PORT, PORT, Lost, number
+from pipeline.distributed.launch import CALLING, MOST_PORT, PORT, Lost, number
 
 BEGINS, ENDED = b"training\n", b"no train\n"  # of the same length
 SECONDS = 0.5  # between two looks
@@ -26,14 +27,27 @@ def rendezvous() -> tuple[str, int]:
 
 
 @contextmanager
-def calling(training: Path) -> Iterator[None]:
-    """Within the block, tell each node that calls that the training begins, as soon as `training` exists.
+def calling() -> Iterator[None]:
+    """Within the block, tell each node that calls when a training begins that a stage of this process starts.
 
     The end of the block ends the connections. Without other nodes, nothing happens.
     """
     if number("NNODES", 1) == 1:
         yield
         return
+    with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as folder:
+        training = Path(folder, "training")
+        os.environ[CALLING] = str(training)
+        try:
+            with _answering(training):
+                yield
+        finally:
+            del os.environ[CALLING]
+
+
+@contextmanager
+def _answering(training: Path) -> Iterator[None]:
+    """Within the block, tell each node that calls that the training begins, once `training` exists."""
     _, port = rendezvous()
     done = threading.Event()
     answers: list[threading.Thread] = []

@@ -23,7 +23,6 @@ from pipeline.config.paths import raw_folder
 from pipeline.config.presets import DEFAULT
 from pipeline.config.signals import handled
 from pipeline.corpus.sources import load_spec
-from pipeline.distributed.launch import TRAINING
 from pipeline.storage.lock import is_alive
 
 Preset = Annotated[
@@ -42,8 +41,12 @@ def main(
 
 
 def run_pipeline() -> None:
-    """Run the stages that are out of date, then print the summary. Exits with DVC's status if one fails."""
-    status = repro()
+    """Run the stages that are out of date, then print the summary. Exits with the status of one that fails.
+
+    Nodes that `join` are told when the training begins.
+    """
+    with calling():
+        status = repro()
     if status:
         sys.exit(status)
     from pipeline.cli import summary  # imports PyTorch, which takes seconds
@@ -75,7 +78,7 @@ def dvc(*arguments: str) -> int:
     DVC itself has 255 for all that fails. SIGTERM and SIGHUP are passed on to DVC, whose end makes a training
     save and stop; that is waited for.
     """
-    with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as name, calling(Path(name, TRAINING)):
+    with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as name:
         environment = {**_environment(), STAGES_FOLDER: name}
         process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], env=environment)
         with handled((signal.SIGTERM, signal.SIGHUP), lambda _: process.terminate()):

@@ -19,7 +19,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.command_line import STAGES_FOLDER, refusal, run
+from pipeline.config.command_line import refusal, run
 from pipeline.config.errors import UserError
 from pipeline.config.signals import handled
 from pipeline.storage.machine import cores
@@ -27,8 +27,9 @@ from pipeline.storage.machine import cores
 FOLDER = "GPT_PIPELINE_LAUNCH"  # names a folder by which a launcher and its ranks tell each other of the end
 STATUS, STOP = "status", "stop"  # files in it: the exit status to end with, the number of a signal to stop
 
-TRAINING = "training"  # a file in STAGES_FOLDER while a training on several machines waits for the others
+CALLING = "GPT_PIPELINE_CALLING"  # names a file that is there while a training waits for the other machines
 
+PATIENCE = 10  # seconds for ranks that are told to end, before they are killed
 RESTARTS = 3  # after a rank was lost; all then continue from the last checkpoint
 PORT, MOST_PORT = 29500, 65534  # the one after it is used too
 
@@ -124,6 +125,7 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
         os.environ[FOLDER] = name
         # Sharing the agent's store, ranks often do not find each other again after one was lost.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(PATIENCE)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
         config = LaunchConfig(
             min_nodes=count,
@@ -139,6 +141,8 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
             signals_to_handle="SIGQUIT",  # the others reach the ranks through a file
         )
         try:
+            if count > 1:
+                print(f"waiting for {count} machines at {address}:{port}", file=sys.stderr)
             with _announced(count > 1 and node == 0):
                 elastic_launch(config, sys.executable)(*arguments)
         except (errors.ChildFailedError, RendezvousError) as error:
@@ -164,11 +168,10 @@ def _lost(error: Any, count: int) -> str:
 @contextlib.contextmanager
 def _announced(wanted: bool) -> Iterator[None]:
     """Within the block, the command that started this stage knows that the other machines are waited for."""
-    folder = os.environ.get(STAGES_FOLDER)
-    if folder is None or not wanted:
+    if CALLING not in os.environ or not wanted:
         yield
         return
-    note = Path(folder, TRAINING)
+    note = Path(os.environ[CALLING])
     note.touch()
     try:
         yield
@@ -218,7 +221,7 @@ def _as_rank(main: Callable[..., Any]) -> Callable[..., None]:
                 _end(folder, 1)  # it would happen again
                 raise
             with contextlib.suppress(OSError):
-                print("lost contact with another process", file=sys.stderr)
+                print("lost contact with another process; waiting for it to start again", file=sys.stderr)
             os._exit(1)
 
     return ranked
@@ -272,13 +275,15 @@ def _noted(path: Path) -> int | None:
 def _passed_on(folder: Path) -> Iterator[None]:
     """Within the block, signals and the end of DVC are told to the ranks, which save and stop.
 
-    A second signal ends the launcher at once; so does the first while it has no ranks, as it waits for nodes.
+    A second signal ends the launcher, and within PATIENCE its ranks, saved or not. So does the first while it
+    has no ranks, as it waits for nodes.
     """
     parent, done = os.getppid(), threading.Event()
 
     def tell(number: int) -> None:
+        first = told_to_stop() is None
         (folder / STOP).write_text(str(number))
-        if not _has_ranks():
+        if not first or not _has_ranks():
             sys.exit(128 + number)
 
     def watch() -> None:
@@ -290,7 +295,7 @@ def _passed_on(folder: Path) -> Iterator[None]:
     if "DVC_STAGE" in os.environ:
         threading.Thread(target=watch, daemon=True).start()
     try:
-        with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), tell, once=True):
+        with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), tell):
             yield
     finally:
         done.set()

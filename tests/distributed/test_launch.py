@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.distributed.launch import FOLDER, STOP
+from pipeline.storage.lock import is_alive
 from tests.distributed.ranks import environment, train, train_command
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -144,6 +146,12 @@ class Training:
         launcher = self.process.pid
         return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
 
+    @property
+    def is_told_to_stop(self) -> bool:
+        variables = Path(f"/proc/{self.ranks[0]}/environ").read_text().split("\0")
+        (folder,) = (value for name, _, value in (one.partition("=") for one in variables) if name == FOLDER)
+        return Path(folder, STOP).exists()
+
     def end(self) -> str:
         _, error = self.process.communicate(timeout=120)
         return error
@@ -179,6 +187,20 @@ def test_a_signal_stops_all_ranks_after_the_same_step(
     said = training.end()
     assert training.process.returncode == 128 + number, said
     assert "stopped after step" in said.splitlines()[-1]
+
+
+@needs_proc
+def test_a_second_signal_ends_even_ranks_that_hang(tiny_project: Path) -> None:
+    training = Training(tiny_project, *LONG)
+    training.wait_for(training.checkpoints)
+    ranks = training.ranks
+    os.kill(ranks[1], signal.SIGSTOP)
+    training.process.send_signal(signal.SIGTERM)
+    training.wait_for(lambda: training.is_told_to_stop)
+    training.process.send_signal(signal.SIGTERM)
+    training.end()
+    assert training.process.returncode == 128 + signal.SIGTERM
+    assert not any(is_alive(rank) for rank in ranks)
 
 
 @needs_proc
