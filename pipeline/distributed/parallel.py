@@ -109,7 +109,11 @@ def blocks_of_their_own(model: GPT) -> list[Block]:
 
 
 def parallel(mode: str, model: GPT, device: torch.device, world: World) -> Parallel:
-    """The model prepared for the mode that `runtime.parallel` names; `auto` is DDP on several ranks."""
-    if world.size == 1:
-        return Parallel(model)
-    return FSDP(model, device, world) if mode == "fsdp" else DDP(model, device)
+    """The model on the device, prepared for the mode that `runtime.parallel` names.
+
+    `auto` is DDP on several ranks. With FSDP, no device ever has the whole model.
+    """
+    if world.size > 1 and mode == "fsdp":
+        return FSDP(model, device, world)
+    model.to(device)
+    return Parallel(model) if world.size == 1 else DDP(model, device)

@@ -5,7 +5,7 @@ https://kellerjordan.github.io/posts/muon/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,33 +61,61 @@ class Muon:
         updates = torch._foreach_lerp(gradients, momenta, self.momentum)
         if group["weight_decay"]:
             torch._foreach_mul_([local(one) for one in parameters.values()], 1 - rate * group["weight_decay"])
-        divided = {name: one for name, one in parameters.items() if local(one) is not one}
-        directed = [
-            whole(as_divided(update, parameter))
-            for parameter, update in zip(parameters.values(), updates, strict=True)
-        ]
-        changes = {name: torch.zeros(one.shape, device=one.device) for name, one in divided.items()}
-        for changed, stack in _by_shape(parameters | changes, directed):
+        named = dict(zip(parameters, updates, strict=True))
+        for some in _at_once(parameters):
+            self._move(some, named, rate)
+
+    def _move(
+        self,
+        parameters: dict[str, torch.Tensor],
+        updates: dict[str, torch.Tensor],
+        rate: float | torch.Tensor,
+    ) -> None:
+        """Change some parameters by `rate` times their updates, made orthogonal."""
+        directed = {name: whole(as_divided(updates[name], one)) for name, one in parameters.items()}
+        changed = {
+            name: one if local(one) is one else torch.zeros_like(directed[name], dtype=one.dtype)
+            for name, one in parameters.items()
+        }
+        for places, stack in _by_shape(changed, directed):
             directions = world().each_some(stack, self._orthogonal)
-            for matrix, direction in zip(changed, directions, strict=True):
+            for matrix, direction in zip(places, directions, strict=True):
                 rows, columns = matrix.shape
                 longest = max(1.0, rows / columns) ** 0.5
                 wide = direction if direction.shape == matrix.shape else direction.mT
                 matrix.sub_(wide * (rate * longest))
-        for name, change in changes.items():
-            local(divided[name]).add_(piece(change, divided[name]))
+        for name, one in parameters.items():
+            if changed[name] is not one:
+                local(one).add_(piece(changed[name], one))
 
     def _orthogonal(self, stack: torch.Tensor) -> torch.Tensor:
         return orthogonalize(stack, self.dtype)
 
 
+def _at_once(parameters: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """The parameters that are changed together: all of them, so that many matrices share a product.
+
+    Of divided ones, those of a shape, and as many as there are ranks, because they are gathered.
+    """
+    if all(local(one) is one for one in parameters.values()):
+        yield parameters
+        return
+    alike: dict[torch.Size, list[str]] = {}
+    for name, one in parameters.items():
+        alike.setdefault(one.shape, []).append(name)
+    size = world().size
+    for names in alike.values():
+        for first in range(0, len(names), size):
+            yield {name: parameters[name] for name in names[first : first + size]}
+
+
 def _by_shape(
-    parameters: dict[str, torch.Tensor], updates: Sequence[torch.Tensor]
+    parameters: dict[str, torch.Tensor], updates: dict[str, torch.Tensor]
 ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
     """All matrices of one shape, tall ones lying down: those to change, and a stack of their updates."""
     found: dict[tuple[int, ...], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for (name, parameter), update in zip(parameters.items(), updates, strict=True):
-        for matrix, part in zip(matrices(name, parameter), matrices(name, update), strict=True):
+    for name, parameter in parameters.items():
+        for matrix, part in zip(matrices(name, parameter), matrices(name, updates[name]), strict=True):
             wide = part if part.shape[0] <= part.shape[1] else part.mT
             changed, parts = found.setdefault(tuple(wide.shape), ([], []))
             changed.append(matrix)

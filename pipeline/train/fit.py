@@ -101,7 +101,7 @@ def fit(
         model = start.build(Weights(checkpoint / WEIGHTS_FILE) if checkpoint and ranks.is_main else None)
         if ranks.size > 1:
             take_weights(model, model.state_dict() if ranks.is_main else None)
-        trainer = Trainer(model.to(device), params, prepared.data, run, device, prepared.probe)
+        trainer = Trainer(model, params, prepared.data, run, device, prepared.probe)
         if checkpoint:
             trainer.load(checkpoint)
             say(

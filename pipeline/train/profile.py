@@ -87,7 +87,7 @@ class StepProfile:
             model = Start(params, tokenizer, tokens).build()
             train, val = open_split(tokens, "train"), open_split(tokens, "val")
             data = Data(train, val, tokenizer.token_bytes)
-        self.trainer = Trainer(model.to(self.device), self.params, data, Run(folder), self.device)
+        self.trainer = Trainer(model, self.params, data, Run(folder), self.device)
         self.trainer.steps = sys.maxsize  # none of those measured is the last
         self.trainer.train = params.train.model_copy(update={"eval_interval": sys.maxsize})
         self.trainer.checkpoint_interval = sys.maxsize

@@ -50,10 +50,8 @@ class Memory:
 
     def of_each(self, ranks: int) -> Memory:
         """What each of so many ranks needs if they divide the model."""
-        weights, gradients, optimizer = (
-            ceil(part / ranks) for part in (self.weights, self.gradients, self.optimizer)
-        )
-        return replace(self, weights=weights, gradients=gradients, optimizer=optimizer)
+        divided = ("weights", "gradients", "optimizer", "update")
+        return replace(self, **{name: ceil(getattr(self, name) / ranks) for name in divided})
 
 
 @dataclass(frozen=True)
@@ -139,22 +137,26 @@ def check_memory(
 
     Only what is needed for certain counts, against all the memory there is.
     """
-    size = model_size(config)
+    size, ranks = model_size(config), world()
     needs, room = training_memory(config, size, params, device), memory_of(device)
-    held = needs.of_each(world().size) if params.runtime.parallel == "fsdp" else needs
+    held = needs.of_each(ranks.size) if params.runtime.parallel == "fsdp" else needs
+    here = ranks.local_size
+    on_device = here if device.type == "cpu" else 1  # ranks that share the device
     what = f"{size.parameters:,} parameters (model.n_layer = {config.n_layer}, n_embd = {config.n_embd})"
+    if here > 1:
+        what += f" on {here} processes"
     for needed, there, where in (
-        (needs.weights, memory().total, "this machine"),  # where a model is built, whatever the device
-        (held.certain, room.total, str(device)),
+        (here * needs.weights, memory().total, "this machine"),  # where each builds it, whatever the device
+        (on_device * held.certain, room.total, str(device)),
     ):
         if needed > there:
             raise UserError(
                 f"{what} need {binary(needed)} of memory, without activations, but {where} has "
                 f"{binary(there)}; choose a smaller model: `gpt-pipeline sizing` shows what needs how much"
             )
-    if held.total > room.free:
+    if on_device * held.total > room.free:
         note(
-            f"note: training needs about {binary(held.total)} of memory, but {device} has "
+            f"note: training needs about {binary(on_device * held.total)} of memory, but {device} has "
             f"{binary(room.free)} free; if that is too little, halve train.batch_size and double "
             "train.gradient_accumulation_steps"
         )
