@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.distributed.launch import CALLING, MOST_PORT, PORT, Lost, number
+from pipeline.distributed.launch import CALLING, Lost, node_0, number
 
 BEGINS, ENDED = b"training\n", b"no train\n"  # of the same length
 SECONDS = 0.5  # between two looks
@@ -20,10 +20,8 @@ SECONDS = 0.5  # between two looks
 
 def rendezvous() -> tuple[str, int]:
     """The address of node 0, and the port on which it calls the others: the one after that of the ranks."""
-    address = os.environ.get("MASTER_ADDR", "")
-    if not address:
-        raise UserError("MASTER_ADDR is missing; set it to the address of node 0")
-    return address, number("MASTER_PORT", PORT, most=MOST_PORT) + 1
+    address, port = node_0()
+    return address, port + 1
 
 
 @contextmanager

@@ -86,6 +86,16 @@ def number(variable: str, otherwise: int, least: int = 1, most: int | None = Non
     return int(value)
 
 
+def node_0() -> tuple[str, int]:
+    """The address of node 0 and the port of its ranks. Raises UserError if the environment does not say."""
+    address = os.environ.get("MASTER_ADDR", "")
+    if not address:
+        raise UserError(
+            f"NNODES={os.environ['NNODES']}: MASTER_ADDR is missing; set it to the address of node 0"
+        )
+    return address, number("MASTER_PORT", PORT, most=MOST_PORT)
+
+
 def _own_address(other: str) -> str:
     """This machine's address in the network that leads to another. Nothing is sent."""
     try:
@@ -105,14 +115,11 @@ def launch(arguments: Sequence[str], nodes: bool = False) -> int:
     Lost if node 0 is lost, or if another process or node is and does not come back.
     """
     count, node = (number("NNODES", 1), number("NODE_RANK", 0, least=0)) if nodes else (1, 0)
-    address = os.environ.get("MASTER_ADDR", "") if count > 1 else "127.0.0.1"
-    if not address:
-        raise UserError(f"NNODES={count}: MASTER_ADDR is missing; set it to the address of node 0")
+    address, port = node_0() if count > 1 else ("127.0.0.1", 0)
     if node >= count:
         raise UserError(
             f"NODE_RANK={node}: there are NNODES={count} nodes; number them from 0 to {count - 1}"
         )
-    port = number("MASTER_PORT", PORT, most=MOST_PORT) if count > 1 else 0
     ranks = number("NPROC", 1)
 
     import torch.distributed.elastic.multiprocessing.errors as errors

@@ -151,7 +151,7 @@ def test_run_waits_until_a_stopped_training_is_saved(cluster: Cluster) -> None:
     [
         ("join", {"NODE_RANK": "0"}, "NNODES=2 NODE_RANK=0: join is for the other nodes"),
         ("join", {"NNODES": "1"}, "NNODES=1 NODE_RANK=1: join is for the other nodes"),
-        ("join", {"MASTER_ADDR": ""}, "MASTER_ADDR is missing"),
+        ("join", {"MASTER_ADDR": ""}, "NNODES=2: MASTER_ADDR is missing"),
         ("run", {}, "NODE_RANK=1: node 0 runs the pipeline; here: gpt-pipeline join"),
     ],
 )
