@@ -17,6 +17,7 @@ from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
 from pipeline.corpus.own_text import spec_for_text
 from pipeline.corpus.sources import write_spec
+from pipeline.distributed.world import World
 from pipeline.model.build import build_gpt
 from pipeline.model.size import model_size
 from pipeline.optim.build import build_optimizer
@@ -25,7 +26,7 @@ from pipeline.runtime.device import autocast
 from pipeline.storage.files import write_text
 from pipeline.storage.machine import Room
 from pipeline.train.checkpoint import OPTIMIZER_FILE
-from pipeline.train.sizing import expected_config, run_disk, training_memory
+from pipeline.train.sizing import check_memory, expected_config, run_disk, training_memory
 from pipeline.weights.model_folder import WEIGHTS_FILE
 from tests import tiny
 from tests.conftest import Ended
@@ -271,3 +272,25 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(
     runs()
     monkeypatch.setattr("pipeline.storage.machine.disk", lambda path: Room(needed, 0))
     runs()  # finished: nothing is written any more
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_processes_of_one_machine_count_together(
+    mode: str, tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four on two machines: each builds a copy; with FSDP it then keeps a quarter of one."""
+    params = tiny.params(f"runtime.parallel={mode}")
+    config = expected_config(params)
+    assert config is not None
+    needs = training_memory(config, model_size(config), params, CPU)
+    most = 2 * (needs.certain if mode == "ddp" else max(needs.weights, needs.of_each(4).certain))
+    monkeypatch.setattr("pipeline.train.sizing.world", lambda: World(0, 4, 0, 2))
+
+    def check(total: int) -> None:
+        for module in ("train.sizing", "runtime.memory"):
+            monkeypatch.setattr(f"pipeline.{module}.memory", lambda: Room(total, total))
+        check_memory(params, config, CPU, lambda _: None)
+
+    check(most)
+    with pytest.raises(UserError, match="on 2 processes need"):
+        check(most - 1)
