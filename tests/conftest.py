@@ -22,6 +22,7 @@ from pipeline.corpus.sources import TailSplit
 from pipeline.storage.files import write_text
 from pipeline.tokens.write_shards import tokenize
 from tests import tiny
+from tests.browser import browser as browser
 from tests.train.runs import Runs
 
 torch.set_num_threads(1)

@@ -44,7 +44,7 @@ def declared(*extras: str) -> frozenset[str]:
 
 
 def everything() -> frozenset[str]:
-    return declared("", "dev", *OPTIONAL.values())
+    return declared("", "dev", "browser", *OPTIONAL.values())
 
 
 @cache
