@@ -14,7 +14,8 @@ def early_exit(model: GPT, depth: int) -> GPT:
     after fewer layers: what it then writes shows what these layers know.
     """
     assert depth in model.depths, f"{depth} is not among {model.depths}"
-    return GPT(model.embed, _shortened(model.trunk, depth), model.head, model.block_size).train(model.training)
+    shortened = GPT(model.embed, _shortened(model.trunk, depth), model.head, model.block_size)
+    return shortened.train(model.training)
 
 
 def _shortened(trunk: Trunk, depth: int) -> Trunk:

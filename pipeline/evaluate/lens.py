@@ -40,8 +40,9 @@ class Lens:
 
     `nats[d, t]` is the loss of token t + 1, which is predicted from the tokens up to t; `steps_taken` says
     after how many steps learned stopping ended for each token. It is the expected number of steps for a model
-    that has no threshold, and None for one that takes every step. A token that has stopped keeps its
-    predictions. `trained_depth` and `experts` are those of the model as it is used.
+    that has no threshold, and None for one that takes every step. A token that has stopped keeps its state;
+    in a coda it still sees others that go on. `trained_depth` and `experts` are those of the model as it is
+    used.
     """
 
     ids: torch.Tensor  # (T)
@@ -56,23 +57,28 @@ class Lens:
 
 
 @torch.inference_mode()
-def lens(model: GPT, ids: torch.Tensor, vocab_size: int, top: int = 5) -> Lens:
+def lens(
+    model: GPT, ids: torch.Tensor, vocab_size: int, top: int = 5, depths: Sequence[int] | None = None
+) -> Lens:
     """Look at a model in evaluation mode while it reads ids (T,), at most `block_size` of them.
 
-    Ids from `vocab_size` on are padding, and not among the `top` predictions.
+    Ids from `vocab_size` on are padding, and not among the `top` predictions. `depths` are some of the
+    model's, in order; by default all.
     """
-    batch = ids[None]
+    depths = model.depths if depths is None else depths
     nats, top_ids, top_probabilities = [], [], []
-    for logits in model.logits_by_depth(batch):
+    for depth, logits in zip(model.depths, model.logits_by_depth(ids[None]), strict=True):
+        if depth not in depths:
+            continue
         log_probabilities = logits[0].float().log_softmax(-1)  # (T, vocabulary)
         nats.append(-log_probabilities[:-1].gather(-1, ids[1:, None])[:, 0].cpu())
         best = log_probabilities[:, :vocab_size].topk(min(top, vocab_size))
         top_ids.append(best.indices.cpu())
         top_probabilities.append(best.values.exp().cpu())
-    steps_taken, experts = _decisions(model, batch)
+    steps_taken, experts = decisions(model, ids)
     return Lens(
         ids.cpu(),
-        model.depths,
+        depths,
         model.trunk.unit,
         model.depth,
         torch.stack(nats),
@@ -83,8 +89,9 @@ def lens(model: GPT, ids: torch.Tensor, vocab_size: int, top: int = 5) -> Lens:
     )
 
 
-def _decisions(model: GPT, batch: torch.Tensor) -> tuple[torch.Tensor | None, list[ExpertChoices]]:
-    """The steps that each token takes (T,), and its experts, while the model reads ids (1, T)."""
+@torch.inference_mode()
+def decisions(model: GPT, ids: torch.Tensor) -> tuple[torch.Tensor | None, list[ExpertChoices]]:
+    """The steps that each token takes (T,), and its experts, while a model reads ids (T,)."""
     gates: list[torch.Tensor] = []  # (T): the probability of stopping before step 2, 3, …
     routings: list[tuple[MixtureOfExperts, Routing]] = []
     with ExitStack() as hooks:
@@ -98,14 +105,14 @@ def _decisions(model: GPT, batch: torch.Tensor) -> tuple[torch.Tensor | None, li
             hooks.enter_context(
                 model.stopping.gate.register_forward_hook(lambda _, __, p: gates.append(p[0, :, 0].cpu()))
             )
-        model.hidden_states(batch)
+        model.hidden_states(ids[None])
     runs: dict[str, int] = {}
     experts = []
     for mixture, routing in routings:
         runs[mixture.name] = run = runs.get(mixture.name, 0) + 1
         experts.append(_choices(mixture, run, routing))
     stopping = model.stopping
-    return None if stopping is None else _steps(stopping, gates, batch.shape[1], model.depth), experts
+    return None if stopping is None else _steps(stopping, gates, len(ids), model.depth), experts
 
 
 def _steps(stopping: LearnedStopping, gates: Sequence[torch.Tensor], T: int, depth: int) -> torch.Tensor:
