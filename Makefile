@@ -10,10 +10,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
-COMMANDS := demo repro run join train-on finetune-on experiment watch presets start-from sizing profile summary experiments \
-	sample baselines eval-zeroshot lm-eval push-data pull-data export import upload generate doctor verify
+COMMANDS := demo repro run join train-on finetune-on experiment watch presets start-from sizing profile summary report \
+	experiments sample baselines eval-zeroshot lm-eval push-data pull-data export import upload generate doctor verify
 
-.PHONY: help demo install ready again test test-gpu faults check format bench bench-gpu bench-scale clean $(COMMANDS)
+.PHONY: help demo install ready again test test-gpu faults check format bench bench-gpu bench-scale bench-report \
+	setup-browser clean $(COMMANDS)
 
 help:
 	@$(PYTHON3) -m pipeline.cli.commands
@@ -29,7 +30,7 @@ train-% preset-%: ready
 
 lm-eval: .venv/.installed-lm-eval
 
-bench bench-gpu bench-scale test test-gpu faults check format: .venv/.installed-dev
+bench bench-gpu bench-scale bench-report test test-gpu faults check format: .venv/.installed-dev
 
 bench: ready
 	@$(PYTHON) -m bench $(or $(WHAT),speed)
@@ -39,6 +40,12 @@ bench-gpu: ready
 
 bench-scale: ready
 	@$(PYTHON) -m bench scale
+
+bench-report: ready
+	@$(PYTHON) -m bench report
+
+setup-browser:
+	@$(PYTHON3) -m pipeline.cli.setup_browser
 
 test: ready
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n logical --maxprocesses 8 --dist loadgroup

@@ -12,6 +12,7 @@ BENCHMARKS = {
     "interop": ("logits, losses, memory and speed against transformers", "bench.interop"),
     "checkpoint": ("what saving, resuming and opening a large corpus cost", "bench.checkpoint"),
     "scale": ("what larger trainings need: tokenizing, reading, several processes", "bench.scale"),
+    "report": ("how soon the report is built and opens, and its accessibility", "bench.report"),
     "ablation": (
         "take ingredients out of the active recipe: loss and time over several seeds",
         "bench.ablation",

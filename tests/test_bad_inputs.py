@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.storage.checksums import sha256_file
+from pipeline.storage.checksums import read_checked_json, sha256_file, write_checked_json
 from pipeline.storage.files import write_text
 from pipeline.tokens.tokenizers import ByteTokenizer
 from stages.train import main as train
@@ -146,6 +146,17 @@ class Code:
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, ("touch executed",)
+
+
+def run_with_log(log: str) -> Spoil:
+    """The only run of the project has this log."""
+
+    def spoil() -> None:
+        facts = read_checked_json(Path("results/run.json"), "")
+        write_checked_json(Path("runs/0f4a/run.json"), facts)
+        holds("runs/0f4a/log.csv", log)()
+
+    return spoil
 
 
 def checkpoint(**changes: int) -> Spoil:
@@ -421,6 +432,18 @@ def rows() -> Iterator[Row]:
             ("http", " --remote http://127.0.0.1:9/x", "no record of runs"),
         ):
             yield Row(f"{command}-{id}", dvc, f"{command}{remote}", line)
+    report = "pipeline.cli.report"
+    logless = run_with_log("step,tokens,train_loss\n")
+    yield Row("report-nothing", is_missing(METRICS), report, "no results yet")
+    yield Row("report-unknown-run", nothing, f"{report} 0f4a", "RUNS=0f4a: no run and no experiment")
+    yield Row("report-path", nothing, f"{report} ../x", "RUNS=../x")
+    yield Row("report-without-log", logless, f"{report} 0f4a", "a run without logs")
+    yield Row("report-damaged-log", run_with_log("a,b\n1\n2,x\n"), f"{report} 0f4a", "not a run's log")
+    yield Row("report-many-runs", nothing, f"{report} {' '.join('abcdefghi')}", "9 runs; name 8 at most")
+    yield Row("report-metrics", holds(METRICS, "[]"), "report", METRICS)
+    yield Row("report-samples", holds("results/samples.txt", "text"), "report", "results/samples.txt")
+    yield Row("report-picture", holds("results/depth.png", ""), "report", "results/depth.png")
+    yield Row("report-baseline", holds("results/baselines/uniform.json", "{}"), "report", "uniform.json")
     yield Row("upload-nothing", nothing, "upload user/name", "results/export")
     yield Row("start-from-nowhere", nothing, "start_from nowhere", "nowhere")
     yield Row("option-unknown", nothing, "train --faster", "--faster")

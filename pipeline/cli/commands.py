@@ -78,6 +78,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Results": (
         Command("summary", "losses, a sample, and where the files are", "pipeline.cli.summary"),
         Command(
+            "report",
+            "all results as one page; several runs: make report RUNS='0f4a 77b2'",
+            "pipeline.cli.report",
+        ),
+        Command(
             "experiments",
             "all experiments beside the baseline: a table, CSV and a picture",
             "pipeline.cli.experiments",
@@ -143,6 +148,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("bench", "the table of speed beside nanoGPT and the fork: make bench CLONE=... FORK=..."),
         Command("bench-gpu", "the same on one GPU, in nine minutes"),
         Command("bench-scale", "tokenizing, reading and training beyond one process; ONLY=reading"),
+        Command("bench-report", "how soon the report is built and opens; what keeps people from using it"),
+        Command("setup-browser", "install Chromium, which tests and benchmarks look at pages with"),
         Command(
             "doctor",
             "this machine and project, for a bug report; what to mend",

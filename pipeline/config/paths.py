@@ -28,6 +28,7 @@ EXPERIMENTS = RESULTS / "experiments.csv"
 EXPERIMENTS_PICTURE = RESULTS / "experiments.png"
 ZEROSHOT = RESULTS / "zeroshot"
 SAMPLES = RESULTS / "samples.txt"
+REPORT = RESULTS / "report.html"
 
 SAVED = Path("saved")  # models that the user keeps, and imports
 RUN_FILE = "run.json"  # in runs/<key>/: the settings behind the key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def test_an_experiment_leaves_nothing_behind_and_is_compared(project: Path) -> N
     assert (project / "results/experiments.png").read_bytes().startswith(b"\x89PNG")
     (row,) = (row for row in experiments(project) if row["experiment"] == "relu2")
     assert float(row["val_loss_difference"]) != 0
+    baseline = json.loads((project / "results/run.json").read_text())["run"]
+    ended = command(project, "report", "relu2", baseline[:6], **GIT)
+    assert ended.returncode == 0, ended.stderr
+    page = (project / "results/report-runs.html").read_text()
+    assert '"name":"relu2"' in page and f'"key":"{baseline}"' in page
+    assert "relu2" in page and page.count('"val_loss":') > 2
 
 
 def test_an_experiment_that_fails_leaves_nothing_behind_either(project: Path) -> None:

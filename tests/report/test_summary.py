@@ -58,13 +58,17 @@ def test_only_what_is_there_is_named(results: Path) -> None:
     assert "results/metrics.json   the figures to compare (61 s of training, cpu)" in text
     assert "results/samples.txt" not in text and "A sample" not in text
     write_samples(results / "samples.txt", ["the old\nship", "another"], model="others")
+    write_text(results / "report.html", "of other weights")
     save_picture(Figure(), results / "depth.png", model="of other weights")
     text = summary(tiny.params())
     assert "samples.txt" not in text and "A sample" not in text and "depth.png" not in text
+    assert "report.html" not in text
+    write_text(results / "report.html", f"of the weights {WEIGHTS}")
     write_samples(results / "samples.txt", ["the old\nship", "another"], WEIGHTS)
     text = summary(tiny.params())
     assert "A sample\n  the old\n  ship\n\n" in text and "another\n" not in text
     assert "results/samples.txt    all samples" in text
+    assert "results/report.html    all of this on one page" in text
 
 
 def test_damaged_results_are_refused(results: Path) -> None:

@@ -152,7 +152,7 @@ def test_other_weights_in_the_same_folder_are_noticed(project: Path) -> None:
     (weights.parent / "manifest.json").unlink()  # else it is refused, as damaged
     save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
     try:
-        assert ran(dvc(project, "repro")) == ["check", "eval_baselines@saved/other", "depth_curve"]
+        assert ran(dvc(project, "repro")) == ["check", "eval_baselines@saved/other", "depth_curve", "report"]
     finally:
         weights.write_bytes(before)
     again = dvc(project, "repro")  # the figures of these weights are in the run cache
@@ -183,6 +183,15 @@ def test_repro_ends_with_the_summary(project: Path) -> None:
     ended = command(project, "repro")
     assert ended.returncode == 0, ended.stderr
     assert "Validation loss of tiny" in ended.stdout and "results/depth.png" in ended.stdout
+
+
+def test_the_report_is_made_again_alone(project: Path) -> None:
+    page = project / "results/report.html"
+    before = page.read_bytes()
+    ended = command(project, "report")
+    assert ended.returncode == 0 and ended.stdout == "results/report.html: open it in a browser\n"
+    assert page.read_bytes() == before, "the same results give the same page"
+    assert ran(dvc(project, "repro")) == ["check"]
 
 
 def test_variables_of_make_do_not_reach_the_stages(project: Path) -> None:
