@@ -14,7 +14,7 @@ from tests.faults.table import Trial, fault
 
 # `train` is a run of its own, `publish` finds its run finished.
 AT_ONCE = ("download", "tokenize", "train", "publish", "export", "eval", "sample")
-MAKING = ("download", "tokenize", "train", "eval", "depth", "sample", "export")
+MAKING = ("download", "tokenize", "train", "eval", "depth", "sample", "report", "export")
 
 
 @fault(

@@ -106,6 +106,7 @@ register_kills("save", "train", "runs", "checkpoints and the best model are save
 register_kills("publish", "train", "results", "a finished run is published", quick=4)
 register_kills("eval", "eval", "", "a baseline is evaluated", quick=1)
 register_kills("depth", "depth", "", "the depth curve is written", quick=0)
+register_kills("report", "report", "", "the report is written", quick=0)
 register_kills("sample", "sample", "", "samples are written", quick=1)
 register_kills("export", "export", "", "a model is exported", quick=2)
 

@@ -31,6 +31,10 @@ from tests.faults.moments import killed_after_step
 from tests.faults.operations import Inject, recorded
 
 SPEED = {"tokens_per_second", "mfu", "seconds"}
+# The same in a report, and the hashes of files with them.
+SPEED_ON_PAGE = re.compile(
+    r'"(seconds|tokens_per_second|results/log\.csv|results/metrics\.json)":(\[[^]]*\]|[^],}]*)'
+)
 SECONDS = 60  # a command that runs longer hangs
 
 SETTINGS = [
@@ -52,6 +56,7 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "eval": ("stages.eval_baselines", [BASELINE], ["results/baselines"]),
     "depth": ("stages.depth_curve", [], ["results/depth.csv", "results/depth.png", "results/stopping.csv"]),
     "sample": ("stages.sample", ["--out", "results/samples.txt"], ["results/samples.txt"]),
+    "report": ("stages.report", [], ["results/report.html"]),
     "export": ("pipeline.cli.export", [], ["results/export"]),
     "summary": ("pipeline.cli.summary", [], []),
     "verify": ("pipeline.cli.verify", [], []),
@@ -186,6 +191,8 @@ class Project:
                 return json.dumps(rows)
             if path.name == "metrics.json":
                 return json.dumps({k: v for k, v in json.loads(path.read_bytes()).items() if k not in SPEED})
+            if path.name == "report.html":
+                return SPEED_ON_PAGE.sub("", path.read_text())
             if path.name == "README.md":
                 return re.sub(r"[\d,]+ seconds", "", path.read_text())
             if path.name == "manifest.json" and path.with_name("README.md").exists():
@@ -249,7 +256,7 @@ class World:
         write_spec(spec_for_text(str(text)), raw.folder / "data/tiny/dataset.yaml")
         self._derive("raw", "downloaded", "download")
         self._derive("downloaded", "tokens", "tokenize")
-        self._derive("tokens", "trained", "train", "eval", "depth", "sample", "export")
+        self._derive("tokens", "trained", "train", "eval", "depth", "sample", "report", "export")
         half = self._derive("tokens", "interrupted")
         ended = half("train", inject=killed_after_step(35))
         assert ended.status == -signal.SIGKILL and len(half.checkpoints()) == 2, ended
@@ -340,6 +347,7 @@ BEFORE = {
     "eval": "trained",
     "depth": "trained",
     "sample": "trained",
+    "report": "trained",
     "export": "trained",
 }
 
