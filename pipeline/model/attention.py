@@ -86,7 +86,8 @@ class CausalSelfAttention(nn.Module):
         if self.alibi is None and (cache is None or not cache.needs_mask):
             return None
         if cache is not None:
-            ages, mask = cache.ages if self.alibi is not None else None, cache.mask(context.rows)
+            ages = cache.ages(context.rows) if self.alibi is not None else None
+            mask = cache.mask(context.rows)
         else:
             positions = torch.arange(T, device=q.device)
             ages = positions[:, None] - positions
@@ -94,7 +95,7 @@ class CausalSelfAttention(nn.Module):
         queries = slice(T - q.shape[2], T)
         if self.alibi is None or ages is None:
             return mask[:, :, queries]
-        return self.alibi(ages[queries], mask[:, :, queries], like=q)
+        return self.alibi(ages[..., queries, :], mask[:, :, queries], like=q)
 
     def fill_cache(self, x: torch.Tensor, context: Context, layer_index: int) -> None:
         """Append the keys and values of x (B, T, C) to the KV cache without computing attention."""

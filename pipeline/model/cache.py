@@ -23,7 +23,8 @@ class KVCache:
         self.positions = torch.empty(0, dtype=torch.long)  # (T,): those of this pass
         self._batch = batch
         self._padding = None if padding is None else padding.clone()
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # (B, heads, block_size, head size) each; what is not seen yet is arbitrary
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._slots = self.positions
         self._mask: torch.Tensor | None = None
         self._keys = 0  # slots that this pass attends to
@@ -57,11 +58,11 @@ class KVCache:
         Returns all that are kept, (B, heads, keys, head size), in the order of their slots. With `rows`,
         arguments and results are for those sequences of the batch only.
         """
-        if layer_index not in self._layers:
+        if layer_index not in self.layers:
             _, heads, _, head_size = keys.shape
             shape = (self._batch, heads, self.block_size, head_size)
-            self._layers[layer_index] = (keys.new_empty(shape), keys.new_empty(shape))
-        kept = self._layers[layer_index]
+            self.layers[layer_index] = (keys.new_empty(shape), keys.new_empty(shape))
+        kept = self.layers[layer_index]
         for buffer, new in zip(kept, (keys, values), strict=True):
             if rows is None:
                 buffer.index_copy_(2, self._slots, new)
@@ -77,9 +78,8 @@ class KVCache:
             return self.positions
         return (self.positions - self._padding[:, None]).clamp_min(0)
 
-    @property
-    def ages(self) -> torch.Tensor:
-        """How many positions each key is before each position of this pass, (T, keys)."""
+    def ages(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """How many positions each key is before each position of this pass, (T, keys), in every sequence."""
         slots = torch.arange(self._keys, device=self.positions.device)
         return (self.positions[:, None] - slots) % self.block_size
 
@@ -97,15 +97,15 @@ class KVCache:
         """
         if self._mask is None:
             own = self.own_positions.view(-1, 1, len(self.positions), 1)
-            self._mask = self.ages <= own
+            self._mask = self.ages() <= own
         return self._mask if rows is None or len(self._mask) == 1 else self._mask[rows]
 
     def select(self, rows: torch.Tensor) -> KVCache:
         """A copy for the sequences in `rows`; list a sequence twice to continue it in two ways."""
         copy = KVCache(self.block_size, len(rows), None if self._padding is None else self._padding[rows])
         copy.length = self.length
-        copy._layers = {
-            layer_index: (keys[rows], values[rows]) for layer_index, (keys, values) in self._layers.items()
+        copy.layers = {
+            layer_index: (keys[rows], values[rows]) for layer_index, (keys, values) in self.layers.items()
         }
         return copy
 
@@ -122,7 +122,7 @@ class KVCache:
         if self._padding is not None:
             self._padding -= self.block_size
         if turn_back is not None:
-            for keys, _ in self._layers.values():
+            for keys, _ in self.layers.values():
                 keys.copy_(turn_back(keys, self.block_size))
 
     def fix_shapes(self) -> None:
@@ -131,7 +131,7 @@ class KVCache:
         The position is then a number on the device, and attention masks the slots that are still empty.
         """
         self._fixed = torch.full((1,), self.length, device=self.positions.device)
-        for kept in self._layers.values():
+        for kept in self.layers.values():
             for buffer in kept:
                 buffer[:, :, self.length :] = 0.0  # what is masked may not be NaN either
 

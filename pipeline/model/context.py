@@ -71,8 +71,14 @@ class Context:
         return Context(self.cache, self.value_embedding, self.rows, Report(read=False), self.next_only)
 
     def positions(self, T: int) -> slice | torch.Tensor:
-        """The positions of this pass over T tokens, (T,), counted from where the KV cache began."""
-        return slice(T) if self.cache is None else self.cache.positions
+        """The positions of this pass over T tokens, counted from where the KV cache began.
+
+        They are (T,), or (B, 1, T) if each sequence has its own.
+        """
+        if self.cache is None:
+            return slice(T)
+        positions = self.cache.positions
+        return positions if self.rows is None or positions.dim() == 1 else positions[self.rows]
 
     def own_positions(self, T: int) -> slice | torch.Tensor:
         """The positions of these tokens in each sequence's own text, (T,) or (B, T)."""

@@ -28,7 +28,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, x: torch.Tensor, positions: slice | torch.Tensor) -> torch.Tensor:
-        """`positions` are those of the T vectors: a slice, or a tensor (T,)."""
+        """`positions` are those of the T vectors: a slice, or a tensor (T,) or (B, 1, T)."""
         return _rotate(x, self.cos[positions], self.sin[positions])
 
     def turn_back(self, x: torch.Tensor, distance: int) -> torch.Tensor:
@@ -55,8 +55,8 @@ class ALiBi(nn.Module):
     def forward(self, ages: torch.Tensor, mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Biases for the attention scores, (1 or B, heads, queries, keys); -inf where `mask` is False.
 
-        `ages` (queries, keys) says how many positions each key is before each query. `mask` is (1 or B, 1,
-        queries, keys). The dtype is that of `like`.
+        `ages` (queries, keys), or (B, 1, queries, keys), says how many positions each key is before each
+        query. `mask` is (1 or B, 1, queries, keys). The dtype is that of `like`.
         """
         return (-self.slopes[:, None, None] * ages).where(mask, -torch.inf).to(like.dtype)
 
