@@ -11,10 +11,9 @@ export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
 COMMANDS := demo repro run join train-on finetune-on experiment watch presets start-from sizing profile summary report \
-	experiments sample baselines eval-zeroshot lm-eval push-data pull-data export import upload generate doctor verify
+	experiments sample serve baselines eval-zeroshot lm-eval push-data pull-data export import upload generate doctor verify
 
-.PHONY: help demo install ready again test test-gpu faults check format bench bench-gpu bench-scale bench-report \
-	setup-browser clean $(COMMANDS)
+.PHONY: help demo install ready again test test-gpu faults check format bench setup-browser clean $(COMMANDS)
 
 help:
 	@$(PYTHON3) -m pipeline.cli.commands
@@ -30,19 +29,13 @@ train-% preset-%: ready
 
 lm-eval: .venv/.installed-lm-eval
 
-bench bench-gpu bench-scale bench-report test test-gpu faults check format: .venv/.installed-dev
+bench test test-gpu faults check format: .venv/.installed-dev
 
 bench: ready
 	@$(PYTHON) -m bench $(or $(WHAT),speed)
 
-bench-gpu: ready
-	@$(PYTHON) -m bench gpu
-
-bench-scale: ready
-	@$(PYTHON) -m bench scale
-
-bench-report: ready
-	@$(PYTHON) -m bench report
+bench-%: ready .venv/.installed-dev
+	@$(PYTHON) -m bench $*
 
 setup-browser:
 	@$(PYTHON3) -m pipeline.cli.setup_browser

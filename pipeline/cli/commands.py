@@ -91,6 +91,12 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "sample", "write text: make sample START='ROMEO:' MODEL=gpt2", "stages.sample", anywhere=True
         ),
         Command(
+            "serve",
+            "a playground in the browser, and OpenAI's API: make serve MODEL='results/model gpt2'",
+            "pipeline.cli.serve",
+            anywhere=True,
+        ),
+        Command(
             "baselines",
             "the model beside n-grams and GPT-2 on the same text",
             "pipeline.cli.baselines",
@@ -149,6 +155,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("bench-gpu", "the same on one GPU, in nine minutes"),
         Command("bench-scale", "tokenizing, reading and training beyond one process; ONLY=reading"),
         Command("bench-report", "how soon the report is built and opens; what keeps people from using it"),
+        Command("bench-serve", "the server: streams at a time, the first token, bad requests"),
         Command("setup-browser", "install Chromium, which tests and benchmarks look at pages with"),
         Command(
             "doctor",

@@ -21,7 +21,7 @@ class Token(NamedTuple):
     """A token, and what the model says about its place: natural logarithms at temperature 1."""
 
     id: int
-    log_probability: float
+    log_probability: float | None  # None if nobody asked, and for the first token of a prompt
     likeliest: tuple[tuple[int, float], ...]  # ids with their log-probabilities, the likeliest first
 
 
@@ -159,7 +159,7 @@ class Batch:
 def described(logits: torch.Tensor, ids: torch.Tensor, told: Sequence[int | None]) -> list[Token]:
     """What logits (N, vocabulary) say of tokens (N,), with so many alternatives of each; None: nothing."""
     if all(count is None for count in told):
-        return [Token(id, 0.0, ()) for id in ids.tolist()]
+        return [Token(id, None, ()) for id in ids.tolist()]
     normalizers = logits.logsumexp(-1, keepdim=True)  # (N, 1)
     own = (logits.gather(-1, ids[:, None]) - normalizers)[:, 0].tolist()
     most = min(max(count or 0 for count in told), logits.shape[1])

@@ -111,32 +111,37 @@ def open_model(name: str | Path, sha256: Callable[[Path], str] = sha256_file) ->
 
 
 def open_trained(name: str) -> StoredModel:
-    """Open a model; in place of results/model, while there is none, the newest checkpoint of a training.
+    """Open the model that `trained_place` finds; a note on stderr says if that is a checkpoint.
 
-    That is the run that trains now, or the newest one that is not finished. A note on stderr says so. Raises
-    UserError as `open_model` does.
+    Raises UserError as `open_model` does, and if a training has no checkpoint yet.
     """
-    checkpoint = newest_checkpoint() if Path(name) == MODEL and not MODEL.exists() else None
-    if checkpoint is None:
-        if (
-            Path(name) == MODEL
-            and not MODEL.exists()
-            and any(_is_training(run) for run in runs_folder().glob("*/"))
-        ):
-            raise UserError(
-                f"model {MODEL}: a training runs, but has no checkpoint yet; try again a little later"
-            )
-        return open_model(name)
-    print(f"note: no {MODEL} yet; this is {checkpoint}, the newest checkpoint", file=sys.stderr)
-    return open_model(checkpoint)
+    place = trained_place(name)
+    if place != name:
+        why = f"no {MODEL} yet; " if Path(name) == MODEL else ""
+        print(f"note: {why}this is {place}, the newest checkpoint", file=sys.stderr)
+    return open_model(place)
 
 
-def newest_checkpoint() -> Path | None:
-    """The newest whole checkpoint of the runs that are not finished, those that train now first."""
-    unfinished = [run for run in runs_folder().glob("*/") if not (run / RUN_FINISHED).exists()]
-    unfinished.sort(key=lambda run: (_is_training(run), run.stat().st_mtime), reverse=True)
-    newest_first = (path for run in unfinished for path in sorted(run.glob("step-?????????"), reverse=True))
-    return next((path for path in newest_first if damage(path) is None), None)
+def trained_place(name: str) -> str:
+    """The newest checkpoint of a run, if `name` is its folder; else `name`.
+
+    While there is no results/model, that stands for the run that trains now, or for the newest one that is
+    not finished. Raises UserError if a training has no checkpoint yet.
+    """
+    if (Path(name) / RUN_FILE).exists() and not (Path(name) / WEIGHTS_FILE).exists():
+        runs = [Path(name)]
+    elif Path(name) == MODEL and not MODEL.exists():
+        runs = [run for run in runs_folder().glob("*/") if not (run / RUN_FINISHED).exists()]
+        runs.sort(key=lambda run: (_is_training(run), run.stat().st_mtime), reverse=True)
+    else:
+        return name
+    newest_first = (path for run in runs for path in sorted(run.glob("step-?????????"), reverse=True))
+    newest = next((path for path in newest_first if damage(path) is None), None)
+    if newest is not None:
+        return str(newest)
+    if any(map(_is_training, runs)):
+        raise UserError(f"model {name}: a training runs, but has no checkpoint yet; try again a little later")
+    return name
 
 
 def _is_training(run: Path) -> bool:

@@ -53,6 +53,7 @@ OPTIONS = {
     "summary": [],
     "report": ["[RUNS]..."],
     "experiments": [],
+    "serve": ["MODEL", "--host", "--port", "--streams", "--waiting", "--set-param"],
     "sample": ["--start", "--model", "--out", "--set-param"],
     "baselines": [],
     "eval-zeroshot": ["TASKS", "--model", "--limit", "--file", "--set-param"],

@@ -101,7 +101,7 @@ def test_what_is_told_of_each_token() -> None:
     assert [told.id for told in prompt.scores] == [1, 4, 1]
     assert row.ids[-1] == token.id == expected[-1].argmax()
     plain = Batch(model, VOCAB_SIZE, None, torch.device("cpu")).step([Prompt([3], [Choice(temperature=0)])])
-    assert plain[0][1] == Token(plain[0][1].id, 0.0, ())
+    assert plain[0][1] == Token(plain[0][1].id, None, ())
 
 
 def test_draws_follow_the_probabilities() -> None:

@@ -1,0 +1,1 @@
+"""A server for models: an API that OpenAI's clients understand, and the playground."""
