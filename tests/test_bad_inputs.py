@@ -444,6 +444,21 @@ def rows() -> Iterator[Row]:
     yield Row("report-samples", holds("results/samples.txt", "text"), "report", "results/samples.txt")
     yield Row("report-picture", holds("results/depth.png", ""), "report", "results/depth.png")
     yield Row("report-baseline", holds("results/baselines/uniform.json", "{}"), "report", "uniform.json")
+    for arguments, line in (
+        ("nowhere", "model nowhere"),
+        ("results/model nowhere", "model nowhere"),
+        ("--port 70000", "--port"),
+        ("--port -1", "--port"),
+        ("--streams 0", "--streams"),
+        ("--waiting none", "--waiting"),
+        ("--host a..b", "host = a..b"),
+    ):
+        yield Row(
+            f"serve-{arguments}",
+            nothing,
+            f"serve {arguments}" + " --port 0" * ("--port" not in arguments),
+            line,
+        )
     yield Row("upload-nothing", nothing, "upload user/name", "results/export")
     yield Row("start-from-nowhere", nothing, "start_from nowhere", "nowhere")
     yield Row("option-unknown", nothing, "train --faster", "--faster")

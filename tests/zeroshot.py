@@ -58,11 +58,11 @@ def model(tokenizer: Tokenizer, padding: int = 5, **changes: Any) -> GPT:
     return gpt
 
 
-def save_model(folder: Path, tokenizer: Tokenizer, padding: int = 5) -> Path:
+def save_model(folder: Path, tokenizer: Tokenizer, padding: int = 5, **changes: Any) -> Path:
     """The folder with that model."""
     folder.mkdir(parents=True)
-    gpt = model(tokenizer, padding)
-    save_config(tiny.config(vocab_size=tokenizer.vocab_size + padding, block_size=BLOCK_SIZE), folder)
+    gpt, vocab_size = model(tokenizer, padding, **changes), tokenizer.vocab_size + padding
+    save_config(tiny.config(vocab_size=vocab_size, block_size=BLOCK_SIZE, **changes), folder)
     save_weights(gpt.state_dict(), folder)
     tokenizer.save(folder)
     return folder

@@ -92,7 +92,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         ),
         Command(
             "serve",
-            "a playground in the browser, and OpenAI's API: make serve MODEL='results/model gpt2'",
+            "a playground in the browser, OpenAI's API: make serve MODEL='results/model gpt2'",
             "pipeline.cli.serve",
             anywhere=True,
         ),

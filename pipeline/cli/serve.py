@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Serve models until Ctrl-C: a playground at http://127.0.0.1:8000, and /v1/completions for clients."""
     params = params_or_defaults(overrides or [])
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         import uvicorn
 
         from pipeline.runtime.device import use_device
@@ -54,7 +54,7 @@ def main(
         _serve(uvicorn.Server(config), listener)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises UserError if that cannot be; before models are loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

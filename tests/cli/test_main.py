@@ -53,8 +53,8 @@ OPTIONS = {
     "summary": [],
     "report": ["[RUNS]..."],
     "experiments": [],
-    "serve": ["MODEL", "--host", "--port", "--streams", "--waiting", "--set-param"],
     "sample": ["--start", "--model", "--out", "--set-param"],
+    "serve": ["MODEL", "--host", "--port", "--streams", "--waiting", "--set-param"],
     "baselines": [],
     "eval-zeroshot": ["TASKS", "--model", "--limit", "--file", "--set-param"],
     "lm-eval": ["TASKS", "--model", "--limit", "--tasks-folder", "--out", "--set-param"],
@@ -207,6 +207,7 @@ def test_what_only_make_does_is_said(tiny_project: Path, cli: Callable[..., Ende
         "bench-gpu",
         "bench-scale",
         "bench-report",
+        "bench-serve",
         "setup-browser",
     ]
     for name in only_make:

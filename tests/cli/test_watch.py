@@ -24,6 +24,7 @@ from pipeline.serve.samples import write_samples
 from pipeline.storage.checksums import read_manifest
 from pipeline.storage.files import write_text
 from pipeline.train.runs import Run
+from pipeline.web.models import ServedModel
 from tests.conftest import Ended
 from tests.train.runs import flip_a_bit, stop_at
 
@@ -193,6 +194,19 @@ def test_sample_and_export_use_the_newest_checkpoint_until_there_is_a_model(
         and ended.err.startswith("error: model results/model: no such")
         and ended.err.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize("name", ["results/model", "a run"])
+def test_a_server_takes_each_new_checkpoint(interrupted: Run, tmp_path: Path, name: str) -> None:
+    newest = interrupted.checkpoints()[-1]
+    newest.rename(tmp_path / newest.name)
+    name = str(interrupted.folder) if name == "a run" else name
+    served = ServedModel(name, torch.device("cpu"))
+    assert served.current.stored.folder == interrupted.checkpoints()[0]
+    (tmp_path / newest.name).rename(newest)
+    served.refresh()
+    assert served.current.stored.folder == newest
+    assert served.current.name == name
 
 
 def test_a_run_that_trains_goes_before_one_that_does_not(interrupted: Run, stage: Stage) -> None:
