@@ -459,6 +459,8 @@ def rows() -> Iterator[Row]:
             f"serve {arguments}" + " --port 0" * ("--port" not in arguments),
             line,
         )
+    yield Row("play-model", nothing, "play --model nowhere", "model nowhere")
+    yield Row("play-depth", nothing, "play -S sample.recurrent_depth=2", "no loop")
     yield Row("upload-nothing", nothing, "upload user/name", "results/export")
     yield Row("start-from-nowhere", nothing, "start_from nowhere", "nowhere")
     yield Row("option-unknown", nothing, "train --faster", "--faster")

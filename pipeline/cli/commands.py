@@ -91,6 +91,12 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "sample", "write text: make sample START='ROMEO:' MODEL=gpt2", "stages.sample", anywhere=True
         ),
         Command(
+            "play",
+            "the same in a conversation: it continues what you write, in colors",
+            "pipeline.cli.play",
+            anywhere=True,
+        ),
+        Command(
             "serve",
             "a playground in the browser, OpenAI's API: make serve MODEL='results/model gpt2'",
             "pipeline.cli.serve",

@@ -54,6 +54,7 @@ OPTIONS = {
     "report": ["[RUNS]..."],
     "experiments": [],
     "sample": ["--start", "--model", "--out", "--set-param"],
+    "play": ["--model", "--set-param"],
     "serve": ["MODEL", "--host", "--port", "--streams", "--waiting", "--set-param"],
     "baselines": [],
     "eval-zeroshot": ["TASKS", "--model", "--limit", "--file", "--set-param"],
