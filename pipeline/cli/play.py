@@ -123,7 +123,7 @@ def _continue(gpt: GPT, tokenizer: Tokenizer, device: torch.device, params: Para
         written.append(stream.finish())
         _show(written[-1])
     except KeyboardInterrupt:
-        pass
+        _show("\x1b[0m" if colored else "")  # it may have come within a sequence
     _show("\n")
     return "".join(written)
 

@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -43,9 +44,9 @@ class Terminal:
 
     def until(self, pattern: str, after: int = 0) -> re.Match[str]:
         """Wait for something on the screen."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 10
         while (found := re.search(pattern, self.shown[after:])) is None:
-            assert time.monotonic() < end, self.shown
+            assert select.select([self._file], [], [], end - time.monotonic())[0], self.shown
             self.shown += os.read(self._file, 4096).decode(errors="replace")
         return found
 
@@ -63,7 +64,7 @@ def terminal(command: list[str], tmp_path: Path) -> Iterator[Terminal]:
 def test_a_conversation(terminal: Terminal) -> None:
     terminal.until(r"Ctrl-D ends\.\r\n.*> ")
     terminal.write("The ship\n")
-    terminal.until(r"The ship\r\nThe ship(\x1b\[38;5;16;48;5;\d+m[^\x1b]*\x1b\[0m\s*)+[\s\S]*> $")
+    terminal.until(r"The ship\r\nThe ship\x1b\[38;5;16;48;5;\d+m[\s\S]*> $")
     at = len(terminal.shown)
     terminal.write(":tokens=4000\n")
     terminal.until(r"max_new_tokens=4000", at)
@@ -73,8 +74,10 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.write("\x03")
     terminal.until(r"\r\n\S*> $", at)
     at = len(terminal.shown)
-    terminal.write("a line that is dropped\x03")
-    terminal.until(r"dropped\^C\r\n\S*> $", at)
+    terminal.write("a line that is dropped")
+    terminal.until(r"dropped", at)
+    terminal.write("\x03")
+    terminal.until(r"dropped\S*\r\n\S*> $", at)
     terminal.write(":depth=1\n")
     terminal.until(r"recurrent_depth=1\b", at)
     terminal.write("\x04")
