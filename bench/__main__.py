@@ -13,6 +13,7 @@ BENCHMARKS = {
     "checkpoint": ("what saving, resuming and opening a large corpus cost", "bench.checkpoint"),
     "scale": ("what larger trainings need: tokenizing, reading, several processes", "bench.scale"),
     "report": ("how soon the report is built and opens, and its accessibility", "bench.report"),
+    "serve": ("the server: streams at a time, the first token, bad requests", "bench.serve"),
     "ablation": (
         "take ingredients out of the active recipe: loss and time over several seeds",
         "bench.ablation",

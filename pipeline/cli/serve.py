@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -48,6 +49,10 @@ def main(
         config = uvicorn.Config(
             app, log_level="error", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH
         )
+        # The models stay, so the collector need not look at them; it looks often, for what requests leave.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(1000)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         print(f"{', '.join(models)}: playground {address}, API {address}/v1; Ctrl-C stops", file=sys.stderr)

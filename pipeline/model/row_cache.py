@@ -8,6 +8,10 @@ import torch
 
 from pipeline.model.cache import KVCache
 
+# Libraries multiply fewer rows in another order, which rounds differently: a row alone would not get the very
+# same numbers as among others.
+LEAST_ROWS = 4
+
 
 class RowCache(KVCache):
     """Keys and values of the last `block_size` positions of each row, for every layer.
@@ -15,6 +19,8 @@ class RowCache(KVCache):
     A row is a sequence with a length of its own: position p of it is in slot p % `block_size`, whatever the
     others do. So it is computed as it would be alone. A pass reads one new position of every row. The rows in
     use are the first ones; when one leaves, the last one takes its place.
+
+    A pass has at least LEAST_ROWS; those beyond the rows in use read anything, and what they give is nothing.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -27,7 +33,7 @@ class RowCache(KVCache):
         row, seen = len(self.lengths), min(read.length, self.block_size)
         for layer_index, one in read.layers.items():
             kept = self.layers.get(layer_index)
-            if kept is None or len(kept[0]) == row:
+            if kept is None or len(kept[0]) <= row:
                 kept = self.layers[layer_index] = self._with_room(kept, one)
             for buffer, new in zip(kept, one, strict=True):
                 buffer[row, :, :seen] = new[0, :, :seen]
@@ -49,9 +55,10 @@ class RowCache(KVCache):
 
     def begin(self, new: int, device: torch.device) -> None:
         assert new == 1, "rows take tokens one by one"
-        if len(self._rows) != len(self.lengths):
-            self._rows = torch.arange(len(self.lengths), device=device)
-            self._counts = torch.tensor(self.lengths, device=device)
+        if not len(self._rows):
+            unused = LEAST_ROWS - len(self.lengths)
+            self._counts = torch.tensor([*self.lengths, *[0] * unused], device=device)
+            self._rows = torch.arange(len(self._counts), device=device)
         self.positions = self._counts[:, None, None]  # (B, 1, 1), to be broadcast over heads
         self._slots = self._counts % self.block_size  # (B,)
         self._keys = min(max(self.lengths) + 1, self.block_size)
@@ -79,7 +86,7 @@ class RowCache(KVCache):
         slots, found = self._slots if rows is None else self._slots[rows], []
         for buffer, new in zip(self.layers[layer_index], (keys, values), strict=True):
             buffer[index, :, slots] = new[:, :, 0]
-            seen = buffer[: len(self.lengths), :, : self._keys]
+            seen = buffer[: len(self._rows), :, : self._keys]
             found.append(seen if rows is None else seen[rows])
         return found[0], found[1]
 
@@ -109,7 +116,9 @@ class RowCache(KVCache):
         _, heads, _, head_size = one[0].shape
         rows = len(self.lengths)
         # Zeros, because what is masked may not be NaN.
-        keys, values = (new.new_zeros(max(1, 2 * rows), heads, self.block_size, head_size) for new in one)
+        keys, values = (
+            new.new_zeros(max(LEAST_ROWS, 2 * rows), heads, self.block_size, head_size) for new in one
+        )
         if kept is not None:
             keys[:rows], values[:rows] = kept
         return keys, values
