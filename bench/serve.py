@@ -1,7 +1,7 @@
 """The server under load: streams at a time, the first token, memory after bad requests, exact logits.
 
-The model is results/model, such as that of `make demo`. The server is a process of its own; its clients are in
-this one, on the same cores.
+The model is results/model, such as that of `make demo`. The server is a process of its own; its clients are
+in this one, on the same cores.
 """
 
 from __future__ import annotations
