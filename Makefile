@@ -10,8 +10,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export GPT_PIPELINE_FROM_MAKE := 1
 
 # These are commands of the same name.
-COMMANDS := demo repro run join train-on finetune-on experiment watch presets start-from sizing profile summary report \
-	experiments sample play serve baselines eval-zeroshot lm-eval push-data pull-data export import upload generate doctor verify
+COMMANDS := demo repro run join train-on finetune-on experiment watch presets start-from sizing scaling profile summary \
+	report experiments sample play serve baselines eval-zeroshot lm-eval push-data pull-data export import upload generate \
+	doctor verify
 
 .PHONY: help demo install ready again test test-gpu faults check format bench setup-browser clean $(COMMANDS)
 

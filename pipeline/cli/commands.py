@@ -70,6 +70,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "sizing", "parameters, FLOPs, memory and disk: make sizing PRESET=gpt2", "pipeline.cli.sizing"
         ),
         Command(
+            "scaling",
+            "a sweep of small runs, and the scaling law they follow; JOBS=2",
+            "pipeline.cli.scaling",
+        ),
+        Command(
             "profile",
             "a step's time by part, its limit, the faster dtype; FIT=1, TRACE=1",
             "pipeline.cli.profile",
