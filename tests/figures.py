@@ -1,9 +1,17 @@
-"""Small figures to compare, tabulate and draw: depth curves, and results of a model and its baselines."""
+"""Small figures to compare, tabulate and draw, and what is in a picture of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pipeline.evaluate.comparison import OURS
 from pipeline.evaluate.depth import Baseline, DepthCurve
@@ -50,3 +58,32 @@ def results() -> list[dict[str, Any]]:
             {"name": "elsewhere", "data": "there", "tokens": 100},
         )
     ]
+
+
+def axes_of(draw: Callable[[], object]) -> list[Axes]:
+    """The axes of the picture that `draw` saves."""
+    figures: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patched:
+        close = pyplot.close
+        patched.setattr(pyplot, "close", figures.append)
+        draw()
+    (figure,) = figures
+    close(figure)
+    return figure.axes
+
+
+def texts_in(axes: Axes) -> list[str]:
+    """The labels and notes in the axes, each on one line."""
+    return [" ".join(text.get_text().split()) for text in axes.texts]
+
+
+def data(line: Line2D) -> tuple[list[float], list[float]]:
+    """The x and the y of a line's points."""
+    xs, ys = np.asarray(line.get_xydata()).T.tolist()
+    return xs, ys
+
+
+def levels(axes: Axes) -> list[float]:
+    """The heights of the horizontal lines, in order."""
+    lines = (data(line)[1] for line in axes.lines if line.get_linestyle() == "--")
+    return sorted(ys[0] for ys in lines if len(set(ys)) == 1)

@@ -221,6 +221,23 @@ class Depth(Section):
     eval_iters: Annotated[int, Field(ge=1)] | None = Field(
         description="batches behind each point of the curve; blank: the whole validation split"
     )
+    max: Repeats | None = Field(
+        description="for a loop: the last depth of the curve; blank: twice the trained depth, or only that "
+        "where depth is fixed"
+    )
+
+    def check_loop(self, trained_depth: int | None) -> None:
+        """Raise UserError if the curve cannot go to `max`; `trained_depth` is None without a loop."""
+        if self.max is not None and trained_depth is None:
+            raise UserError(
+                f"depth.max = {self.max}: the model has no loop; leave it blank, or set "
+                "model.recurrent_shared_weights = true"
+            )
+        if self.max is not None and trained_depth is not None and self.max < trained_depth:
+            raise UserError(
+                f"depth.max = {self.max}: the model applies its block {trained_depth} times; set it to that "
+                "or more, or leave it blank"
+            )
 
 
 class Zeroshot(Section):
@@ -321,6 +338,7 @@ class Params(Section):
                 f"sample.recurrent_depth = {depth}: the model has no loop; leave it blank, or set "
                 "model.recurrent_shared_weights = true"
             )
+        self.depth.check_loop(self.model.loop_depth if self.model.loops else None)
         self.log.check()
 
     def with_overrides(self, overrides: Sequence[str]) -> Params:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -19,6 +20,7 @@ from pipeline.evaluate.loss import (
     windows_at_once,
 )
 from pipeline.model.gpt import GPT
+from pipeline.model.recurrence import Recurrence
 from pipeline.tokens.batches import check_fits
 from pipeline.tokens.shards import open_split, open_tokenizer
 
@@ -41,7 +43,8 @@ class DepthCurve:
 
     On the curve, every token takes every step. For a model with learned stopping, `stopping` has the results
     at several thresholds, in ascending order. A result below the curve means that the model distributes its
-    steps well over the tokens. `threshold` is the model's own, or None.
+    steps well over the tokens. `threshold` is the model's own, or None. If this is the mean of several
+    curves, `seeds` has them.
     """
 
     name: str
@@ -50,6 +53,7 @@ class DepthCurve:
     trained_depth: int
     stopping: Sequence[StoppingPoint] = ()
     threshold: float | None = None
+    seeds: Sequence[DepthCurve] = ()
 
     @property
     def own_stopping(self) -> StoppingPoint | None:
@@ -62,18 +66,38 @@ class DepthCurve:
         return self.points[self.trained_depth] if self.own_stopping is None else self.own_stopping.evaluation
 
 
+def mean_curve(curves: Sequence[DepthCurve]) -> DepthCurve:
+    """The mean of curves of models that differ in their seeds only, evaluated on the same tokens."""
+    first = curves[0]
+    points = {depth: _mean([curve.points[depth] for curve in curves]) for depth in first.points}
+    stopping = [
+        StoppingPoint(
+            each[0].threshold, mean(point.mean_depth for point in each), _mean([p.evaluation for p in each])
+        )
+        for each in zip(*(curve.stopping for curve in curves), strict=True)
+    ]
+    return replace(first, points=points, stopping=stopping, seeds=tuple(curves))
+
+
+def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
+    return replace(evaluations[0], nats=mean(evaluation.nats for evaluation in evaluations))
+
+
 def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: torch.device) -> DepthCurve:
     """Measure a model's depth curve on the validation split, or its first `params.depth.eval_iters` batches.
 
-    Raises UserError if the split is shorter than one of the model's windows.
+    Raises UserError if the split is shorter than one of the model's windows, or the model has no loop that
+    could go to `params.depth.max`.
     """
+    params.depth.check_loop(model.depth if isinstance(model.trunk, Recurrence) else None)
     val, token_bytes = open_split(tokens_folder, "val"), open_tokenizer(tokens_folder).token_bytes
     check_fits(len(val), model.block_size, "val")
     iters = params.depth.eval_iters
     limit = None if iters is None else iters * params.train.batch_size
     arguments = (val, model.block_size, windows_at_once(model, device), limit)
 
-    points = evaluate_by_depth(model, shown_windows(f"{name} by depth", *arguments), token_bytes, device)
+    reaching = model if params.depth.max is None else _reaching(params.depth.max, model)
+    points = evaluate_by_depth(reaching, shown_windows(f"{name} by depth", *arguments), token_bytes, device)
     curve = DepthCurve(name, model.trunk.unit, points, model.depth)
     if model.stopping is None:
         return curve
@@ -85,3 +109,11 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
         model, shown_windows(f"{name} by threshold", *arguments), token_bytes, device, thresholds
     )
     return replace(curve, stopping=stopping, threshold=own)
+
+
+def _reaching(depth: int, model: GPT) -> GPT:
+    """A recurrent model with the same parts, whose depth curve ends at `depth`; it copies nothing."""
+    trunk = model.trunk
+    assert isinstance(trunk, Recurrence)
+    deeper = Recurrence(list(trunk.prelude), trunk.step, list(trunk.coda), depth, trunk.halting)  # type: ignore[arg-type]
+    return GPT(model.embed, deeper, model.head, model.block_size).train(model.training)

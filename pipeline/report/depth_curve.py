@@ -1,18 +1,20 @@
-"""Depth curves as CSV tables and a picture."""
+"""The depth curve as CSV tables and a picture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
+from pipeline.report.labels import COLORS, GRAY, Label, outside, plain, put_labels, visible
 from pipeline.report.png import save_picture
 from pipeline.report.tables import write_csv
 
+MOST_NUMBERS = 16  # points of a curve that have their loss beside them
 FIGURES = ("val_loss", "perplexity", "val_bpb")  # nats per token, exp of that, bits per byte
 
 
@@ -41,22 +43,33 @@ def write_stopping(path: Path, curve: DepthCurve) -> None:
     write_csv(path, ["threshold", "mean_depth", *FIGURES], rows)
 
 
+def write_lines(path: Path, lines: Mapping[str, float], ends: Mapping[str, tuple[int, int]]) -> None:
+    """CSV of horizontal lines for the plots of DVC, two rows for each: baseline, loss, and where it ends.
+
+    `ends` has the first and the last value of each horizontal axis, such as depth. The last row of a line
+    also has the text to show beside it.
+    """
+    rows = [
+        [name, f"{loss:.6f}", *(pair[end] for pair in ends.values()), f"{name} {loss:.3f}" if end else ""]
+        for name, loss in lines.items()
+        for end in (0, 1)
+    ]
+    write_csv(path, ["baseline", "val_loss", *ends, "label"], rows)
+
+
 def _figures(point: Evaluation) -> list[str]:
     return [f"{point.loss:.6f}", f"{point.perplexity:.4f}", f"{point.bits_per_byte:.6f}"]
 
 
 def draw(
-    path: Path,
-    curves: Sequence[DepthCurve],
-    baselines: Sequence[Baseline],
-    title: str,
-    model: str | None = None,
+    path: Path, curve: DepthCurve, baselines: Sequence[Baseline], title: str, model: str | None = None
 ) -> None:
     """Draw a PNG of validation loss over depth, with the baselines as horizontal lines.
 
-    If a curve goes beyond the depth that its model was trained for, a ring marks that depth. Diamonds are the
-    results of learned stopping at their mean depth, labeled with their thresholds; the filled one is at the
-    model's own threshold. `model` is the sha256 of the weights that the picture is of.
+    The axis shows what the model reaches and the baselines near that; what lies outside is named under the
+    title. If the curve goes beyond the depth that the model was trained for, a line marks that depth.
+    Diamonds are the results of learned stopping at their mean depth, labeled with their thresholds; the
+    filled one is at the model's own threshold. `model` is the sha256 of the weights that the picture is of.
     """
     import matplotlib
 
@@ -64,72 +77,109 @@ def draw(
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    alone = len(curves) == 1
-    figure, axes = plt.subplots(figsize=(8, 5) if alone else (10, 6), layout="constrained")
-    palette = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    colors = [*palette[::2], *palette[1::2]]  # strong colors first
-    for index, baseline in enumerate(sorted(baselines, key=lambda line: -line.bits_per_byte)):
-        loss = baseline.loss_per_token_of(curves[0].final)
-        color = colors[len(curves) + index] if len(curves) + index < 10 else "gray"
-        label = f"{baseline.name}: {loss:.3f}"
-        axes.axhline(loss, color=color, linestyle="--", linewidth=1, label=label)
-    for index, curve in enumerate(curves):
-        color = colors[index % len(colors)]
-        _draw_curve(axes, curve, color, numbers=alone and len(curve.points) <= 16 and not curve.stopping)
-    if any(curve.trained_depth < max(curve.points) for curve in curves):
-        label = "trained depth"
-        axes.plot([], [], "o", markersize=9, fillstyle="none", color="gray", label=label)
-    for curve in curves:
-        _name_thresholds(axes, curve)  # last, because the axes' limits decide which labels overlap
-    units = list(dict.fromkeys(curve.unit for curve in curves))
-    axes.set_xlabel(f"depth ({', or '.join(units)})")
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.set_title(title)
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    lines = losses_of(baselines, curve)
+    low, high = limits(curve, lines)
+    axes.set_ylim(low, high)
+    _draw_curve(axes, curve)
+    axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.08, y=0.08)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    labels = [_label_of(curve)]
+    for name, loss in lines.items():
+        if loss <= high:
+            axes.axhline(loss, color=GRAY, linestyle="--", linewidth=1, zorder=1)
+            labels.append(Label(axes.get_xlim()[1], loss, f"{name} {loss:.3f}"))
+    if curve.stopping:
+        _name_thresholds(axes, curve)
+        axes.legend(fontsize=8, loc="upper right")
+    axes.set_xlabel(f"depth ({curve.unit})")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_title("\n".join([title, *outside(_above(curve, lines, high))]), fontsize=11)
+    plain(axes)
+    put_labels(axes, [label for label in labels if low <= label.y <= high])
     save_picture(figure, path, model=model)
 
 
-def _draw_curve(axes: Any, curve: DepthCurve, color: Any, numbers: bool) -> None:
-    depths, losses = list(curve.points), [point.loss for point in curve.points.values()]
-    trained = (curve.trained_depth, curve.points[curve.trained_depth].loss)
+def losses_of(baselines: Sequence[Baseline], curve: DepthCurve) -> dict[str, float]:
+    """The baselines by name, in nats per token of the model's tokenizer."""
+    return {line.name: line.loss_per_token_of(curve.final) for line in baselines}
+
+
+def limits(curve: DepthCurve, lines: Mapping[str, float]) -> tuple[float, float]:
+    """The limits of the axis of losses."""
+    losses = [*_losses(curve), *(point.evaluation.loss for point in curve.stopping)]
+    return visible(losses, list(lines.values()))
+
+
+def _above(curve: DepthCurve, lines: Mapping[str, float], high: float) -> dict[str, float]:
+    """What is above the picture, with its loss."""
+    beyond = {
+        f"{curve.name} at depth {depth}": point.loss
+        for depth, point in curve.points.items()
+        if not point.loss <= high
+    }
+    beyond |= {
+        f"stopping above {point.threshold:g}": point.evaluation.loss
+        for point in curve.stopping
+        if not point.evaluation.loss <= high
+    }
+    return {name: loss for name, loss in lines.items() if loss > high} | beyond
+
+
+def _losses(curve: DepthCurve) -> list[float]:
+    return [point.loss for point in curve.points.values()]
+
+
+def _label_of(curve: DepthCurve) -> Label:
     name = curve.name if curve.own_stopping is None else f"{curve.name}, never stopping"
-    label = f"{name}: {trained[1]:.3f} at depth {trained[0]}"
-    axes.plot(depths, losses, marker="o", linewidth=2, color=color, label=label)
-    if trained[0] < depths[-1]:
-        axes.plot(*trained, marker="o", markersize=12, fillstyle="none", markeredgewidth=1.5, color=color)
-    if numbers:
+    trained, last = curve.points[curve.trained_depth].loss, max(curve.points)
+    text = f"{name}: {trained:.3f} at depth {curve.trained_depth}"
+    return Label(last, curve.points[last].loss, text, COLORS[0], bold=True)
+
+
+def _draw_curve(axes: Any, curve: DepthCurve) -> None:
+    depths, losses, trained = list(curve.points), _losses(curve), curve.trained_depth
+    axes.plot(depths, losses, marker="o", linewidth=2, color=COLORS[0])
+    if trained < depths[-1]:
+        axes.axvline(trained, color=COLORS[1], linewidth=1, zorder=1)
+        where = {"xy": (trained, 0.01), "xycoords": ("data", "axes fraction"), "xytext": (4, 0)}
+        text = f"trained depth: {trained}"
+        axes.annotate(text, **where, textcoords="offset points", color=COLORS[1], fontsize=9)
+    if len(depths) <= MOST_NUMBERS and not curve.stopping:
         for depth, loss in zip(depths, losses, strict=True):
-            axes.annotate(
-                f"{loss:.3f}",
-                (depth, loss),
-                textcoords="offset points",
-                xytext=(0, 10),
-                ha="center",
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-            )
+            if loss <= axes.get_ylim()[1]:
+                _number(axes, depth, loss)
     if curve.stopping:
-        _draw_stopping(axes, curve, color)
+        _draw_stopping(axes, curve)
 
 
-def _draw_stopping(axes: Any, curve: DepthCurve, color: Any) -> None:
-    diamonds = {"marker": "D", "markersize": 7, "color": color}
+def _number(axes: Any, depth: int, loss: float) -> None:
+    axes.annotate(
+        f"{loss:.3f}",
+        (depth, loss),
+        textcoords="offset points",
+        xytext=(0, 10),
+        ha="center",
+        fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+
+
+def _draw_stopping(axes: Any, curve: DepthCurve) -> None:
+    diamonds = {"marker": "D", "markersize": 7, "color": COLORS[0]}
     places = [(point.mean_depth, point.evaluation.loss) for point in curve.stopping]
-    label = f"{curve.name}, stopping by threshold"
+    label = "stopping by threshold, at the mean depth"
     axes.plot(*zip(*places, strict=True), **diamonds, linestyle=":", markerfacecolor="white", label=label)
     if curve.own_stopping is not None:
         depth, loss = curve.own_stopping.mean_depth, curve.own_stopping.evaluation.loss
-        label = f"{curve.name}, stopping above {curve.threshold:g}: {loss:.3f} at mean depth {depth:.2f}"
+        label = f"stopping above {curve.threshold:g}: {loss:.3f} at mean depth {depth:.2f}"
         axes.plot(depth, loss, **diamonds, linestyle="none", label=label)
 
 
 def _name_thresholds(axes: Any, curve: DepthCurve) -> None:
     bottom, top = axes.get_ylim()
     nearby: dict[tuple[float, int], list[StoppingPoint]] = {}  # share a label, or labels would overlap
-    for point in (point for point in curve.stopping if math.isfinite(point.evaluation.loss)):
+    for point in (point for point in curve.stopping if point.evaluation.loss <= top):
         height = round(50 * (point.evaluation.loss - bottom) / (top - bottom))
         nearby.setdefault((round(point.mean_depth, 1), height), []).append(point)
     for points in nearby.values():

@@ -1,5 +1,6 @@
 // Draws the curves on the page of `dvc plots show`, so that it needs nothing from the web. It reads those parts
-// of a Vega-Lite specification that .dvc/plots/curve.json uses: rows of numbers, one line for each color and dash.
+// of a Vega-Lite specification that .dvc/plots/curve.json uses: rows of numbers, one line for each color and dash, and
+// one for each baseline.
 
 const WIDTH = 560, HEIGHT = 320, LEFT = 60, TOP = 30, BOTTOM = 45;
 const COLORS = ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2"];
@@ -39,7 +40,7 @@ function look(channel, looks) {
 
 // The curves of a specification as SVG.
 function drawn(spec) {
-  const { x, y, color, strokeDash, tooltip } = spec.encoding || {};
+  const { x, y, color, strokeDash, detail, tooltip } = spec.encoding || {};
   if (!x || !y || !x.field || !y.field)
     return "<p>This page draws templates like curve.json only. To see this plot with Vega, from the web: " +
       "<code>dvc config --local --unset plots.html_template</code></p>";
@@ -54,7 +55,7 @@ function drawn(spec) {
 
   const curves = new Map();
   for (const row of rows) {
-    const key = JSON.stringify([value(row, color), value(row, strokeDash)]);
+    const key = JSON.stringify([value(row, color), value(row, strokeDash), value(row, detail)]);
     curves.set(key, [...(curves.get(key) || []), row]);
   }
   const text = (at, content, more = "") => `<text ${at} ${more}>${escaped(content)}</text>`;
@@ -71,11 +72,19 @@ function drawn(spec) {
         text(`x="${LEFT - 6}" y="${at + 4}"`, n, 'text-anchor="end"');
     }),
   ];
-  let line = TOP;
+  let line = TOP, baselines = 0;
   for (const of of curves.values()) {
     of.sort((one, other) => number(one, x) - number(other, x));
-    const stroke = escaped(colorOf(value(of[0], color)));
     const points = of.map((row) => [across.place(number(row, x)), up.place(number(row, y))]);
+    const baseline = of.find((row) => row.label);
+    if (baseline) { // its name is at one of its ends, in turn, not in the legend
+      parts.push(`<polyline fill="none" stroke="#888" points="${points.join(" ")}"/>`);
+      const left = baselines++ % 2, [atX, atY] = left ? points[0] : points[points.length - 1];
+      parts.push(text(`x="${atX}" y="${atY - 3}"`, baseline.label,
+        `text-anchor="${left ? "start" : "end"}" fill="#555"`));
+      continue;
+    }
+    const stroke = escaped(colorOf(value(of[0], color)));
     const pen = `fill="none" stroke="${stroke}" stroke-dasharray="${dashOf(value(of[0], strokeDash))}"`;
     parts.push(`<polyline ${pen} points="${points.join(" ")}"/>`);
     of.forEach((row, index) => {

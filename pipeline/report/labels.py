@@ -1,8 +1,9 @@
-"""Names beside what they name, in pictures: at the right edge of the axes, none upon another."""
+"""What pictures share: colours, limits of axes, and names beside what they name, none upon another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +23,20 @@ class Label:
     bold: bool = False
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
+def spread(
+    wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf
+) -> list[float]:
     """Places near the wanted ones, in the same order, that are at least `gap` apart.
 
-    Neighbours that would overlap are centred together on the mean of what they want.
+    Neighbours that would overlap are centred together on the mean of what they want, between `low` and `high`
+    if they fit there.
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     groups: list[list[int]] = []
 
     def middle(group: Sequence[int]) -> float:
-        return sum(wanted[index] for index in group) / len(group)
+        half = gap * (len(group) - 1) / 2
+        return max(low + half, min(high - half, sum(wanted[index] for index in group) / len(group)))
 
     for index in order:
         groups.append([index])
@@ -53,7 +58,7 @@ def put_labels(axes: Any, labels: Sequence[Label], size: float = 9) -> None:
     points = axes.figure.get_size_inches()[1] * axes.get_position().height * 72  # of the axes' height
     gap = (top - bottom) * 1.35 * size / points
     right = axes.get_xlim()[1]
-    for label, place in zip(labels, spread([label.y for label in labels], gap), strict=True):
+    for label, place in zip(labels, spread([label.y for label in labels], gap, bottom, top), strict=True):
         moved = abs(place - label.y) > gap / 4 or label.x < right
         axes.annotate(
             label.text,
@@ -69,6 +74,27 @@ def put_labels(axes: Any, labels: Sequence[Label], size: float = 9) -> None:
             else None,
             annotation_clip=False,
         )
+
+
+def visible(losses: Sequence[float], lines: Sequence[float]) -> tuple[float, float]:
+    """The limits of an axis of losses: from the least to the highest that matters, with a margin.
+
+    That is the highest loss of the model, or the best of the baselines if that is higher. A loss above all
+    baselines, of which one is usually the uniform distribution, and above twice the least, does not matter.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    ceiling = max([*lines, *(2 * loss for loss in sorted(finite)[:1])], default=1.0)
+    matter = [loss for loss in finite if loss <= ceiling]
+    high = max([*matter, *sorted(lines)[:1]], default=1.0)
+    low = min((loss for loss in (*finite, *lines) if loss <= high), default=high - 1.0)
+    margin = 0.08 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def outside(above: Mapping[str, float]) -> list[str]:
+    """A line that names what is above the picture, if anything is."""
+    names = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(above.items(), key=lambda one: one[1]))
+    return [f"above this picture: {names}"] if names else []
 
 
 def plain(axes: Any) -> None:

@@ -124,8 +124,9 @@ def train_sweep(
 def _evaluating_seldom(params: Params, fewest_tokens: int) -> Params:
     """The parameters with only the evaluations without which no run could go on from a shorter one.
 
-    Those are where the cooldown of the shortest run starts, and its multiples, where those of runs that are so
-    many times as long do. The sweep needs the loss of each last model, which is evaluated anyway.
+    Those are where the cooldown of the shortest run starts, and its multiples, where the cooldowns of runs
+    that are so many times as long start. The sweep needs the loss of each last model, which is evaluated
+    anyway.
     """
     train = params.train
     steps = max(1, round(fewest_tokens / _tokens_per_step(params)))

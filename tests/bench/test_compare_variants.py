@@ -30,10 +30,13 @@ def metrics_of_runs() -> list[dict[str, float]]:
 def test_variants_are_trained_once_and_compared(
     tiny_project: Path, stage: Stage, without_fsync: None
 ) -> None:
-    ended = stage("compare_variants", "--variants", "dense,stopping", *SHORT)
+    ended = stage("compare_variants", "--variants", "dense,stopping", "--seeds", "1", *SHORT)
     assert ended.status == 0
     lines = ended.err.splitlines()
-    assert [line for line in lines if " of 2: " in line] == ["1 of 2: dense", "2 of 2: stopping"]
+    assert [line for line in lines if " of 2: " in line] == [
+        "1 of 2: dense, seed 1337",
+        "2 of 2: stopping, seed 1337",
+    ]
     trained = metrics_of_runs()
     assert len(trained) == 2
 
@@ -53,14 +56,25 @@ def test_variants_are_trained_once_and_compared(
         assert f" {metrics['params']:,} " in table and f" {metrics['best_val_loss']:.4f} " in table
     assert Path("results/bench-variants.png").read_bytes().startswith(b"\x89PNG")
 
-    again = stage("compare_variants", "--variants", "stopping dense", *SHORT)
+    again = stage("compare_variants", "--variants", "stopping dense", "--seeds", "1", *SHORT)
     assert again.err.count("already finished, nothing to train") == 2
     assert Path("results/bench-variants.md").read_text() == table
 
 
+def test_seeds_are_trained_each_and_their_mean_and_range_are_shown(
+    tiny_project: Path, stage: Stage, without_fsync: None
+) -> None:
+    ended = stage("compare_variants", "--variants", "dense", "--seeds", "2", *SHORT)
+    assert ended.status == 0
+    losses = sorted(metrics["val_loss"] for metrics in metrics_of_runs())
+    assert len(losses) == 2 and losses[0] < losses[1]
+    (row,) = [line for line in ended.out.splitlines() if line.startswith("| dense")]
+    assert f" {sum(losses) / 2:.4f} | {losses[0]:.4f} to {losses[1]:.4f} " in row
+
+
 def test_interrupted_it_continues(tiny_project: Path, stage: Stage, without_fsync: None) -> None:
-    command = ("compare_variants", "--variants", "dense,shared", *SHORT)
-    assert stage("compare_variants", "--variants", "dense", *SHORT).status == 0
+    command = ("compare_variants", "--variants", "dense,shared", "--seeds", "1", *SHORT)
+    assert stage("compare_variants", "--variants", "dense", "--seeds", "1", *SHORT).status == 0
     for path in OUTPUTS:
         Path(path).unlink()
     with pytest.MonkeyPatch.context() as patched:
@@ -127,7 +141,7 @@ def test_the_tables_say_in_how_many_steps_a_model_reaches_what() -> None:
         ["recurrent", "12,345", "1.12", "2", "2.0000"],
         ["stopping", "12,345", "1.12", "1.25 of 2", "2.2500"],
     ]
-    assert cells(overview)[2][6:] == ["61", "9,876"]
+    assert cells(overview)[2][5:6] + cells(overview)[2][7:] == ["", "61", "9,876"]
     assert cells(by_threshold)[2:] == [
         ["stops above 0.3", "0.50", "4.0000"],
         ["stops above 0.5", "1.25", "2.2500"],

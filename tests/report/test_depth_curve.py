@@ -5,49 +5,48 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.loss import StoppingPoint
 from pipeline.report.depth_curve import (
     draw,
+    write_lines,
     write_stopping,
     write_table,
     write_tables,
 )
 from pipeline.report.png import drawn_from
 from tests.family import THRESHOLD
-from tests.figures import BASELINES, CURVE, STOPS, curve_of, evaluation
+from tests.figures import BASELINES, CURVE, STOPS, axes_of, curve_of, data, evaluation, levels, texts_in
 
 CPU = torch.device("cpu")
 OWN = THRESHOLD["learned_stopping_threshold"]
 
 
-def drawn(path: Path, *curves: DepthCurve, baselines: list[Baseline] = BASELINES) -> np.ndarray:
+def drawn(path: Path, curve: DepthCurve = CURVE, baselines: list[Baseline] = BASELINES) -> np.ndarray:
     """The picture's pixels, (height, width, channels)."""
-    draw(path, curves or [CURVE], baselines, "tiny (char tokens)")
+    draw(path, curve, baselines, "tiny (char tokens)")
     return matplotlib.image.imread(path)
 
 
-def texts_of(path: Path, *curves: DepthCurve) -> list[str]:
-    """The axes' labels, the legend and the notes of the picture."""
-    with pytest.MonkeyPatch.context() as patched:
-        figures: list[Figure] = []
-        close = pyplot.close
-        patched.setattr(pyplot, "close", figures.append)
-        draw(path, curves, [], "tiny (char tokens)")
-    (axes,) = figures[0].axes
-    close(figures[0])
-    _, legend = axes.get_legend_handles_labels()
-    return [axes.get_xlabel(), *legend, *[text.get_text() for text in axes.texts]]
+def axes_for(path: Path, curve: DepthCurve = CURVE, baselines: list[Baseline] = BASELINES) -> Axes:
+    (axes,) = axes_of(lambda: draw(path, curve, baselines, "tiny"))
+    return axes
+
+
+def baselines_at(**losses: float) -> list[Baseline]:
+    """Baselines with these losses in nats per token of the curves here."""
+    return [Baseline(name, loss * 100 / 250 / math.log(2)) for name, loss in losses.items()]
 
 
 def test_table(tmp_path: Path) -> None:
@@ -110,62 +109,87 @@ def test_picture_is_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_picture_shows_curves_baselines_and_stopping(tmp_path: Path) -> None:
-    pictures = [
-        drawn(tmp_path / "a.png", *curves, baselines=baselines)
-        for curves, baselines in (
-            ([CURVE], BASELINES),
-            ([CURVE], BASELINES[:1]),
-            ([curve_of(400.0, 250.0, 230.0)], BASELINES),
-            ([replace(CURVE, trained_depth=2)], BASELINES),
-            ([STOPS], BASELINES),
-            ([replace(STOPS, stopping=STOPS.stopping[:2])], BASELINES),
-            ([CURVE, curve_of(300.0, 100.0, name="other")], BASELINES),
-        )
-    ]
-    for index, picture in enumerate(pictures):
-        assert not any(np.array_equal(picture, other) for other in pictures[:index])
+def test_the_axis_shows_the_model_and_the_baselines_near_it(tmp_path: Path) -> None:
+    axes = axes_for(tmp_path / "a.png", CURVE, baselines_at(bigram=2.6, near=3.9, unigram=6.0, uniform=12.0))
+    low, high = axes.get_ylim()
+    assert 1.5 < low < 2.0 and 4.0 < high < 4.5, "the curve goes from 4 to 2"
+    assert levels(axes) == pytest.approx([2.6, 3.9])
+    assert {"bigram 2.600", "near 3.900", "model: 2.000 at depth 3"} <= set(texts_in(axes))
+    assert axes.get_title().splitlines() == ["tiny", "above this picture: unigram 6.000, uniform 12.000"]
 
 
-def test_picture_says_what_the_steps_are_and_what_the_trained_depth_reaches(tmp_path: Path) -> None:
+def test_the_best_baseline_is_in_the_picture_however_far_the_model_is_below_it(tmp_path: Path) -> None:
+    axes = axes_for(tmp_path / "a.png", curve_of(210.0, 200.0), baselines_at(bigram=5.0, uniform=9.0))
+    assert levels(axes) == pytest.approx([5.0])
+    assert axes.get_title().endswith("above this picture: uniform 9.000")
+
+
+def test_a_model_that_fails_beyond_its_depth_leaves_the_picture(tmp_path: Path) -> None:
+    curve = curve_of(400.0, 250.0, 200.0, 5000.0, math.nan, trained_depth=3)
+    axes = axes_for(tmp_path / "a.png", curve, baselines_at(uniform=4.5))
+    assert axes.get_ylim()[1] < 5
+    assert "above this picture: model at depth 4 50.000, model at depth 5 nan" in axes.get_title()
+
+
+def test_every_label_is_within_the_picture_and_none_upon_another(tmp_path: Path) -> None:
+    many = baselines_at(**{f"model-{number}": 2.5 + number / 1000 for number in range(9)})
+    axes = axes_for(tmp_path / "a.png", CURVE, many)
+    assert axes.figure is not None
+    width, height = axes.figure.bbox.width * 1.5, axes.figure.bbox.height * 1.5  # saved with more dots
+    beside = [text for text in axes.texts if text.get_text().startswith("model")]
+    boxes = sorted((Text.get_window_extent(text) for text in beside), key=lambda box: box.y0)
+    assert len(boxes) == 10
+    assert all(box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert all(one.y1 <= other.y0 + 2 for one, other in pairwise(boxes))
+
+
+def test_picture_says_what_the_steps_are_and_marks_the_trained_depth(tmp_path: Path) -> None:
     curve = replace(CURVE, unit="steps of the shared block", trained_depth=2)
-    x_label, *texts = texts_of(tmp_path / "a.png", curve)
-    assert x_label == "depth (steps of the shared block)"
-    assert texts == ["model: 2.500 at depth 2", "trained depth", "4.000", "2.500", "2.000"]
-    x_label, *texts = texts_of(tmp_path / "a.png", CURVE)
-    assert x_label == "depth (layers applied)"
-    assert texts[0] == "model: 2.000 at depth 3" and "trained depth" not in texts
-    x_label, *texts = texts_of(tmp_path / "a.png", CURVE, replace(curve, name="loop"))
-    assert x_label == "depth (layers applied, or steps of the shared block)"
-    assert texts == ["model: 2.000 at depth 3", "loop: 2.500 at depth 2", "trained depth"]
+    axes = axes_for(tmp_path / "a.png", curve, [])
+    assert axes.get_xlabel() == "depth (steps of the shared block)"
+    assert axes.get_ylabel() == "validation loss (nats per token)"
+    assert set(texts_in(axes)) == {"model: 2.500 at depth 2", "trained depth: 2", "4.000", "2.500", "2.000"}
+    assert [2, 2] in [data(line)[0] for line in axes.lines]
+    axes = axes_for(tmp_path / "a.png", CURVE, [])
+    assert axes.get_xlabel() == "depth (layers applied)"
+    assert set(texts_in(axes)) == {"model: 2.000 at depth 3", "4.000", "2.500", "2.000"}
 
 
 def test_picture_names_the_thresholds(tmp_path: Path) -> None:
-    hidden = StoppingPoint(0.9, 2.51, evaluation(204.0))
+    hidden = StoppingPoint(0.9, 2.51, evaluation(205.0))
     curve = replace(STOPS, stopping=[*STOPS.stopping, hidden])
-    assert texts_of(tmp_path / "a.png", curve)[1:] == [
-        "model, never stopping: 2.000 at depth 3",
-        "model, stopping by threshold",
-        "model, stopping above 0.5: 2.300 at mean depth 1.75",
-        *("0.2", "0.5", "0.7, 0.9"),
+    axes = axes_for(tmp_path / "a.png", curve, [])
+    assert set(texts_in(axes)) == {"model, never stopping: 2.000 at depth 3", "0.5", "0.7, 0.9"}
+    assert axes.get_title().endswith("above this picture: stopping above 0.2 5.000")
+    _, legend = axes.get_legend_handles_labels()
+    assert legend == [
+        "stopping by threshold, at the mean depth",
+        "stopping above 0.5: 2.300 at mean depth 1.75",
     ]
-    assert texts_of(tmp_path / "a.png", replace(curve, threshold=None))[1:3] == [
-        "model: 2.000 at depth 3",
-        "model, stopping by threshold",
-    ]
+    axes = axes_for(tmp_path / "a.png", replace(curve, threshold=None), [])
+    assert "model: 2.000 at depth 3" in texts_in(axes)
+    assert len(axes.get_legend_handles_labels()[1]) == 1
 
 
-@pytest.mark.parametrize(
-    ("depth", "num_baselines", "num_curves"), [(1, 0, 1), (1, 1, 1), (40, 12, 1), (2, 0, 25)]
-)
-def test_picture_of_any_size_of_curve(
-    tmp_path: Path, depth: int, num_baselines: int, num_curves: int
-) -> None:
-    curves = [
-        curve_of(*(500.0 - step for step in range(depth)), name=f"v{index}") for index in range(num_curves)
+def test_lines_for_dvc_go_from_one_end_of_each_axis_to_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "lines.csv"
+    write_lines(path, {"bigram": 2.5, "xz": 3.0}, {"depth": (1, 4), "step": (0, 700)})
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["baseline"], row["depth"], row["step"], row["label"]) for row in rows] == [
+        ("bigram", "1", "0", ""),
+        ("bigram", "4", "700", "bigram 2.500"),
+        ("xz", "1", "0", ""),
+        ("xz", "4", "700", "xz 3.000"),
     ]
+    assert [float(row["val_loss"]) for row in rows] == [2.5, 2.5, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("depth", "num_baselines"), [(1, 0), (1, 1), (40, 12)])
+def test_picture_of_any_size_of_curve(tmp_path: Path, depth: int, num_baselines: int) -> None:
+    curve = curve_of(*(500.0 - step for step in range(depth)))
     baselines = [Baseline(f"models-{number}", 3 + number / 10) for number in range(num_baselines)]
-    assert drawn(tmp_path / "a.png", *curves, baselines=baselines).ndim == 3
+    assert drawn(tmp_path / "a.png", curve, baselines).ndim == 3
 
 
 def test_picture_of_a_model_that_fails_beyond_its_depth(tmp_path: Path) -> None:
@@ -179,9 +203,9 @@ def test_the_picture_says_from_which_weights_it_was_drawn(tmp_path: Path) -> Non
     path, again = tmp_path / "depth.png", tmp_path / "again.png"
     assert drawn_from(path) is None
     for picture in (path, again):
-        draw(picture, [CURVE], BASELINES, "tiny", 64 * "a")
+        draw(picture, CURVE, BASELINES, "tiny", 64 * "a")
     assert drawn_from(path) == 64 * "a" and path.read_bytes() == again.read_bytes()
-    draw(path, [CURVE], BASELINES, "tiny")
+    draw(path, CURVE, BASELINES, "tiny")
     assert drawn_from(path) is None
     for damaged in (b"no picture", path.read_bytes()[:-1], b""):
         path.write_bytes(damaged)
