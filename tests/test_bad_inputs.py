@@ -262,6 +262,8 @@ def rows() -> Iterator[Row]:
         ("log.health_interval=often", "health_interval"),
         ("sample.start=", "sample.start"),
         ("sample.recurrent_depth=3", "no loop"),
+        ("depth.max=0", "depth.max"),
+        ("depth.max=3", "no loop"),
     ):
         yield Row(f"override-{override[:40]}", nothing, f"train -S {override}", line)
     for override, line in (
@@ -419,6 +421,25 @@ def rows() -> Iterator[Row]:
     ):
         yield Row(f"experiment-{change}", is_folder(".git"), f"experiment {change}", line)
     yield Row("experiment-name", is_folder(".git"), "experiment model.n_layer=1 --name a/b", "NAME=a/b")
+    for id, options, line in (
+        ("one-size", "--sizes 1x8", "1 different sizes"),
+        ("same-sizes", "--sizes 1x8,1x8,2x8", "2 different sizes"),
+        ("size-text", "--sizes large,small,tiny", "--sizes large,small,tiny: write"),
+        ("size-zero", "--sizes 0x8,1x8,2x8", "n_layer"),
+        ("size-width", "--sizes 1x8,1x16,1x20", "size 1x20"),
+        ("one-budget", "--tokens 1k", "1 different token budgets"),
+        ("negative", "--tokens=-1k,2k,3k", "--tokens -1k,2k,3k: write"),
+        ("zero", "--tokens 0,2k,3k", "--tokens 0,2k,3k: write"),
+        ("less-than-a-step", "--tokens 1,2k,3k", "less than a step"),
+        ("flops", "--flops=-1", "--flops"),
+        ("flops-not-a-number", "--flops nan", "--flops"),
+        ("hours", "--hours 0", "--hours"),
+        ("hours-infinite", "--hours inf", "--hours"),
+        ("jobs", "--jobs 0", "--jobs"),
+        ("dataset", "-S data.dataset=other", "data/other/char/manifest.json: no such file"),
+        ("start", "-S train.init_from=resume", "train.init_from = resume"),
+    ):
+        yield Row(f"scaling-{id}", nothing, f"pipeline.cli.scaling {options}", line)
     yield Row("preset-unknown", nothing, "preset gpt5", "gpt5")
     yield Row("preset-path", nothing, "preset ../params", "../params")
     yield Row("sizing-unknown", nothing, "sizing --preset gpt5", "gpt5")

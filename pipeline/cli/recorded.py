@@ -19,6 +19,7 @@ from pipeline.config.paths import (
     RESULTS,
     RUN_FILE,
     SAVED,
+    SCALING,
     ZEROSHOT,
     runs_folder,
 )
@@ -176,6 +177,16 @@ def evaluations() -> Found:
             yield _checked_json(path, f"`rm {shlex.quote(str(path))}`, and evaluate it again")
 
 
+def scaling() -> Found:
+    """The fit of a scaling law, with the runs and the picture that it records."""
+    remedy = "`gpt-pipeline scaling` with the same options makes it again; what was trained is kept"
+    if SCALING.exists():
+        yield _checked_json(SCALING, remedy)
+        with suppress(UserError):  # `_checked_json` reports it
+            for name, sha256 in read_checked_json(SCALING, remedy)["files"].items():
+                yield Recorded(Path(name), str(sha256), remedy)
+
+
 def outputs() -> Found:
     """The outputs of every stage, as dvc.lock records them.
 
@@ -214,6 +225,7 @@ KINDS: dict[str, Callable[[], Found]] = {
     "models, exports": models,
     "results/run.json": results_of_the_run,
     "evaluations": evaluations,
+    "scaling law": scaling,
     "dvc.lock": outputs,
     "DVC's cache": cache,
 }

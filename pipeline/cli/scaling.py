@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,9 @@ def main(
     params = load_params(overrides or [])
     params.check_sections()
     wanted = _sizes(sizes), _budgets(tokens)
+    for name, budget in (("--flops", flops), ("--hours", hours)):
+        if budget is not None and not math.isfinite(budget):
+            raise UserError(f"{name} {budget}: not a number of them; name one")
     from pipeline.evaluate.scaling_law import Point
     from pipeline.report.scaling import ScalingReport
     from pipeline.tokens.shards import load_manifest

@@ -16,6 +16,9 @@ HUBER = 1e-3  # residuals of log L beyond this count by their size, not their sq
 RESAMPLES = 200  # of the runs, for intervals
 INTERVAL = (5, 95)  # percent of the resamples below its ends
 ITERATIONS = 300
+# Of log E, log A', log B', log alpha and log beta: beyond these a constant means nothing, or overflows.
+LEAST, MOST = np.array([-20.0, -20.0, -20.0, -7.0, -7.0]), np.array([5.0, 20.0, 20.0, 1.6, 1.6])
+MOST_LOG_PARAMS = 40.0  # of the best size: more has no meaning
 SMALLEST = 1e-12  # added to the curvature in each direction, so that it can be inverted
 
 
@@ -106,15 +109,18 @@ class Best:
 
 
 def best_size(law: Law, cost: Cost, budget: float) -> Best | None:
-    """The best size for a budget in the unit of `cost`; None if a larger model costs no more.
+    """The best size for a budget in the unit of `cost`: where the loss with its tokens has no slope over size.
 
-    Where the loss with D = budget / cost(N) tokens has no slope over N.
+    None if a larger model costs no more, or if the law is so weak that no size is best.
     """
     growth = cost.exponent * law.beta
     if growth <= 0:
         return None
-    ratio = law.alpha * law.A / (growth * law.B)
-    params = (ratio * (budget / cost.scale) ** law.beta) ** (1 / (law.alpha + growth))
+    ratio = math.log(law.alpha * law.A) - math.log(growth * law.B)
+    log_params = (ratio + law.beta * math.log(budget / cost.scale)) / (law.alpha + growth)
+    if not 0 < log_params < MOST_LOG_PARAMS:
+        return None
+    params = math.exp(log_params)
     tokens = budget / cost.per_token(params)
     return Best(params, tokens, law.loss(params, tokens))
 
@@ -250,7 +256,7 @@ def _descend(
         diagonal = np.einsum("sii->si", curvature)
         diagonal += damping[:, None] * diagonal + SMALLEST
         step = np.linalg.solve(curvature, np.einsum("sni,sn->si", weighted, residual)[..., None])[..., 0]
-        tried = theta - np.clip(step, -1, 1)
+        tried = np.clip(theta - np.clip(step, -1, 1), LEAST, MOST)
         new_residual, new_jacobian = _residuals(tried, x, y, log_loss)
         new_error = _huber(new_residual, counts)
         better = new_error < error

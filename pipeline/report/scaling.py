@@ -245,7 +245,7 @@ class ScalingReport:
         yield "budget", "params", "tokens", "val loss", "9 of 10 resamples"
         for each in predictions:
             if each.best is None or each.losses is None:
-                yield each.budget, "-", "-", "-", "larger models cost no more time here"
+                yield each.budget, "-", "-", "-", "none: larger models cost no more, or the fit is too weak"
             else:
                 params, tokens = decimal(each.best.params), decimal(each.best.tokens)
                 low, high = each.losses

@@ -28,6 +28,7 @@ from pipeline.train.loop import Interrupted
 from pipeline.train.sizing import expected_config
 
 SIZES = (0.4, 0.6, 0.8, 1.0, 1.2)  # of the active model's width and layers, if no sizes are given
+LARGER = (1.6, 2.0, 3.0)  # where a model of one or two heads leaves too few of these
 TOKENS = (0.125, 0.25, 0.5, 1.0)  # of the active training's tokens, if no budgets are given
 FEWEST = 3  # sizes, and budgets: the law has two constants for each, and one for both
 SECONDS_BETWEEN_LOOKS = 0.5  # at signals, while others train
@@ -65,17 +66,13 @@ class TrainedRun:
 
 def default_sizes(params: Params) -> list[Size]:
     """Sizes around that of the active model, with heads as wide and as many layers in proportion."""
-    model = params.model
-    head, group = model.n_embd // model.n_head, _group(params)
-    return sorted(
-        {
-            Size(
-                max(1, round(share * model.n_layer)),
-                head * group * max(1, round(share * model.n_head / group)),
-            )
-            for share in SIZES
-        }
-    )
+    model, group = params.model, _group(params)
+    found: set[Size] = set()
+    for share in (*SIZES, *LARGER):
+        if share in SIZES or len(found) < FEWEST:
+            heads = group * max(1, round(share * model.n_head / group))
+            found.add(Size(max(1, round(share * model.n_layer)), heads * (model.n_embd // model.n_head)))
+    return sorted(found)
 
 
 def default_tokens(params: Params) -> list[int]:
@@ -90,17 +87,15 @@ def plan(params: Params, sizes: Sequence[Size], budgets: Sequence[int]) -> list[
     A longer run of the same size goes on from a shorter one if the schedule is the same up to there. Raises
     UserError for sizes and budgets that no law can be fitted to, and those that cannot be trained.
     """
-    for name, values in (("sizes", set(sizes)), ("token budgets", set(budgets))):
-        if len(values) < FEWEST:
-            raise UserError(
-                f"{len(values)} different {name}: a scaling law needs {FEWEST}; name more, or none"
-            )
     if params.train.init_from != "scratch" or params.train.eval_only:
         what = "eval_only = true" if params.train.eval_only else f"init_from = {params.train.init_from}"
         raise UserError(
             f"train.{what}: a sweep trains models of many sizes; set init_from = scratch and eval_only = "
             "false (interrupted runs continue anyway)"
         )
+    for name, values in (("sizes", set(sizes)), ("token budgets", set(budgets))):
+        if len(values) < FEWEST:
+            raise UserError(f"{len(values)} different {name}: a scaling law needs {FEWEST}; name more")
     budgets = sorted(set(budgets))
     settings = _evaluating_seldom(params, budgets[0])
     plans = [[_planned(params, size, tokens, settings) for tokens in budgets] for size in set(sizes)]

@@ -49,6 +49,7 @@ OPTIONS = {
     "preset": ["NAME", "--force"],
     "start-from": ["MODEL", "--block-size"],
     "sizing": ["--preset", "--set-param"],
+    "scaling": ["--sizes", "--tokens", "--jobs", "--flops", "--hours", "--set-param"],
     "profile": ["SET", "--preset", "--set-param", "--steps", "--fixed-batch", "--fit", "--trace"],
     "summary": [],
     "report": ["[RUNS]..."],

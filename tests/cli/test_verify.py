@@ -14,7 +14,13 @@ from pipeline.cli.recorded import KINDS, Damage
 from pipeline.config.paths import RECORD
 from pipeline.corpus.own_text import spec_for_text
 from pipeline.corpus.sources import write_spec
-from pipeline.storage.checksums import read_checked_json, save_folder, write_record
+from pipeline.storage.checksums import (
+    read_checked_json,
+    save_folder,
+    sha256_file,
+    write_checked_json,
+    write_record,
+)
 from pipeline.storage.files import write_json, write_text
 from tests import tiny
 from tests.conftest import Ended
@@ -54,6 +60,9 @@ def project(tiny_project: Path, stage: Callable[..., Ended], without_fsync: None
         ended = stage(*command.split())
         assert ended.status == 0, ended.err
     save_folder(Path("results/export"), lambda folder: write_text(folder / "model.safetensors", "weights"))
+    write_text(Path("results/scaling.csv"), "params\n")
+    files = {"results/scaling.csv": sha256_file(Path("results/scaling.csv"))}
+    write_checked_json(Path("results/scaling.json"), {"files": files})
     outs = [lock(Path(out)) for out in LOCKED]
     write_json(Path("dvc.lock"), {"schema": "2.0", "stages": {"some@a b": {"outs": outs}}})
     return tiny_project
