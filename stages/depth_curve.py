@@ -44,7 +44,7 @@ def main(overrides: Overrides = None) -> None:
     draw(DEPTH_PICTURE, curve, baselines, title, stored.sha256)
     rows = read_log(LOG)
     lines = losses_of(baselines, curve)
-    draw_losses(LOSS_PICTURE, rows, lines, title)
+    draw_losses(LOSS_PICTURE, rows, lines, title, stored.sha256)
     _, high = limits(curve, lines)
     shown = {name: loss for name, loss in lines.items() if loss <= high}
     ends = {"depth": (1, max(curve.points)), "step": (0, int(rows[-1]["step"] or 0))}

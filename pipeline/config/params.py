@@ -222,8 +222,7 @@ class Depth(Section):
         description="batches behind each point of the curve; blank: the whole validation split"
     )
     max: Repeats | None = Field(
-        description="for a loop: the last depth of the curve; blank: twice the trained depth, or only that "
-        "where depth is fixed"
+        description="where the curve of a loop ends; blank: at twice the trained depth, or there if it is fixed"
     )
 
     def check_loop(self, trained_depth: int | None) -> None:

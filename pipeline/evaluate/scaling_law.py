@@ -109,7 +109,7 @@ class Best:
 
 
 def best_size(law: Law, cost: Cost, budget: float) -> Best | None:
-    """The best size for a budget in the unit of `cost`: where the loss with its tokens has no slope over size.
+    """The best size for a budget in the unit of `cost`: where the loss has no slope over size.
 
     None if a larger model costs no more, or if the law is so weak that no size is best.
     """

@@ -15,10 +15,17 @@ START = 0.05  # of the steps: losses up to there are far above all that matters,
 TASKS = ("hellaswag_accuracy", "lambada_accuracy")  # columns of log.csv
 
 
-def draw_losses(path: Path, rows: Sequence[Row], baselines: Mapping[str, float], title: str) -> None:
+def draw_losses(
+    path: Path,
+    rows: Sequence[Row],
+    baselines: Mapping[str, float],
+    title: str,
+    model: str | None = None,
+) -> None:
     """Draw a PNG from the rows of a log and the baselines' losses in nats per token.
 
-    With `log.zeroshot_interval`, a second panel has the accuracies of zero-shot tasks.
+    With `log.zeroshot_interval`, a second panel has the accuracies of zero-shot tasks. `model` is the sha256
+    of the weights that the training ended with.
     """
     import matplotlib
 
@@ -36,7 +43,7 @@ def draw_losses(path: Path, rows: Sequence[Row], baselines: Mapping[str, float],
         _draw_tasks(all_axes[1, 0], rows, tasks)
     all_axes[-1, 0].set_xlabel(_steps(rows))
     put_labels(axes, labels)
-    save_picture(figure, path)
+    save_picture(figure, path, model=model)
 
 
 def _draw_losses(axes: Any, rows: Sequence[Row], baselines: Mapping[str, float]) -> tuple[list[Label], float]:

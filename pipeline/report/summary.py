@@ -8,7 +8,17 @@ from typing import Any
 
 from pipeline.config.errors import UserError
 from pipeline.config.params import Params
-from pipeline.config.paths import DEPTH_CURVE, DEPTH_PICTURE, LOG, METRICS, MODEL, RECORD, REPORT, SAMPLES
+from pipeline.config.paths import (
+    DEPTH_CURVE,
+    DEPTH_PICTURE,
+    LOG,
+    LOSS_PICTURE,
+    METRICS,
+    MODEL,
+    RECORD,
+    REPORT,
+    SAMPLES,
+)
 from pipeline.evaluate.baselines import evaluated
 from pipeline.evaluate.comparison import read_results
 from pipeline.report.png import drawn_from
@@ -76,6 +86,8 @@ def _sample(samples: Sequence[str]) -> Iterator[str]:
 
 def _files(metrics: Mapping[str, Any], model: str, has_samples: bool) -> Iterator[str]:
     others = set() if drawn_from(DEPTH_PICTURE) == model else {DEPTH_PICTURE, DEPTH_CURVE}
+    if drawn_from(LOSS_PICTURE) != model:
+        others.add(LOSS_PICTURE)
     if not has_samples:
         others.add(SAMPLES)
     if REPORT.exists() and model not in REPORT.read_text(encoding="utf-8", errors="replace"):
@@ -83,6 +95,7 @@ def _files(metrics: Mapping[str, Any], model: str, has_samples: bool) -> Iterato
     for path, text in (
         (REPORT, "all of this on one page, with charts and a look inside: open it in a browser"),
         (METRICS, f"the figures to compare ({metrics['seconds']:.0f} s of training, {metrics['device']})"),
+        (LOSS_PICTURE, "losses while training, with the baselines"),
         (LOG, "the loss at every step"),
         (DEPTH_PICTURE, "validation loss over depth, with the baselines"),
         (DEPTH_CURVE, "the same as a table"),

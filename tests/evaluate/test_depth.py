@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.evaluate.depth import Baseline, measure
+from pipeline.config.errors import UserError
+from pipeline.evaluate.depth import Baseline, mean_curve, measure
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import evaluate
 from pipeline.tokens.batches import evaluation_windows
 from pipeline.tokens.shards import open_split
 from pipeline.tokens.tokenizers import load_tokenizer
 from tests import tiny
-from tests.family import RECURRENT, STOPPING, THRESHOLD
-from tests.figures import CURVE, STOPS
+from tests.family import RECURRENT, SHARED, STOPPING, THRESHOLD
+from tests.figures import CURVE, STOPS, curve_of
 
 CPU = torch.device("cpu")
 OWN = THRESHOLD["learned_stopping_threshold"]
@@ -52,6 +53,44 @@ def test_a_stopping_model_is_measured_at_its_own_threshold_too(
     windows = evaluation_windows(open_split(tiny_tokens, "val"), 8, batch_size=4)
     expected = evaluate(model, windows, tokenizer.token_bytes, CPU)
     assert curve.final.loss == pytest.approx(expected.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("switches", [RECURRENT, {**RECURRENT, **STOPPING}, SHARED])
+def test_the_curve_of_a_loop_ends_where_it_is_asked_to(
+    tiny_tokens: Path, switches: dict[str, object]
+) -> None:
+    """Each point is what the same weights reach in a model of that depth."""
+    tokenizer = load_tokenizer(tiny_tokens)
+    model = tiny.model(**{**switches, "vocab_size": tokenizer.vocab_size})
+    loops = [f"model.{name}={str(value).lower()}" for name, value in switches.items()]
+    params = tiny.params("depth.eval_iters=2", "depth.stopping_thresholds=[]", *loops)
+    usual = measure("model", model, params, tiny_tokens, CPU)
+    curve = measure("model", model, params.with_overrides(["depth.max=9"]), tiny_tokens, CPU)
+    assert list(curve.points) == list(range(1, 10)) and curve.trained_depth == model.depth == 3
+    assert {depth: curve.points[depth] for depth in usual.points} == usual.points
+    depth = "recurrent_depth" if "recurrent_depth" in switches else "n_layer"
+    deeper = tiny.model(**{**switches, depth: 9, "vocab_size": tokenizer.vocab_size})
+    deeper.load_state_dict(model.state_dict())
+    assert measure("deeper", deeper, params, tiny_tokens, CPU).points[9] == curve.points[9]
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"), [({}, "no loop"), (RECURRENT, "3 times; set it to that or")]
+)
+def test_a_curve_that_the_model_does_not_have_is_refused(
+    tiny_tokens: Path, switches: dict[str, object], message: str
+) -> None:
+    model = tiny.model(**switches, vocab_size=load_tokenizer(tiny_tokens).vocab_size)
+    with pytest.raises(UserError, match=rf"depth\.max = 2: .*{message}"):
+        measure("model", model, tiny.params("depth.max=2"), tiny_tokens, CPU)
+
+
+def test_the_mean_of_curves_is_that_of_losses_and_depths() -> None:
+    other = replace(STOPS, points=curve_of(500.0, 350.0, 300.0).points)
+    mean = mean_curve([STOPS, other])
+    assert [point.loss for point in mean.points.values()] == [4.5, 3.0, 2.5]
+    assert mean.seeds == (STOPS, other) and mean.stopping == STOPS.stopping
+    assert mean_curve([CURVE]).points == CURVE.points
 
 
 def test_no_thresholds_are_no_points(tiny_tokens: Path) -> None:

@@ -54,7 +54,11 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "tokenize": ("stages.tokenize", [], ["data/tiny/char"]),
     "train": ("stages.train", [], ["results/model", "results/log.csv", "results/metrics.json"]),
     "eval": ("stages.eval_baselines", [BASELINE], ["results/baselines"]),
-    "depth": ("stages.depth_curve", [], ["results/depth.csv", "results/depth.png", "results/stopping.csv"]),
+    "depth": (
+        "stages.depth_curve",
+        [],
+        ["results/depth.csv", "results/depth.png", "results/stopping.csv", "results/loss.png"],
+    ),
     "sample": ("stages.sample", ["--out", "results/samples.txt"], ["results/samples.txt"]),
     "report": ("stages.report", [], ["results/report.html"]),
     "export": ("pipeline.cli.export", [], ["results/export"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import quickjs
 from dvc_render import VegaRenderer, render_html
 
+from pipeline.report.depth_curve import write_lines
 from pipeline.report.dvc_plots_page import SCRIPT, write_template
 
 PLOT_TEMPLATES = Path(__file__).parents[2] / ".dvc" / "plots"
@@ -94,6 +96,32 @@ def test_two_columns_are_told_apart_by_their_dashes() -> None:
     lines = list(drawn(spec).iter("polyline"))
     assert len({line.attrib["stroke-dasharray"] for line in lines}) == 2
     assert len({line.attrib["stroke"] for line in lines}) == 1
+
+
+def test_baselines_are_lines_of_their_own_with_their_names_beside_them(tmp_path: Path) -> None:
+    """As dvc.yaml has them: the rows of a second file, with a column that the first one lacks."""
+    write_lines(tmp_path / "lines.csv", {"bigram": 4.0, "xz": 3.0}, {"depth": (1, 2), "step": (0, 100)})
+    with (tmp_path / "lines.csv").open(newline="") as file:
+        lines = [
+            dict(row, filename="lines.csv", field="val_loss", rev="workspace") for row in csv.DictReader(file)
+        ]
+    rows = [
+        {"step": step, "val_loss": loss, "filename": "log.csv", "field": "val_loss", "rev": "workspace"}
+        for step, loss in STEPS
+    ]
+    files = [{"filename": name, "field": "val_loss"} for name in ("log.csv", "lines.csv")]
+    about = {"x": "step", "y": "val_loss", "template": "curve", "template_dir": PLOT_TEMPLATES}
+    spec = VegaRenderer(rows + lines, "loss", anchors_y_definitions=files, **about).get_filled_template()
+    tree = drawn(spec)
+    level = [
+        {float(point.split(",")[1]) for point in line.attrib["points"].split()}
+        for line in tree.iter("polyline")
+    ]
+    assert sorted(map(len, level)) == [1, 1, 3], "two baselines, each level, and the curve"
+    assert {"bigram 4.000", "xz 3.000"} <= {text.text for text in tree.iter("text")}
+    assert len(points(tree)) == 3, "those of the curve"
+    marks = [layer["mark"]["type"] for layer in spec["layer"]]
+    assert marks == ["line", "text"] and spec["encoding"]["detail"] == {"field": "baseline"}
 
 
 @pytest.mark.parametrize("losses", [["2.5"], ["2.5", "2.5"], ["1e-9", "2e-9"], ["1000000", "-1000000"]])

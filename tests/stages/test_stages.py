@@ -210,7 +210,8 @@ def test_depth_curve_ends_at_the_trained_model(trained: Path, stage: Stage) -> N
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
     metrics = json.loads(Path("results/metrics.json").read_text())
     assert float(rows[-1].split(",")[1]) == pytest.approx(metrics["val_loss"], abs=1e-5)
-    assert Path("results/depth.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("results/depth.png", "results/loss.png"):
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
     assert Path("results/stopping.csv").read_text() == "threshold,mean_depth,val_loss,perplexity,val_bpb\n"
 
 
