@@ -222,7 +222,7 @@ class Depth(Section):
         description="batches behind each point of the curve; blank: the whole validation split"
     )
     max: Repeats | None = Field(
-        description="where the curve of a loop ends; blank: at twice the trained depth, or there if it is fixed"
+        description="where the curve of a loop ends; blank: at twice the trained depth, or there if fixed"
     )
 
     def check_loop(self, trained_depth: int | None) -> None:

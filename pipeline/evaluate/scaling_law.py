@@ -18,6 +18,7 @@ INTERVAL = (5, 95)  # percent of the resamples below its ends
 ITERATIONS = 300
 # Of log E, log A', log B', log alpha and log beta: beyond these a constant means nothing, or overflows.
 LEAST, MOST = np.array([-20.0, -20.0, -20.0, -7.0, -7.0]), np.array([5.0, 20.0, 20.0, 1.6, 1.6])
+FEWEST = 3  # sizes that a parabola goes through
 MOST_LOG_PARAMS = 40.0  # of the best size: more has no meaning
 SMALLEST = 1e-12  # added to the curvature in each direction, so that it can be inverted
 
@@ -135,24 +136,31 @@ class IsoFlop:
     loss: float
 
 
-def iso_flops(points: Sequence[Point], budgets: int = 6) -> list[IsoFlop]:
-    """Minima of the loss over size for amounts of compute that three sizes or more were trained with.
+def at_equal_compute(points: Sequence[Point], budgets: int = 6) -> dict[float, list[tuple[float, float]]]:
+    """(parameters, loss) of each size after amounts of compute, in FLOPs, that three or more sizes reached.
 
-    The loss of a size at such an amount is interpolated between its runs, linearly over log FLOPs. Amounts
-    whose minimum is not between the smallest and the largest of these sizes are left out.
+    The loss of a size at such an amount is interpolated between its runs, linearly over log FLOPs.
     """
-    by_size = _by_size(points)
-    every = [point.flops for point in points]
-    found = []
-    for flops in np.geomspace(min(every), max(every), budgets + 2)[1:-1]:
+    by_size, every = _by_size(points), [point.flops for point in points]
+    found = {}
+    for flops in np.geomspace(min(every), max(every), budgets + 2)[1:-1].tolist():
         measured = [
             (params, _loss_at(flops, runs))
             for params, runs in by_size.items()
             if runs[0].flops <= flops <= runs[-1].flops
         ]
-        if (minimum := _minimum(measured)) is not None:
-            found.append(IsoFlop(float(flops), measured, *minimum))
+        if len(measured) >= FEWEST:
+            found[flops] = measured
     return found
+
+
+def iso_flops(points: Sequence[Point]) -> list[IsoFlop]:
+    """Minima of the loss over size at equal compute that are between the smallest and the largest size."""
+    return [
+        IsoFlop(flops, measured, *minimum)
+        for flops, measured in at_equal_compute(points).items()
+        if (minimum := _minimum(measured)) is not None
+    ]
 
 
 def iso_flop_exponent(minima: Sequence[IsoFlop]) -> float | None:
@@ -188,8 +196,6 @@ def _by_size(points: Sequence[Point]) -> dict[float, list[Point]]:
 
 def _minimum(measured: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     """Parameters and loss at the lowest point of a parabola over log parameters, if that is within."""
-    if len(measured) < 3:
-        return None
     logs, losses = np.log([params for params, _ in measured]), [loss for _, loss in measured]
     parabola = np.polynomial.Polynomial.fit(logs, losses, 2).convert()
     _, slope, curvature = map(float, parabola.coef)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from pipeline.evaluate.scaling_law import (
     Best,
     Law,
     Point,
+    at_equal_compute,
     best_size,
     cost_of,
     fit_law,
@@ -198,15 +200,15 @@ class ScalingReport:
         cost = cost_of(self.points, "flops")
         every = [point.flops for point in self.points]
         sizes = np.geomspace(*_ends(list(self.names)))
-        measured = {minimum.flops: minimum for minimum in self.minima}
-        budgets = sorted(measured) or list(np.geomspace(min(every), max(every), 5)[1:-1])
+        measured = at_equal_compute(self.points) or dict.fromkeys([math.sqrt(min(every) * max(every))], [])
+        minima = {minimum.flops: minimum for minimum in self.minima}
         labels = []
-        for flops, color in _colors(budgets):
+        for flops, color in _colors(list(measured)):
             losses = [self.law.loss(params, flops / cost.per_token(params)) for params in sizes]
             axes.plot(sizes, losses, color=color, linewidth=1)
             labels.append(Label(sizes[-1], losses[-1], f"{flops:.1e} FLOPs", color))
-            if (minimum := measured.get(flops)) is not None:
-                axes.plot(*zip(*minimum.measured, strict=True), "o", color=color, markersize=4)
+            axes.plot(*np.array(measured[flops]).reshape(-1, 2).T, "o", color=color, markersize=4)
+            if (minimum := minima.get(flops)) is not None:
                 axes.plot(
                     minimum.params, minimum.loss, "*", color=color, markersize=14, markeredgecolor="black"
                 )
