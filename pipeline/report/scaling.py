@@ -200,7 +200,7 @@ class ScalingReport:
         cost = cost_of(self.points, "flops")
         every = [point.flops for point in self.points]
         sizes = np.geomspace(*_ends(list(self.names)))
-        measured = at_equal_compute(self.points) or dict.fromkeys([math.sqrt(min(every) * max(every))], [])
+        measured = at_equal_compute(self.points) or {math.sqrt(min(every) * max(every)): []}
         minima = {minimum.flops: minimum for minimum in self.minima}
         labels = []
         for flops, color in _colors(list(measured)):
