@@ -19,6 +19,11 @@ class Command:
     means: tuple[str, ...] = ()  # what `name-<preset>` is short for, with the preset's name after it
     anywhere: bool = False  # whether it also works outside a project's folder
 
+    def is_called(self, word: str) -> bool:
+        """Whether a word of the command line names this command: for `bench-<part>`, its beginning does."""
+        beginning, rest, _ = self.name.partition("<")
+        return word.startswith(beginning) if rest else word == self.name
+
 
 GROUPS: dict[str, tuple[Command, ...]] = {
     "Start here": (
@@ -163,10 +168,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("format", "format the code and fix what lint can fix"),
         Command("generate", "write the files that are made from the code", "pipeline.cli.generate"),
         Command("bench", "the table of speed beside nanoGPT and the fork: make bench CLONE=... FORK=..."),
-        Command("bench-gpu", "the same on one GPU, in nine minutes"),
-        Command("bench-scale", "tokenizing, reading and training beyond one process; ONLY=reading"),
-        Command("bench-report", "how soon the report is built and opens; what keeps people from using it"),
-        Command("bench-serve", "the server: streams at a time, the first token, bad requests"),
+        Command("bench-<part>", "one more: make bench-gpu, bench-scale, bench-report, bench-serve"),
         Command("setup-browser", "install Chromium, which tests and benchmarks look at pages with"),
         Command(
             "doctor",

@@ -27,8 +27,8 @@ def main() -> None:
     sys.argv[1:] = _written_out(sys.argv[1:])
     known = {command.name: (command.help, command.module) for command in commands() if command.module}
     for command in commands():
-        if command.module is None and [command.name] == sys.argv[1:2]:
-            known[command.name] = (command.help, "pipeline.cli.main:only_with_make")
+        if command.module is None and any(map(command.is_called, sys.argv[1:2])):
+            known[sys.argv[1]] = (command.help, "pipeline.cli.main:only_with_make")
     run_one_of(known, HELP, NAME, before, add_completion=True)
 
 
