@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import BENCHMARKS
 from pipeline.cli.commands import commands
 from pipeline.config.presets import names
 from pipeline.config.validation import read_yaml
@@ -54,6 +55,7 @@ def test_commands_in_the_docs_exist(path: Path) -> None:
     targets = {(command.make or command.name) for command in commands() if command.make is not None}
     targets |= {f"train-{name}" for name in names(tiny.ROOT / "presets")}
     targets |= {f"preset-{name}" for name in names(tiny.ROOT / "presets")}
+    targets |= {f"bench-{name}" for name in BENCHMARKS}
     for target in re.findall(r"(?:`|^|&& )make ([a-z][\w<>-]*)", text, re.MULTILINE):
         assert target in targets, target
     named = {command.name for command in commands() if command.module is not None}
