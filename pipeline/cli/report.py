@@ -46,10 +46,10 @@ def _side_by_side(names: list[str]) -> None:
     # PyTorch takes seconds to import, which --help and mistakes need not wait for.
     from pipeline.report.report import report_of
     from pipeline.report.report_page import write_page
-    from pipeline.report.run_files import stored_run
+    from pipeline.report.run_files import named_run
 
     path = REPORT.with_stem("report-runs")
-    write_page(path, report_of([stored_run(name, folders[name]) for name in names], load_params()))
+    write_page(path, report_of([named_run(name, folders[name]) for name in names], load_params()))
     print(f"{path}: open it in a browser")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,13 @@ def stored_run(name: str, folder: Path) -> RunFiles:
         samples=later.get("samples", []),
         hashes={},
     )
+
+
+def named_run(name: str, folder: Path) -> RunFiles:
+    """The run in runs/<key>/; if it is the published one, with all that results/ has of it."""
+    if METRICS.exists() and read_json(RECORD).get("run") == folder.name:
+        return replace(published_run(), name=name)
+    return stored_run(name, folder)
 
 
 def find_run(name: str) -> Path | None:

@@ -16,7 +16,7 @@ from pipeline.config.params import DEFAULTS_FILE, PARAMS_FILE, load_params
 from pipeline.config.paths import REPORT
 from pipeline.report.report import report_of
 from pipeline.report.report_page import page
-from pipeline.report.run_files import find_run, published_run, stored_run
+from pipeline.report.run_files import find_run, named_run, published_run, stored_run
 from pipeline.report.run_report import MOST_ROWS, _averaged
 from pipeline.storage.files import write_text
 from pipeline.track.csv_log import read_log
@@ -131,6 +131,15 @@ def test_runs_of_the_folder_have_the_same_figures(project: Path) -> None:
     assert stored["name"] == "mine" and one["lens"] == stored["lens"]
     for name in ("figures", "training", "validation", "baselines", "parameters", "health", "written"):
         assert one[name] == stored[name], name
+
+
+def test_the_published_run_has_what_results_know_of_it(project: Path) -> None:
+    folder = find_run("")
+    assert folder is not None
+    (run,) = report_of([named_run("mine", folder)], load_params())["runs"]
+    assert run["name"] == "mine" and run["stopping"] and "val_bpb" in run["depth"][0]
+    other = folder.rename(folder.with_name("other"))
+    assert named_run("mine", other).stopping == []
 
 
 def test_an_unfinished_run_shows_its_last_figures(project: Path) -> None:
