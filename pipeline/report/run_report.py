@@ -23,6 +23,7 @@ from pipeline.tokens.shards import MANIFEST_FILE, Manifest, load_manifest, open_
 from pipeline.track.health_csv import COLUMNS, read_health
 
 MOST_ROWS = 400  # of a curve; rows of a longer one are averaged
+MOST_POINTS = 50  # of a layer's health; of more, some are left out evenly
 ABOUT = ("device", "processes", "threads", "compile", "torch", "tokens_per_second")
 FIGURES = ("params", "steps", "tokens", "seconds", "val_loss", "val_bpb", "perplexity", "train_loss")
 
@@ -140,15 +141,30 @@ def _zeroshot(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _health(path: Path) -> dict[str, Any] | None:
-    """Of each figure the layers it was measured in, and {layer: [[step, value], …]}."""
+    """Of each figure the layers it was measured in, and {layer: [[step, value], …]}; None if it is damaged."""
     columns: dict[str, dict[str, list[list[float]]]] = {}
-    for row in read_health(path):
+    try:
+        rows = read_health(path)
+    except ValueError:
+        return None
+    for row in rows:
         for name, value in row.items():
             if name == "step" or value is None:
                 continue
             _, column, layer = name.split("/")
             columns.setdefault(column, {}).setdefault(layer, []).append([row["step"] or 0, value])
-    return {name: columns[name] for name in COLUMNS if name in columns} or None
+    return {
+        name: {layer: _thinned(points) for layer, points in columns[name].items()}
+        for name in COLUMNS
+        if name in columns
+    } or None
+
+
+def _thinned(points: list[list[float]]) -> list[list[float]]:
+    """At most MOST_POINTS of these, with the first and the last."""
+    if len(points) <= MOST_POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
 def _parameters(files: RunFiles) -> list[dict[str, Any]]:

@@ -17,9 +17,10 @@ from pipeline.config.paths import REPORT
 from pipeline.report.report import report_of
 from pipeline.report.report_page import page
 from pipeline.report.run_files import find_run, named_run, published_run, stored_run
-from pipeline.report.run_report import MOST_ROWS, _averaged
+from pipeline.report.run_report import MOST_POINTS, MOST_ROWS, _averaged, _health
 from pipeline.storage.files import write_text
 from pipeline.track.csv_log import read_log
+from pipeline.track.health_csv import COLUMNS
 from stages.report import main as write_report
 from tests.report.conftest import HOSTILE
 
@@ -162,6 +163,19 @@ def test_what_is_no_run_is_refused(project: Path) -> None:
     write_text(folder / "log.csv", "step\n")
     with pytest.raises(UserError, match="a run without logs"):
         stored_run("mine", folder)
+
+
+def test_the_health_of_a_long_run_is_thinned(tmp_path: Path) -> None:
+    columns = f"step,layer,{','.join(COLUMNS)}\n"
+    lines = [f"{step},h.0{',' * (len(COLUMNS) - 1)},{step / 2}\n" for step in range(1000)]
+    write_text(tmp_path / "health.csv", columns + "".join(lines))
+    found = _health(tmp_path / "health.csv")
+    assert found is not None
+    points = found[COLUMNS[-1]]["h.0"]
+    assert len(points) == MOST_POINTS and points[0] == [0, 0] and points[-1] == [999, 499.5]
+    assert all(value == step / 2 for step, value in points)
+    write_text(tmp_path / "health.csv", columns + lines[0].replace("0.0", "none"))
+    assert _health(tmp_path / "health.csv") is None
 
 
 def test_a_long_curve_is_averaged() -> None:
