@@ -141,7 +141,7 @@ def _zeroshot(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _health(path: Path) -> dict[str, Any] | None:
-    """Of each figure the layers it was measured in, and {layer: [[step, value], …]}; None if it is damaged."""
+    """Of each figure the layers it was measured in, and {layer: [[step, value], …]}; None if damaged."""
     columns: dict[str, dict[str, list[list[float]]]] = {}
     try:
         rows = read_health(path)

@@ -99,6 +99,12 @@ def test_the_slider_shows_loss_compute_and_a_text_at_each_depth(browser: Browser
         assert len({text.split("\n\n")[0] for text in seen}) == 3
 
 
+def test_a_text_of_line_ends_takes_one_line(browser: Browser, page_file: Path) -> None:
+    with visiting(browser, page_file) as visit:
+        shown = visit.page.evaluate("written('a' + '\\n'.repeat(60) + 'b\\n\\nc').textContent")
+        assert shown == "a↵ × 60\nb\n\nc"
+
+
 def test_the_lens_shows_predictions_by_click_and_by_keyboard(browser: Browser, page_file: Path) -> None:
     with visiting(browser, page_file) as visit:
         page = visit.page

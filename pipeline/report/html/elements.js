@@ -41,6 +41,9 @@ function visible(text) {
   return text.replaceAll("\n", "↵").replaceAll("\t", "→").replaceAll("\r", "␍").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
 }
 
+// A text that a model wrote: many line ends one after the other, as after few layers, are counted.
+const written = (text) => h("pre", { class: "sample" }, text.replace(/\n{4,}/g, (ends) => `↵ × ${ends.length}\n`));
+
 const short = (text) => (text.length > 16 ? `${text.slice(0, 15)}…` : text);
 
 // A name with the color of its curve.

@@ -26,7 +26,7 @@ function unitOf(runs) {
 
 function comparedSamples(runs) {
   const known = runs.filter(({ samples }) => samples.length);
-  return known.length ? section("texts", "What they write", h("div", { class: "samples" }, known.map((run) => h("div", {}, h("h3", {}, run.name), h("pre", { class: "sample" }, run.samples[0].trim()))))) : null;
+  return known.length ? section("texts", "What they write", h("div", { class: "samples" }, known.map((run) => h("div", {}, h("h3", {}, run.name), written(run.samples[0].trim()))))) : null;
 }
 
 const ofOne = (run) => [qualitySection(run), ...(report.runs.length > 1 ? [] : [trainingSection([run])]), depthSection(run), lensSection(run), expertsSection(run), samplesSection(run), healthSection(run), parametersSection([run]), reproduceSection(run)];

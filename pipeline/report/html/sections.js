@@ -106,7 +106,7 @@ function depthSection(run) {
         fact("loss", row ? `${fixed(row.val_loss)} nats per token` : "not measured"),
         isNumber(row?.val_bpb) ? fact("bits per byte", fixed(row.val_bpb)) : null,
         isNumber(share) ? fact("compute", `${percent(share)} of the model's FLOPs for a token`) : null),
-      text === null ? null : h("pre", { class: "sample" }, text));
+      text === null ? null : written(text));
   }
 
   const start = shown.findIndex(({ depth }) => depth === trained);
@@ -137,7 +137,7 @@ function stoppingTable(run) {
 
 function samplesSection(run) {
   if (!run.samples.length) return null;
-  return section("samples", "What it writes", h("p", {}, "Texts from the whole model; the prompt and the randomness are those of the section sample in params.yaml."), h("div", { class: "samples" }, run.samples.map((text) => h("pre", { class: "sample" }, text.trim()))));
+  return section("samples", "What it writes", h("p", {}, "Texts from the whole model; the prompt and the randomness are those of the section sample in params.yaml."), h("div", { class: "samples" }, run.samples.map((text) => written(text.trim()))));
 }
 
 const HEALTH = {
