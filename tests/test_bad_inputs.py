@@ -471,6 +471,7 @@ def rows() -> Iterator[Row]:
         ("--port 70000", "--port"),
         ("--port -1", "--port"),
         ("--streams 0", "--streams"),
+        ("--streams 2000", "--streams"),
         ("--waiting none", "--waiting"),
         ("--host a..b", "host = a..b"),
     ):

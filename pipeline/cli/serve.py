@@ -44,7 +44,7 @@ def main(
         from pipeline.web.app import create_app
         from pipeline.web.models import open_models
 
-        models = open_models(model or [str(MODEL)], use_device(params.runtime))
+        models = open_models(model or [str(MODEL)], use_device(params.runtime), streams)
         app = create_app(models, host, streams, waiting)
         config = uvicorn.Config(
             app, log_level="error", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH

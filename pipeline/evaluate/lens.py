@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,34 +58,41 @@ class Lens:
 
 @torch.inference_mode()
 def lens(
-    model: GPT, ids: torch.Tensor, vocab_size: int, top: int = 5, depths: Sequence[int] | None = None
+    model: GPT,
+    ids: torch.Tensor,
+    vocab_size: int,
+    top: int = 5,
+    depths: Sequence[int] | None = None,
+    last: int = 0,
 ) -> Lens:
     """Look at a model in evaluation mode while it reads ids (T,), at most `block_size` of them.
 
     Ids from `vocab_size` on are padding, and not among the `top` predictions. `depths` are some of the
-    model's, in order; by default all.
+    model's, in order; by default all. With `last`, the lens shows only so many of the tokens, the last ones,
+    which costs less with a large vocabulary.
     """
     depths = model.depths if depths is None else depths
+    shown = ids[-last:]
     nats, top_ids, top_probabilities = [], [], []
-    for depth, logits in zip(model.depths, model.logits_by_depth(ids[None]), strict=True):
+    for depth, logits in zip(model.depths, model.logits_by_depth(ids[None], last), strict=True):
         if depth not in depths:
             continue
         log_probabilities = logits[0].float().log_softmax(-1)  # (T, vocabulary)
-        nats.append(-log_probabilities[:-1].gather(-1, ids[1:, None])[:, 0].cpu())
+        nats.append(-log_probabilities[:-1].gather(-1, shown[1:, None])[:, 0].cpu())
         best = log_probabilities[:, :vocab_size].topk(min(top, vocab_size))
         top_ids.append(best.indices.cpu())
         top_probabilities.append(best.values.exp().cpu())
     steps_taken, experts = decisions(model, ids)
     return Lens(
-        ids.cpu(),
+        shown.cpu(),
         depths,
         model.trunk.unit,
         model.depth,
         torch.stack(nats),
         torch.stack(top_ids),
         torch.stack(top_probabilities),
-        steps_taken,
-        experts,
+        None if steps_taken is None else steps_taken[-last:],
+        [replace(one, chosen=one.chosen[-last:], weights=one.weights[-last:]) for one in experts],
     )
 
 

@@ -188,14 +188,14 @@ class GPT(nn.Module):
         """Logits (B, vocabulary) for the token after ids (B, T)."""
         return self.head(self._read(ids, Context(cache, next_only=True), depth)[:, -1])
 
-    def logits_by_depth(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits (B, T, vocabulary) after each number of steps in `depths`.
+    def logits_by_depth(self, ids: torch.Tensor, last: int = 0) -> Iterator[torch.Tensor]:
+        """Logits (B, T, vocabulary) after each number of steps in `depths`; of the `last` positions, 0: all.
 
         Each residual stream goes through the model's final norm and head ("logit lens", nostalgebraist 2020).
         """
         context = Context()
         for state in self.trunk.readings(self._embed(ids, context), context):
-            yield self.head(state)
+            yield self.head(state[:, -last:])
 
     def logits_and_mean_depth(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Logits (B, T, vocabulary), and the number of loop steps averaged over tokens."""

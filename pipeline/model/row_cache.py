@@ -8,9 +8,9 @@ import torch
 
 from pipeline.model.cache import KVCache
 
-# Libraries multiply fewer rows in another order, which rounds differently: a row alone would not get the very
-# same numbers as among others.
-LEAST_ROWS = 4
+# A pass has a multiple of so many rows. Libraries multiply a remainder in another order, which rounds
+# differently: a row alone would not get the very same numbers as among others.
+UNIT = 4
 
 
 class RowCache(KVCache):
@@ -20,13 +20,18 @@ class RowCache(KVCache):
     others do. So it is computed as it would be alone. A pass reads one new position of every row. The rows in
     use are the first ones; when one leaves, the last one takes its place.
 
-    A pass has at least LEAST_ROWS; those beyond the rows in use read anything, and what they give is nothing.
+    A pass also computes some rows that are not in use, up to `width`. What they give means nothing.
     """
 
     def __init__(self, block_size: int) -> None:
         super().__init__(block_size, batch=0)
         self.lengths: list[int] = []  # positions seen of each row
         self._rows = self._counts = torch.empty(0, dtype=torch.long)  # (B,): 0, 1, ...; `lengths`
+
+    @property
+    def width(self) -> int:
+        """The number of rows in a pass."""
+        return -(-len(self.lengths) // UNIT) * UNIT
 
     def join(self, read: KVCache) -> None:
         """Add a row with what another cache of one sequence, without padding, has seen."""
@@ -56,7 +61,7 @@ class RowCache(KVCache):
     def begin(self, new: int, device: torch.device) -> None:
         assert new == 1, "rows take tokens one by one"
         if not len(self._rows):
-            unused = LEAST_ROWS - len(self.lengths)
+            unused = self.width - len(self.lengths)
             self._counts = torch.tensor([*self.lengths, *[0] * unused], device=device)
             self._rows = torch.arange(len(self._counts), device=device)
         self.positions = self._counts[:, None, None]  # (B, 1, 1), to be broadcast over heads
@@ -116,9 +121,7 @@ class RowCache(KVCache):
         _, heads, _, head_size = one[0].shape
         rows = len(self.lengths)
         # Zeros, because what is masked may not be NaN.
-        keys, values = (
-            new.new_zeros(max(LEAST_ROWS, 2 * rows), heads, self.block_size, head_size) for new in one
-        )
+        keys, values = (new.new_zeros(max(UNIT, 2 * rows), heads, self.block_size, head_size) for new in one)
         if kept is not None:
             keys[:rows], values[:rows] = kept
         return keys, values

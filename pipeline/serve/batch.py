@@ -11,7 +11,7 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
-from pipeline.model.row_cache import LEAST_ROWS, RowCache
+from pipeline.model.row_cache import RowCache
 from pipeline.serve.drawing import Choice, Drawing
 
 POSITIONS_AT_ONCE = 256  # of a prompt that is scored; bounds the logits in memory
@@ -124,8 +124,8 @@ class Batch:
         if self._cache.length == 2 * self._model.block_size:
             self._model.count_anew(self._cache)
         last = [row.ids[-1:] for row in self._cached]
-        last += [[0]] * (LEAST_ROWS - len(last))
-        ids = torch.tensor(last, device=self._device)  # (at least B, 1)
+        last += [[0]] * (self._cache.width - len(last))
+        ids = torch.tensor(last, device=self._device)  # (rows of a pass, 1)
         return self._model.next_logits(ids, self._cache, self._depth)[: len(self._cached)]
 
     def _read_windows(self) -> torch.Tensor:

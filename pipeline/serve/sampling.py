@@ -54,17 +54,24 @@ class TokenSampler:
         return probabilities
 
 
-def check_memory(config: GPTConfig, prompts: int, samples: int, tokens: int, device: torch.device) -> None:
+def check_memory(
+    config: GPTConfig,
+    prompts: int,
+    samples: int,
+    tokens: int,
+    device: torch.device,
+    field: str = "sample.num_samples",
+) -> None:
     """Raise UserError if the keys and values of so many samples of each prompt cannot fit into memory.
 
-    `tokens` are those of the longest prompt and of its sample.
+    `tokens` are those of the longest prompt and of its sample; `field` is where the user set the samples.
     """
     width = config.n_embd // config.n_head * (config.n_kv_head or config.n_head)
     values = prompts * 2 * model_size(config).applications * min(config.block_size, tokens) * width
     needed, room = samples * values * 4, memory_of(device)
     if needed > room.total:
         raise UserError(
-            f"sample.num_samples = {samples:,}: keys and values need {binary(needed)} of memory, but "
+            f"{field} = {samples:,}: keys and values need {binary(needed)} of memory, but "
             f"{device} has {binary(room.total)}; set it to {max(1, room.total // (4 * values)):,} or less"
         )
 

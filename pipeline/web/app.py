@@ -60,11 +60,11 @@ class Server:
         return await complete(request, form, model_named(form.model, self.models), self.engine)
 
     async def look(self, request: Request) -> Response:
-        """The depth lens for the last of some tokens: what the model expected there after each step."""
+        """The depth lens for the last of some tokens, and for the one before, which predicts it."""
         form = await read_form(request, Look)
         model = model_named(form.model, self.models)
         ids = torch.tensor(prompt_ids(form.ids[-model.gpt.block_size :], model), device=model.device)
-        found = await self.engine.in_thread(lambda: lens(model.gpt, ids, model.tokenizer.vocab_size))
+        found = await self.engine.in_thread(lambda: lens(model.gpt, ids, model.tokenizer.vocab_size, last=2))
         return JSONResponse(as_json(found, model.tokenizer))
 
     async def list_models(self, _: Request) -> Response:

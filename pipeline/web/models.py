@@ -15,6 +15,9 @@ from pipeline.config.errors import UserError, one_line
 from pipeline.config.paths import MODEL, runs_folder
 from pipeline.model.gpt import GPT
 from pipeline.model.load import load_model
+from pipeline.serve.batch import Batch, Prompt
+from pipeline.serve.drawing import Choice
+from pipeline.serve.sampling import check_memory
 from pipeline.tokens.tokenizer_json import END_OF_TEXT
 from pipeline.tokens.tokenizers import Tokenizer
 from pipeline.weights.open import StoredModel, open_trained
@@ -71,12 +74,21 @@ class ServedModel:
     def _load(self) -> LoadedModel:
         stored = open_trained(self.name)
         gpt, tokenizer = load_model(stored, self._device), stored.tokenizer()
+        # So that the first request is as fast as the others; and weights that diverged are refused.
+        Batch(gpt, tokenizer.vocab_size, None, self._device).step([Prompt([0], [Choice()])])
         return LoadedModel(self.name, stored, gpt, tokenizer, self._device)
 
 
-def open_models(names: Sequence[str], device: torch.device) -> dict[str, ServedModel]:
-    """The models by name. Raises UserError if there is no such model, or if it is damaged."""
-    return {name: ServedModel(name, device) for name in names}
+def open_models(names: Sequence[str], device: torch.device, streams: int) -> dict[str, ServedModel]:
+    """The models by name, to write so many texts at a time.
+
+    Raises UserError if there is no such model, if it is damaged, or if its texts do not fit into memory.
+    """
+    models = {name: ServedModel(name, device) for name in names}
+    for model in models.values():
+        config = model.current.stored.config
+        check_memory(config, 1, streams, config.block_size, device, "streams")
+    return models
 
 
 def _name(token: bytes) -> str:

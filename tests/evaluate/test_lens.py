@@ -89,3 +89,19 @@ def test_as_json_is_plain_and_has_the_text_of_each_token(tokenizer: Tokenizer) -
 def test_bytes_that_are_no_text_are_shown_as_numbers() -> None:
     texts = shown_texts(ByteTokenizer(end_of_text=True))
     assert texts[0x41] == "A" and texts[0xE2] == "⟨e2⟩" and texts[256] == "⟨end of text⟩"
+
+
+@pytest.mark.parametrize("changes", [{}, {**THRESHOLD, **MOE}])
+def test_the_last_tokens_alone(changes: dict[str, object]) -> None:
+    model = tiny.model(**({**RECURRENT, **STOPPING, **changes} if changes else {}))
+    whole, found = lens(model, IDS, 11), lens(model, IDS, 11, last=3)
+    assert torch.equal(found.ids, IDS[-3:])
+    torch.testing.assert_close(found.nats, whole.nats[:, -2:])
+    torch.testing.assert_close(found.top_probabilities, whole.top_probabilities[:, -3:])
+    if changes:
+        assert whole.steps_taken is not None and found.steps_taken is not None
+        assert torch.equal(found.steps_taken, whole.steps_taken[-3:])
+        assert all(
+            torch.equal(one.chosen, other.chosen[-3:])
+            for one, other in zip(found.experts, whole.experts, strict=True)
+        )

@@ -19,7 +19,7 @@ from pipeline.web.models import open_models
 @contextmanager
 def serving(*models: str | Path, streams: int = 4, waiting: int = 16) -> Iterator[str]:
     """The address of a server for these models, while the block runs."""
-    opened = open_models([str(model) for model in models], torch.device("cpu"))
+    opened = open_models([str(model) for model in models], torch.device("cpu"), streams)
     app = create_app(opened, streams=streams, waiting=waiting)
     listener = listening("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
