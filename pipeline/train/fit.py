@@ -125,6 +125,11 @@ def fit(
     return FittedRun(run, metrics, start.config, tokens_folder)
 
 
+def is_finished(params: Params, tokens_folder: Path, runs_folder: Path) -> bool:
+    """Whether `fit` would find nothing left to train. Raises UserError for invalid parameters or data."""
+    return Run(runs_folder / _Prepared(params, tokens_folder).identity.key).finished.exists()
+
+
 def _nothing(text: str) -> None:
     """Say nothing."""
 

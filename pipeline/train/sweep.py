@@ -23,7 +23,7 @@ from pipeline.config.paths import LIVE, runs_folder, tokens_folder
 from pipeline.model.size import model_size
 from pipeline.runtime.stop import stop_requested
 from pipeline.storage.machine import cores
-from pipeline.train.fit import fit
+from pipeline.train.fit import fit, is_finished
 from pipeline.train.loop import Interrupted
 from pipeline.train.sizing import expected_config
 
@@ -109,11 +109,18 @@ def train_sweep(
 
     Raises Interrupted, after all runs in progress have saved, when a signal asks to stop.
     """
-    if jobs > 1:
-        yield from _several(plans, jobs)
+    if jobs == 1:
+        for run in (run for runs in plans for run in runs):
+            yield _trained(run, say)
         return
-    for run in (run for runs in plans for run in runs):
-        yield _trained(run, say)
+    missing = []
+    for runs in plans:
+        left = [run for run in runs if not is_finished(run.params, tokens_folder(run.params), runs_folder())]
+        for run in runs:
+            if run not in left:  # no process has to start for it
+                yield _trained(run, lambda _: None, live=None)
+        missing += [left] if left else []
+    yield from _several(missing, jobs)
 
 
 def _evaluating_seldom(params: Params, fewest_tokens: int) -> Params:
