@@ -18,6 +18,7 @@ BENCHMARKS = {
         "take ingredients out of the active recipe: loss and time over several seeds",
         "bench.ablation",
     ),
+    "pictures": ("make the pictures in docs/images/ again", "bench.pictures"),
     "docs": ("put the tables in results/ into docs/benchmarks.md", "bench.docs:write_docs"),
     "variants": ("train every variant of the model and compare their depth curves", "bench.compare_variants"),
 }

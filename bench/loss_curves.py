@@ -21,6 +21,7 @@ from bench.harness import (
 )
 from pipeline.config.params import load_params
 from pipeline.config.paths import LOG, RUN_FILE
+from pipeline.report.labels import COLORS, Label, plain, put_labels
 from pipeline.report.png import save_picture
 
 TOKENS = 15_360  # of the validation split, from its start; nanoGPT's 20 batches of 12 windows
@@ -57,27 +58,25 @@ def loss_curves(
 
 
 def draw_curves(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Draw the curves, with the last value of each beside it."""
+    """Draw the curves, with the name and the last value of each beside it."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
-    for number, (name, curve) in enumerate(curves.items()):
+    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    labels = []
+    for color, (name, curve) in zip(COLORS, curves.items(), strict=False):
         seconds, losses = zip(*curve, strict=True)
-        axes.plot(seconds, losses, marker="o", markersize=3, color=f"C{number}", label=name)
-        axes.annotate(
-            f"{losses[-1]:.3f}", (seconds[-1], losses[-1]), (4, 4), textcoords="offset points",
-            color=f"C{number}",
-        )  # fmt: skip
+        axes.plot(seconds, losses, marker="o", markersize=3, color=color)
+        labels.append(Label(seconds[-1], losses[-1], f"{name}: {losses[-1]:.3f}", color, bold=True))
     lowest = min(loss for curve in curves.values() for _, loss in curve)
     axes.set_ylim(
         lowest - 0.05, min(lowest + 1.2, max(loss for c in curves.values() for _, loss in c) + 0.05)
     )
     axes.set_xlim(0, 1.1 * max(seconds for curve in curves.values() for seconds, _ in curve))
     axes.set_xlabel("seconds since the program was started")
-    axes.set_ylabel(f"loss of the first {TOKENS:,} validation tokens, nats per token")
-    axes.set_title("TinyShakespeare by characters, on a CPU")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_title(f"TinyShakespeare by characters, on a CPU\nloss of the first {TOKENS:,} validation tokens")
+    plain(axes)
+    put_labels(axes, labels)
     save_picture(figure, path)
 
 

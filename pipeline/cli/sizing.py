@@ -47,7 +47,7 @@ def main(
     size = model_size(config)
     sections = {
         ("parameters", "", "share"): _parameters(size),
-        ("compute", "FLOPs", ""): _compute(params, size),
+        ("compute", "FLOPs", "share"): _compute(params, config, size),
         ("memory for training", "", ""): _memory(params, config, size),
         ("disk", "", ""): _disk(params, size),
     }
@@ -62,12 +62,21 @@ def _parameters(size: ModelSize) -> Rows:
         yield "experts that compute a token", f"{size.experts_per_token:g}", ""
 
 
-def _compute(params: Params, size: ModelSize) -> Rows:
-    train = params.train
+def _compute(params: Params, config: GPTConfig, size: ModelSize) -> Rows:
+    train, whole = params.train, size.flops_per_token
+    scores = 12 * size.applications * config.n_embd * config.block_size
+    head = 6 * config.vocab_size * config.n_embd
     tokens = train.batch_size * train.gradient_accumulation_steps * params.model.block_size
     forward = size.flops_per_token // 3  # the backward pass takes twice as many
     yield "forward, a token", f"{forward:.3g}", ""
-    yield "forward and backward, a token", f"{size.flops_per_token:.3g}", ""
+    yield "forward and backward, a token", f"{whole:.3g}", "100.0%"
+    for part, flops in (
+        ("  matrices of the blocks", whole - scores - head),
+        ("  scores of attention", scores),
+        ("  output projection", head),
+        ("6 N, N the parameters, for comparison", 6 * size.parameters),
+    ):
+        yield part, f"{flops:.3g}", f"{flops / whole:.1%}"
     yield f"a step of {tokens:,} tokens", f"{tokens * size.flops_per_token:.3g}", ""
     yield f"{train.max_iters:,} steps", f"{train.max_iters * tokens * size.flops_per_token:.3g}", ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.evaluate.baselines import label
 from pipeline.evaluate.comparison import OURS, Row
+from pipeline.report.labels import COLORS
 from pipeline.report.png import save_picture
 from pipeline.report.tables import markdown_table
 from pipeline.storage.files import write_json, write_text
@@ -56,7 +57,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
-    colors = ["tab:blue" if row.name == OURS else "tab:gray" for row in rows]
+    colors = [COLORS[0] if row.name == OURS else "#999999" for row in rows]
     names = [label(row.name, row.first_tokens) for row in rows]
     bars = axes.barh(names, [row.val_bpb for row in rows], color=colors)
     axes.bar_label(bars, fmt="%.3f", padding=3)

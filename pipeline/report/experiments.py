@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.params_yaml import yaml_value
 from pipeline.config.presets import differences
+from pipeline.report.labels import COLORS, GRAY, Label, plain, put_labels
 from pipeline.report.png import save_picture
 from pipeline.report.tables import plain_table, write_csv
 from pipeline.storage.machine import decimal
@@ -100,17 +101,28 @@ class Comparison:
         figure, panels = plt.subplots(1, 3, figsize=(13, height), layout="constrained", sharey=True)
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             axes.set_xlabel(label)
-            axes.grid(alpha=0.3)
             axes.locator_params(axis="x", nbins=4)
+            plain(axes)
+            axes.grid(visible=False, axis="y")
             for one in shown:
-                color = "tab:orange" if one is self.baseline else "tab:blue"
-                axes.plot(one.figures[name], one.figures[self.figure], "o", color=color)
+                loss, color = one.figures[self.figure], self._color(one)
+                axes.axhline(loss, color=GRAY, linewidth=0.5, alpha=0.5, zorder=1)
+                axes.plot(one.figures[name], loss, "o", color=color)
             axes.margins(x=0.12, y=0.12)
             if name != "seconds":
                 axes.xaxis.set_major_formatter(lambda count, _: decimal(count))
-            _label(axes, [(one.name, one.figures[name], one.figures[self.figure]) for one in shown])
+        edge = panels[-1].get_xlim()[1]
+        put_labels(panels[-1], [self._label(one, edge) for one in shown])
         panels[0].set_ylabel(f"validation loss ({UNITS[self.figure]})")
         save_picture(figure, path)
+
+    def _color(self, one: Experiment) -> str:
+        return COLORS[1] if one is self.baseline else COLORS[0]
+
+    def _label(self, one: Experiment, x: float) -> Label:
+        name = one.name if len(one.name) <= NAME_WIDTH else f"{one.name[: NAME_WIDTH - 1]}…"
+        loss = one.figures[self.figure]
+        return Label(x, loss, f"{name} {loss:.3f}", self._color(one), bold=one is self.baseline)
 
     def _rank(self, one: Experiment) -> tuple[bool, bool, float, str]:
         return not one.figures, not self.has_same_text(one), one.figures.get(self.figure, 0.0), one.name
@@ -139,25 +151,6 @@ class Comparison:
         if not all(map(self.has_same_text, self.rows)):
             remarks.append("Experiments on another text have no difference: their losses do not compare.")
         return remarks
-
-
-def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Name the points at the right edge of the axes, from top to bottom, none upon another."""
-    bottom, top = axes.get_ylim()
-    gap = (top - bottom) * 0.16 / (3 + 0.16 * len(points)) * 1.3
-    place = bottom - gap
-    for name, x, y in sorted(points, key=lambda point: point[2]):
-        place = max(y, place + gap)
-        axes.annotate(
-            name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…",
-            (x, y),
-            xytext=(1.02, place),
-            textcoords=("axes fraction", "data"),
-            fontsize=8,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 0},
-            annotation_clip=False,
-        )
 
 
 def _wrapped(text: str, width: int) -> list[str]:

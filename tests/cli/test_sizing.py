@@ -55,6 +55,15 @@ def test_a_vocabulary_that_is_not_known_yet_is_not_counted(
     assert numbers(ended)["token embedding"] == "16"
 
 
+def test_flops_by_part_are_all_of_them(tiny_project: Path, stage: Callable[..., Ended]) -> None:
+    lines = stage("sizing").out.partition("compute")[2].splitlines()
+    rows = {line[:25].strip(): line[25:].split()[-2:] for line in lines if line}
+    names = ("matrices of the blocks", "scores of attention", "output projection")
+    shares = [float(rows[name][1].rstrip("%")) for name in names]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and min(shares) > 0
+    assert float(rows["scores of attention"][0]) == pytest.approx(12 * 2 * 16 * 8, rel=0.01)
+
+
 def test_it_says_how_many_experts_compute_a_token(tiny_project: Path, stage: Callable[..., Ended]) -> None:
     row = "experts that compute a token"
     assert row not in numbers(stage("sizing"))

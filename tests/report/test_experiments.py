@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.report.experiments import WIDTH, Comparison, Experiment
 from tests import tiny
+from tests.figures import axes_of, texts_in
 
 BASE = tiny.params().model_dump()
 
@@ -89,6 +90,17 @@ def test_the_table_fits_whatever_was_changed(tmp_path: Path) -> None:
     assert [row["experiment"] for row in rows] == ["baseline", long.name]
     assert rows[1]["train.max_iters"] == "1000000000" and rows[0]["train.max_iters"] == "20"
     assert rows[1]["val_loss"] == "12345.678" and float(rows[1]["model.learned_stopping_controller_weight"])
+
+
+def test_the_picture_names_each_experiment_once_beside_its_loss(tmp_path: Path) -> None:
+    made = Comparison(experiment("baseline", 3.0), [experiment("one", 2.5), experiment("two", 2.501)])
+    panels = axes_of(lambda: made.draw(tmp_path / "experiments.png"))
+    assert [axes.get_xlabel() for axes in panels] == ["parameters", "seconds of training", "training tokens"]
+    assert panels[0].get_ylabel() == "validation loss (nats per token)"
+    assert [len(axes.texts) for axes in panels] == [0, 0, 3]
+    assert set(texts_in(panels[-1])) == {"baseline 3.000", "one 2.500", "two 2.501"}
+    heights = {text.get_text(): text.get_window_extent().y0 for text in panels[-1].texts}
+    assert heights["one 2.500"] < heights["two 2.501"] < heights["baseline 3.000"]
 
 
 def test_the_picture_needs_figures_only(tmp_path: Path) -> None:
