@@ -82,6 +82,9 @@ async def _figures(port: int, process: int, seconds: int) -> list[Figure]:
 
 def largest_difference() -> float:
     """Of the logits of texts of different lengths, in a batch that they join one by one, and alone."""
+    from pipeline.web.rounding import round_alike
+
+    round_alike()
     import torch
 
     from pipeline.model.load import load_model

@@ -38,6 +38,9 @@ def main(
     """Serve models until Ctrl-C: a playground at http://127.0.0.1:8000, and /v1/completions for clients."""
     params = params_or_defaults(overrides or [])
     with listening(host, port) as listener:
+        from pipeline.web.rounding import round_alike
+
+        round_alike()
         import uvicorn
 
         from pipeline.runtime.device import use_device
