@@ -7,6 +7,6 @@ import sys
 
 
 def round_alike() -> None:
-    """Have MKL add up products in one order, whatever the threads and addresses; before PyTorch is imported."""
+    """Have MKL add up products in one order, whatever the threads. Before PyTorch is imported."""
     if "torch" not in sys.modules:  # else MKL would not see it, but processes started from here would
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
