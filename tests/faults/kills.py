@@ -66,6 +66,29 @@ def kill_moment(world: World) -> Iterator[Trial]:
         yield str(number), partial(_chain, number)
 
 
+@fault(
+    "kill-in-sweep",
+    "`kill -9` of `gpt-pipeline scaling` at 12 seeded places",
+    "the same command again trains what is missing, and draws the picture of an undisturbed sweep",
+    quick=1,
+)
+def kill_in_sweep(world: World) -> Iterator[Trial]:
+    for number, _ in drawn(places(world, "scaling"), 12):
+        yield str(number), partial(_in_sweep, number)
+
+
+def _in_sweep(number: int, world: World) -> None:
+    killed, undisturbed = world.project("tokens"), world.project("tokens")
+    ended = killed("scaling", inject=killed_at(number))
+    assert ended.status == -signal.SIGKILL, f"not reached: status {ended.status}: {last_line(ended)}"
+    finished = len(list(killed.folder.glob("runs/*/finished")))
+    ended = killed("scaling")
+    assert ended.status == 0, f"the same command again: status {ended.status}: {last_line(ended)}"
+    assert ended.err.count("already finished") >= finished
+    assert undisturbed("scaling").status == 0
+    same(killed, undisturbed.outcome(), "results/scaling.png")
+
+
 def _chain(seed: int, world: World) -> None:
     draw, project = random.Random(seed), world.project("tokens")
     for _ in range(4):

@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "sample": ("stages.sample", ["--out", "results/samples.txt"], ["results/samples.txt"]),
     "report": ("stages.report", [], ["results/report.html"]),
     "export": ("pipeline.cli.export", [], ["results/export"]),
+    "scaling": ("pipeline.cli.scaling", ["--sizes", "1x8,2x8,1x16", "--tokens", "64,128,256"], []),
     "summary": ("pipeline.cli.summary", [], []),
     "verify": ("pipeline.cli.verify", [], []),
     "upload": ("pipeline.cli.upload", ["user/name"], []),
@@ -288,7 +289,7 @@ class World:
     def places(self, command: str) -> list[str]:
         """The operations of a command, in order, such as `fsync runs/0123/step-000000010`."""
         if command not in self._known_places:
-            self._known_places[command] = self._places(command, BEFORE[command])
+            self._known_places[command] = self._places(command, BEFORE.get(command, "tokens"))
         return self._known_places[command]
 
     def for_trial(self, folder: Path) -> World:
