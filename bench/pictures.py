@@ -1,6 +1,6 @@
 """Makes the pictures of the documentation again: docs/images/.
 
-For another picture, such as a screenshot, add its name and the function that makes it to PICTURES, and say in
+For another picture, add its name and the function that makes it to PICTURES, and say in
 docs/gallery.md what it shows.
 """
 
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from bench import screenshots
 from bench.harness import copy_project, put_preset, run_python
 from pipeline.config.errors import UserError
 from pipeline.config.paths import DEPTH_PICTURE, LOSS_PICTURE, METRICS, RESULTS, SCALING_PICTURE, runs_folder
@@ -43,6 +44,8 @@ def main(
         runs_folder().mkdir(exist_ok=True)
         (folder / "runs").symlink_to(runs_folder().resolve())
         for name in names:
+            if name.startswith("demo-"):
+                _run_demo(folder)
             made, image = PICTURES[name](folder), IMAGES / f"{name}.png"
             if made.exists():
                 shutil.copyfile(made, image)
@@ -51,31 +54,19 @@ def main(
                 say(f"{image}: left as it is, because its benchmark has not run here; see docs/gallery.md")
 
 
-def _demo(folder: Path) -> None:
+def _run_demo(folder: Path) -> None:
     """Run the pipeline, unless that was done."""
     if not (folder / METRICS).exists():
         run_python("the demo", folder, "-m", "pipeline.cli.configure_dvc")
         run_python("the demo: train and evaluate", folder, "-m", "pipeline.cli.main", "repro")
 
 
-def _depth(folder: Path) -> Path:
-    _demo(folder)
-    return folder / DEPTH_PICTURE
-
-
-def _loss(folder: Path) -> Path:
-    _demo(folder)
-    return folder / LOSS_PICTURE
-
-
 def _scaling(folder: Path) -> Path:
-    _demo(folder)
     run_python("a sweep of sizes", folder, "-m", "pipeline.cli.main", "scaling")
     return folder / SCALING_PICTURE
 
 
 def _variants(folder: Path) -> Path:
-    _demo(folder)
     run_python("variants of the model", folder, "-m", "bench", "variants", *VARIANTS, *SHORT)
     return folder / RESULTS / "bench-variants.png"
 
@@ -86,8 +77,11 @@ def _speed(_: Path) -> Path:
 
 
 PICTURES: dict[str, Maker] = {
-    "demo-depth": _depth,
-    "demo-loss": _loss,
+    "demo-depth": lambda folder: folder / DEPTH_PICTURE,
+    "demo-lens": screenshots.lens,
+    "demo-loss": lambda folder: folder / LOSS_PICTURE,
+    "demo-playground": screenshots.playground,
+    "demo-report": screenshots.report,
     "demo-scaling": _scaling,
     "demo-variants": _variants,
     "bench-speed": _speed,

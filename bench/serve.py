@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ def main(seconds: Annotated[int, typer.Option(min=1, help="How long the streams 
     if not MODEL.exists():
         raise UserError(f"no {MODEL}; run `make demo` first")
     difference = call_apart(largest_difference)
-    with _server() as (port, process):
+    with server() as (port, process):
         figures = asyncio.run(_figures(port, process, seconds))
     title = f"logits of a text alone and among {STREAMS}: largest difference"
     write_figures("serve", "Server", [*figures, Figure(title, difference, f"{difference:.1e}", 1e-5, "1e-5")])
@@ -121,10 +122,10 @@ def largest_difference() -> float:
 
 
 @contextmanager
-def _server() -> Iterator[tuple[int, int]]:
-    """The port and the process of a server."""
+def server(folder: Path = Path()) -> Iterator[tuple[int, int]]:
+    """The port and the process of a server for the model that a project has trained."""
     command = [sys.executable, "-m", "pipeline.cli.main", "serve", str(MODEL), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+),", line)
