@@ -62,7 +62,7 @@ def test_a_mac_has_one_build() -> None:
 def test_an_extra_that_does_not_exist_is_refused_with_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny.ROOT)
     assert install.unknown_extra("") == install.unknown_extra("lm-eval") == ""
-    assert install.unknown_extra("hubs") == "EXTRAS=hubs: no such extra; there are dev, hub, lm-eval"
+    assert install.unknown_extra("hubs") == "EXTRAS=hubs: no such extra; there are browser, dev, hub, lm-eval"
 
 
 @pytest.mark.parametrize(
