@@ -44,7 +44,7 @@ class Terminal:
 
     def until(self, pattern: str, after: int = 0) -> re.Match[str]:
         """Wait for something on the screen."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (found := re.search(pattern, self.shown[after:])) is None:
             assert select.select([self._file], [], [], end - time.monotonic())[0], self.shown
             self.shown += os.read(self._file, 4096).decode(errors="replace")

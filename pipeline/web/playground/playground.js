@@ -176,7 +176,8 @@ class Column {
     const ids = this.tokens.slice(0, index + 1).map(({ id }) => id);
     try {
       const look = await (await ask("lens", { model: this.writer, ids })).json();
-      showLens(token, look);
+      const before = this.tokens.slice(Math.max(0, index - 8), index).map(({ text }) => text).join("");
+      showLens(token, before.trim(), look);
     } catch (error) {
       say(error.message, true);
     }
@@ -184,7 +185,7 @@ class Column {
 }
 
 /** A table of what the model expected at the place of a token, after each of its steps. */
-function showLens(token, look) {
+function showLens(token, before, look) {
   const at = look.tokens.length - 2; // the token before predicts it
   const rows = look.depths.map((depth, row) => {
     const own = Math.exp(-look.nats[row][at]);
@@ -199,7 +200,7 @@ function showLens(token, look) {
   byId("lens-table").replaceChildren(head, element("tbody", {}, ...rows));
   const stops = look.steps_taken === null ? "" : ` Learned stopping ended after ${look.steps_taken[at]} steps.`;
   byId("lens-about").replaceChildren(
-    "How the model came to ", element("code", {}, visible(token.name)), ` after “${look.tokens.slice(Math.max(0, at - 7), at + 1).join("").trim()}”. ` +
+    "How the model came to ", element("code", {}, visible(token.name)), ` after “${before}”. ` +
     `A step is one of the ${look.unit}; the marked row is the depth it was trained for.${stops}`);
   byId("lens").showModal();
 }
