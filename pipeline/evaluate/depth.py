@@ -11,6 +11,7 @@ from statistics import mean
 import torch
 
 from pipeline.config.params import Params
+from pipeline.evaluate.at_depth import at_depth
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import (
     StoppingPoint,
@@ -96,7 +97,7 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
     limit = None if iters is None else iters * params.train.batch_size
     arguments = (val, model.block_size, windows_at_once(model, device), limit)
 
-    reaching = model if params.depth.max is None else _reaching(params.depth.max, model)
+    reaching = model if params.depth.max is None else at_depth(model, params.depth.max)
     points = evaluate_by_depth(reaching, shown_windows(f"{name} by depth", *arguments), token_bytes, device)
     curve = DepthCurve(name, model.trunk.unit, points, model.depth)
     if model.stopping is None:
@@ -109,11 +110,3 @@ def measure(name: str, model: GPT, params: Params, tokens_folder: Path, device: 
         model, shown_windows(f"{name} by threshold", *arguments), token_bytes, device, thresholds
     )
     return replace(curve, stopping=stopping, threshold=own)
-
-
-def _reaching(depth: int, model: GPT) -> GPT:
-    """A recurrent model with the same parts, whose depth curve ends at `depth`; it copies nothing."""
-    trunk = model.trunk
-    assert isinstance(trunk, Recurrence)
-    deeper = Recurrence(list(trunk.prelude), trunk.step, list(trunk.coda), depth, trunk.halting)  # type: ignore[arg-type]
-    return GPT(model.embed, deeper, model.head, model.block_size).train(model.training)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.config.params import Sample
-from pipeline.evaluate.early_exit import early_exit
+from pipeline.evaluate.at_depth import at_depth
 from pipeline.evaluate.lens import as_json, decisions, lens, shown_texts
 from pipeline.model.gpt import GPT
 from pipeline.serve.sampling import TextStream, TokenSampler, generate
@@ -48,7 +48,7 @@ def written_by_depth(
     prompt, ids = encode_prompt(settings.start, tokenizer)
     written = []
     for depth in shown_depths(model):
-        shortened = early_exit(model, depth)
+        shortened = at_depth(model, depth)
         sampler = TokenSampler(
             settings.temperature,
             settings.top_k,
