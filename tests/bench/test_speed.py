@@ -142,5 +142,5 @@ def test_the_page_has_a_place_for_the_tables() -> None:
     found = BLOCK.findall((tiny.ROOT / PAGE).read_text())
     assert {name for _, name, _ in found} == {
         "bench-speed", "bench-speed-small", "bench-gpu", "bench-fork", "bench-interop", "bench-checkpoint",
-        "bench-scale",
+        "bench-scale", "bench-report", "bench-serve",
     }  # fmt: skip
