@@ -31,6 +31,7 @@ SHOWN_CHARACTERS = 600  # of a sample
 NEXT = """\
 Try next
   make sample START="The "                another sample, from your own prompt
+  make serve                              a playground in the browser: write with the model, look inside
   make experiment SET={change:<19} change one parameter and see what it does (needs git)
   make experiments                        ... beside every other experiment
   make train-on TEXT='my/texts/*.txt'     train on your own text

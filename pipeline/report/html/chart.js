@@ -116,14 +116,16 @@ function curve({ points, color: stroke, dots, faint, dashes }, X, Y, clip) {
     dots ? shown.map(([x, y]) => s("circle", { cx: X(x), cy: Y(y), r: 3.5, style: { fill: stroke } })) : []);
 }
 
-// Baselines: labels at one end, where the curve is not; each below the one above it.
+// Baselines: labels at one end, where the curve is not; each below the one above it, and none on a line.
 function lineLabels(lines, Y, start, end, atStart) {
   const ordered = [...lines].sort((a, b) => b.y - a.y);
+  const struck = (place) => ordered.map(({ y }) => Y(y)).find((y) => place - 9 < y && y < place + 2);
   let place = -Infinity;
   return [
     ...ordered.map(({ y }) => s("line", { class: "baseline", x1: start, x2: end, y1: Y(y), y2: Y(y) })),
     ...ordered.map(({ name, y }) => {
       place = Math.max(place + 13, Y(y) - 4);
+      while (struck(place)) place = struck(place) + 12;
       return s("text", { class: "halo", x: atStart ? start + 6 : end - 6, y: place, "text-anchor": atStart ? "start" : "end" }, `${name} ${fixed(y)}`);
     }),
   ];
