@@ -63,10 +63,14 @@ def validate(section: type[SectionType], values: Any, source: str | Path) -> Sec
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        # An unknown name comes first: it is often a misspelling of one that is reported as missing.
-        first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        first, *others = in_order(error)
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(f"{source}: {_explain(first, section)}{more}") from None
+
+
+def in_order(error: ValidationError) -> list[Any]:
+    """What is wrong. Unknown names come first: they are often misspellings of what is reported as missing."""
+    return sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
 
 
 def known_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

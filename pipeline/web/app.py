@@ -15,12 +15,12 @@ import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.evaluate.lens import as_json, lens
-from pipeline.web.completions import complete
+from pipeline.web.completions import CLIENT_LEFT, complete
 from pipeline.web.engine import Engine
 from pipeline.web.errors import Refusal
 from pipeline.web.guard import Guard
@@ -111,7 +111,12 @@ def create_app(
             Route("/metrics", server.metrics_page),
         ],
         middleware=[Middleware(Guard, host=host, metrics=server.metrics)],
-        exception_handlers={Refusal: _refused, HTTPException: _no_route, Exception: _failed},
+        exception_handlers={
+            Refusal: _refused,
+            HTTPException: _no_route,
+            ClientDisconnect: _nobody_reads,
+            Exception: _failed,
+        },
         lifespan=server.lifespan,
     )
 
@@ -142,6 +147,10 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return Refusal(HTTPStatus(error.status_code), message, headers=error.headers).response()
+
+
+async def _nobody_reads(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _failed(_: Request, __: Exception) -> Response:

@@ -21,16 +21,20 @@ from pipeline.web.models import LoadedModel
 from pipeline.web.requests import MAX_CHOICES, Completion, check_depth, prompt_ids
 from pipeline.web.writing import Piece, Writer
 
+CLIENT_LEFT = 499  # nginx's status, for the metrics: nobody reads the answer
+
 
 class Answer:
     """One request and its answer."""
 
-    def __init__(self, form: Completion, model: LoadedModel, streams: int) -> None:
+    def __init__(self, form: Completion, model: LoadedModel, streams: int, waiting: int) -> None:
         """Raises Refusal for what the model cannot do."""
         if form.n > streams:
             raise bad_request(f"n = {form.n}: this server writes at most {streams} at a time", "n")
         if form.n * len(form.prompts) > MAX_CHOICES:
             raise bad_request(f"prompt: {MAX_CHOICES} texts at a time are the limit; send fewer", "prompt")
+        if len(form.prompts) > waiting:
+            raise bad_request(f"prompt: only {waiting} prompts may wait at this server; send fewer", "prompt")
         check_depth(form.depth, model)
         prompts = [prompt_ids(prompt, model) for prompt in form.prompts]
         seed = secrets.randbits(63) if form.seed is None else form.seed
@@ -118,7 +122,10 @@ class Answer:
             "tokens": [names[token.id] for token in tokens],
             "token_logprobs": [token.log_probability for token in tokens],
             "top_logprobs": [
-                None if token.log_probability is None else {names[id]: nats for id, nats in token.likeliest}
+                # The token itself is among them, as in OpenAI's, even if it was unlikely.
+                None
+                if token.log_probability is None
+                else {names[id]: nats for id, nats in (*token.likeliest, (token.id, token.log_probability))}
                 for token in tokens
             ],
             "text_offset": offsets,
@@ -134,7 +141,7 @@ class Answer:
 
 async def complete(request: Request, form: Completion, model: LoadedModel, engine: Engine) -> Response:
     """Answer a request. If its client leaves, the work for it ends."""
-    answer = Answer(form, model, engine.streams)
+    answer = Answer(form, model, engine.streams, engine.waiting)
     if form.stream:
         engine.check_room(answer.jobs)
         return StreamingResponse(answer.stream(engine), media_type="text/event-stream")
@@ -143,7 +150,7 @@ async def complete(request: Request, form: Completion, model: LoadedModel, engin
         left = asyncio.create_task(_left(request))
         try:
             await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-            return JSONResponse(await work) if work.done() else Response(status_code=499)  # nobody reads it
+            return JSONResponse(await work) if work.done() else Response(status_code=CLIENT_LEFT)
         finally:
             work.cancel()
             left.cancel()
@@ -166,4 +173,5 @@ def _together(events: Iterable[Event]) -> list[Event]:
 
 
 def _sent(values: Any) -> str:
-    return f"data: {json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    # ASCII: some clients end a line at U+0085 and U+2028, too.
+    return f"data: {json.dumps(values, separators=(',', ':'))}\n\n"

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from starlette.requests import Request
 
 from pipeline.config.errors import UserError
-from pipeline.config.validation import Section, suggest, validate
+from pipeline.config.validation import Section, in_order, suggest, validate
 from pipeline.web.errors import Refusal, bad_request
 from pipeline.web.models import LoadedModel, ServedModel
 
@@ -52,8 +52,8 @@ class Completion(Section):
     best_of: Literal[1] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    logit_bias: None = None
-    suffix: None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    suffix: Literal[""] | None = None
 
     @field_validator("stop")
     @classmethod
@@ -106,9 +106,13 @@ async def read_form(request: Request, form: type[Form]) -> Form:
     if not isinstance(values, dict):
         raise bad_request(f"the body is a {type(values).__name__}, not a JSON object")
     try:
+        values = {name: value for name, value in values.items() if value is not None}  # null: the default
+        "".join(values).encode()
         return form.model_validate(values)
+    except UnicodeEncodeError:
+        raise bad_request("the name of a field is not UTF-8; correct it") from None
     except ValidationError as error:
-        param = str(error.errors()[0]["loc"][0])
+        param = str(in_order(error)[0]["loc"][0])
         try:
             validate(form, values, "request")
         except UserError as explained:

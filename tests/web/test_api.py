@@ -123,7 +123,9 @@ def test_logprobs(client: openai.OpenAI, models: tuple[str, str]) -> None:
     assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
     best = [max(top.values()) for top in told.top_logprobs[1:] if top is not None]
     assert best == pytest.approx(logits[:-1].amax(-1).tolist(), abs=1e-4)
-    assert [len(top) for top in told.top_logprobs[1:] if top is not None] == [2] * (len(ids) - 1)
+    for name, nats, top in list(zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True))[1:]:
+        assert top is not None and top[name] == nats  # the token itself, and the two likeliest ones
+        assert len(top) == 2 + (nats < sorted(top.values())[-2])
     text = answer.choices[0].text
     for name, start in zip(told.tokens, told.text_offset, strict=True):
         assert name.startswith("bytes:") or text[start:].startswith(name)
@@ -134,6 +136,39 @@ def test_a_prompt_is_scored_without_writing(address: str) -> None:
     assert answer["choices"][0]["text"] == PROMPT
     assert answer["choices"][0]["finish_reason"] == "length"
     assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == answer["usage"]["prompt_tokens"]
+
+
+def test_null_is_the_default(address: str) -> None:
+    names = "model max_tokens temperature top_p n seed stop stream stream_options logprobs echo best_of"
+    nulls: dict[str, Any] = dict.fromkeys(
+        [*names.split(), "user", "logit_bias", "suffix", "presence_penalty"]
+    )
+    assert len(post(address, **nulls).json()["choices"]) == 1
+    neutral: dict[str, Any] = {"logit_bias": {}, "suffix": "", "frequency_penalty": 0.0, "best_of": 1}
+    assert len(post(address, **neutral, max_tokens=1).json()["choices"]) == 1
+
+
+def test_no_character_ends_a_line_of_a_stream(address: str) -> None:
+    answer = post(address, prompt="a\u2028b\x85c", max_tokens=0, echo=True, stream=True)
+    assert answer.content.isascii()
+    event = json.loads(answer.text.splitlines()[0].removeprefix("data: "))
+    assert event["choices"][0]["text"] == "a\u2028b\x85c"
+
+
+def test_a_client_that_leaves_before_its_body_is_no_failure(
+    address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    before = left(address)
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    until(lambda: left(address) > before)
+    assert capfd.readouterr().err == ""
+
+
+def left(address: str) -> float:
+    found = re.search(r'status="499"} (\d+)', requests.get(f"{address}/metrics", timeout=10).text)
+    return float(found[1]) if found else 0
 
 
 def test_stop(client: openai.OpenAI, models: tuple[str, str]) -> None:
@@ -186,6 +221,9 @@ def metric(address: str, name: str) -> float:
         ({"max_tokens": "many"}, 400, "max_tokens", "max_tokens"),
         ({"n": 0}, 400, "n", "n = 0"),
         ({"n": 5}, 400, "n", "at most 4 at a time"),
+        ({"prompt": ["a"] * 17}, 400, "prompt", "only 16 prompts may wait"),
+        ({"suffix": "a"}, 400, "suffix", "suffix"),
+        ({"prompt": None}, 400, "prompt", "prompt is missing"),
         ({"prompt": ["a"] * 129}, 400, "prompt", "128 texts at a time"),
         ({"logprobs": 21}, 400, "logprobs", "less than or equal to 20"),
         ({"temperature": -0.1}, 400, "temperature", "temperature"),
@@ -196,7 +234,7 @@ def metric(address: str, name: str) -> float:
         ({"depth": 1}, 400, "depth", "has no loop"),
         ({"stop": [""]}, 400, "stop", "1 to 1000 characters"),
         ({"stop": list("abcde")}, 400, "stop", "at most 4"),
-        ({"temprature": 1}, 400, "temprature", "did you mean temperature?"),
+        ({"temprature": 1, "max_tokens": -1}, 400, "temprature", "did you mean temperature?"),
         ({"best_of": 3}, 400, "best_of", "best_of"),
         ({"logit_bias": {"1": 5}}, 400, "logit_bias", "logit_bias"),
         ({"prompt": ""}, 400, "prompt", "prompt is empty"),
@@ -230,6 +268,7 @@ def test_a_wrong_field(address: str, fields: dict[str, Any], status: int, param:
         (b'{"seed": ' + b"9" * 5000 + b"}", {}, 400, "not JSON"),
         (b"[]", {}, 400, "a list, not a JSON object"),
         (b"null", {}, 400, "not a JSON object"),
+        (rb'{"\ud800": 1}', {}, 400, "not UTF-8"),
         (b"{}", {}, 400, "prompt is missing"),
         (b"{}", {"Content-Type": "text/plain"}, 415, "text/plain"),
         (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "application/json"),
