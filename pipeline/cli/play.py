@@ -105,21 +105,22 @@ def _continue(gpt: GPT, tokenizer: Tokenizer, device: torch.device, params: Para
     from pipeline.serve.batch import Batch, Prompt
     from pipeline.serve.drawing import Choice
     from pipeline.serve.sampling import TextStream
-    from pipeline.tokens.prompt import encode_prompt
 
     sample, written = params.sample, [""]
-    ids = encode_prompt(text, tokenizer)[1][-gpt.block_size :].tolist()
+    ids = _read(text, tokenizer)[-gpt.block_size :]
     choice = Choice(0 if sample.greedy else sample.temperature, sample.top_k, sample.top_p, sample.seed)
     batch = Batch(gpt, tokenizer.vocab_size, sample.recurrent_depth, device)
     stream, colored = TextStream(tokenizer), _has_colors()
-    _show(text)
+    safe = printable if sys.stdout.isatty() else str
+    _show(safe(text))
     try:
         for number in range(sample.max_new_tokens):
             ((_, token),) = batch.step([] if number else [Prompt(ids, [choice], alternatives=0)])
             if token.id == tokenizer.end_of_text:
                 break
             written.append(stream.feed(token.id))
-            _show(painted(written[-1], token.log_probability) if colored else written[-1])
+            shown = safe(written[-1])
+            _show(painted(shown, token.log_probability) if colored else shown)
         written.append(stream.finish())
         _show(written[-1])
     except KeyboardInterrupt:
@@ -128,17 +129,29 @@ def _continue(gpt: GPT, tokenizer: Tokenizer, device: torch.device, params: Para
     return "".join(written)
 
 
+def _read(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a text. Raises UserError if there are none, or if it cannot be encoded."""
+    try:
+        ids: list[int] = tokenizer.encode_prompt(text).tolist()
+    except UserError as error:
+        raise UserError(f"the text: {error}") from None
+    if not ids:
+        raise UserError("there is no text yet; write some first")
+    return ids
+
+
 def _has_colors() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def painted(text: str, log_probability: float | None) -> str:
-    """Black on a background for the probability. A line end is outside, or it would fill the next line.
+def printable(text: str) -> str:
+    """With U+FFFD for the characters that a terminal would act on: a model may write any."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
-    Characters that a terminal would act on become U+FFFD: a model may write any.
-    """
+
+def painted(text: str, log_probability: float | None) -> str:
+    """Black on a background for the probability. A line end is outside, or it would fill the next line."""
     color = next(color for border, color in LEVELS if math.exp(log_probability or 0) < border)
-    text = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
     parts = [f"\x1b[38;5;16;48;5;{color}m{part}\x1b[0m" if part else "" for part in text.split("\n")]
     return "\n".join(parts)
 

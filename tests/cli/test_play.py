@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.play import painted
+from pipeline.cli.play import painted, printable
 from tests import tiny, zeroshot
 from tests.family import RECURRENT
 
@@ -94,7 +94,7 @@ def test_a_pipe(command: list[str], tmp_path: Path) -> None:
         "The ship",
         ":seed=-1",
         ":speed=1",
-        "a\\nb",
+        "FILE:a\\nb",  # is a text
     ]
     ended = subprocess.run(
         command,
@@ -107,10 +107,10 @@ def test_a_pipe(command: list[str], tmp_path: Path) -> None:
     )
     assert "\x1b" not in ended.stdout
     once, again, *other, last = re.split(
-        r"\n(?=The ship|a\nb)", re.sub(r"\n?temperature=.*", "", ended.stdout)
+        r"\n(?=The ship|FILE:)", re.sub(r"\n?temperature=.*", "", ended.stdout)
     )
     assert once == again and once not in other and len(set(other)) == 2
-    assert last.startswith("a\nb")
+    assert last.startswith("FILE:a\nb")
     errors = ended.stderr.splitlines()
     assert len(errors) == 2
     assert "sample.seed = -1" in errors[0] and errors[1].startswith("error: :speed=1: write :name=value")
@@ -121,7 +121,7 @@ def test_colors_tell_the_probability_and_what_a_terminal_would_act_on_is_not_sen
     assert len(set(colors)) == 5
     assert all(color.endswith("ma\x1b[0m") for color in colors)
     red = colors[0].partition("a")[0]
-    assert painted("\n\x1b[2J\t\r", math.log(0.01)) == f"\n{red}\ufffd[2J\t\ufffd\x1b[0m"
+    assert painted(printable("\n\x1b[2J\t\r"), math.log(0.01)) == f"\n{red}\ufffd[2J\t\ufffd\x1b[0m"
 
 
 def test_colors_can_be_turned_off(command: list[str], tmp_path: Path) -> None:
