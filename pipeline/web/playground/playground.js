@@ -4,6 +4,8 @@ const ALTERNATIVES = 5;
 const LEVELS = [0.02, 0.1, 0.3, 0.6]; // where the color changes; the legend says the same
 const byId = (id) => document.getElementById(id);
 const percent = (p) => (p >= 0.0995 ? `${Math.round(p * 100)} %` : p >= 0.001 ? `${(p * 100).toFixed(1)} %` : "below 0.1 %");
+// An object has names such as "7" first, so the order of its entries says nothing.
+const likeliest = (top) => Object.entries(top).sort(([, a], [, b]) => b - a);
 const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣") || "∅";
 
 let models = [];
@@ -119,7 +121,7 @@ class Column {
   add(token) {
     const p = token.nats === null ? null : Math.exp(token.nats);
     const level = p === null ? "" : `p${LEVELS.filter((border) => p >= border).length}`;
-    const others = Object.entries(token.top).map(([name, nats]) => `${visible(name)} ${percent(Math.exp(nats))}`);
+    const others = likeliest(token.top).map(([name, nats]) => `${visible(name)} ${percent(Math.exp(nats))}`);
     const span = element("span", {
       role: "button", tabindex: this.tokens.length ? "-1" : "0", class: `${level} ${token.given ? "given" : ""}`.trim(),
       "data-index": this.tokens.length,
@@ -143,7 +145,7 @@ class Column {
       this.details.replaceChildren(element("p", {}, element("code", {}, visible(name)), " is the first token: nothing predicts it."));
       return;
     }
-    const rows = Object.entries(top).map(([other, nats]) => {
+    const rows = likeliest(top).map(([other, nats]) => {
       const likelihood = Math.exp(nats);
       const bar = element("meter", { min: 0, max: 1, value: likelihood, "aria-label": `${visible(other)}: ${percent(likelihood)}` });
       return element("tr", other === name ? { class: "own" } : {},
