@@ -57,7 +57,7 @@ class Guard:
         if not self._is_here(host):
             raise Refusal(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"Host {host[:100]}: not this server; use localhost",
+                f"Host {host[:100]}: not this server; use localhost, or its address",
             )
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
