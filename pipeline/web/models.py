@@ -68,7 +68,7 @@ class ServedModel:
         self._seen = seen
         try:
             self.current = self._load()
-        except (UserError, OSError) as error:
+        except (UserError, OSError, RuntimeError) as error:  # PyTorch's when memory is short
             print(f"note: {self.name} stays as it was: {one_line(str(error))}", file=sys.stderr)
 
     def _load(self) -> LoadedModel:
