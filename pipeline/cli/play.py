@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
@@ -66,6 +67,8 @@ def main(model: ModelName = str(MODEL), overrides: Overrides = None) -> None:
 def _lines() -> Iterator[str]:
     """What the user writes, line by line; Ctrl-C drops a line."""
     terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no UTF-8 is an error, not the end
     while True:
         try:
             yield input("> " if terminal else "")

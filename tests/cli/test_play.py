@@ -116,6 +116,13 @@ def test_a_pipe(command: list[str], tmp_path: Path) -> None:
     assert "sample.seed = -1" in errors[0] and errors[1].startswith("error: :speed=1: write :name=value")
 
 
+def test_a_line_that_is_no_utf8(command: list[str], tmp_path: Path) -> None:
+    strict = {**ENVIRONMENT, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(command, input=b"\xff\nThe ship", cwd=tmp_path, env=strict, capture_output=True)
+    assert ended.stdout.startswith(b"The ship") and ended.returncode == 0
+    assert ended.stderr.startswith(b"error: the text: not UTF-8") and ended.stderr.count(b"\n") == 1
+
+
 def test_colors_tell_the_probability_and_what_a_terminal_would_act_on_is_not_sent() -> None:
     colors = [painted("a", math.log(probability)) for probability in (0.01, 0.05, 0.2, 0.5, 0.9)]
     assert len(set(colors)) == 5
