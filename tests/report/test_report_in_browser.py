@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -44,6 +45,13 @@ def compared(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs = [stored_run(HOSTILE, finished), stored_run("begun", Path("runs/begun"))]
         write_page(Path("page.html"), report_of(runs, load_params()))
     return folder / "page.html"
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """The values that a page draws."""
+    scripts = page.read_text(encoding="utf-8").partition('id="report">')[2]
+    values: dict[str, Any] = json.loads(scripts.partition("</script>")[0])
+    return values
 
 
 def depth_panel(page: Page) -> str:
@@ -168,3 +176,17 @@ def test_runs_side_by_side_and_one_of_them_closer(browser: Browser, compared: Pa
         assert "It is not finished" in page.inner_text(".lead") and page.locator("#lens").count() == 0
         assert "lens" not in page.inner_text("nav")
         assert not scrolls_sideways(page) and visit.errors == [] and grave_findings(page) == []
+
+
+def test_a_run_that_was_only_evaluated_has_a_page(browser: Browser, reported: Path, tmp_path: Path) -> None:
+    values = data_of(reported / "results/report.html")
+    (run,) = values["runs"]
+    run["figures"]["tokens"] = 0
+    run["training"] = {name: [] for name in run["training"]}
+    run["validation"] = {name: numbers[:1] for name, numbers in run["validation"].items()}
+    write_page(tmp_path / "page.html", values)
+    with visiting(browser, tmp_path / "page.html") as visit:
+        assert visit.page.locator("#training svg").count() == 1
+        assert visit.page.inner_text("#training").count("Nothing was measured") == 2
+        visit.page.get_by_role("radio", name="time").check()
+        assert "was only evaluated on tiny" in visit.page.inner_text(".lead") and visit.errors == []

@@ -54,6 +54,10 @@ function lineChart(chart, height = 300) {
   let marked = null;
 
   function draw() {
+    if (!chart.series.some(({ points }) => points.some(([, y]) => isNumber(y)))) {
+      drawing.replaceChildren(h("p", {}, "Nothing was measured."));
+      return;
+    }
     const width = Math.max(260, drawing.clientWidth || 640);
     const box = frame(chart);
     const X = (x) => MARGIN.left + ((x - box.left) / (box.right - box.left)) * (width - MARGIN.left - MARGIN.right);

@@ -13,8 +13,9 @@ function lead(run) {
   const unsure = isNumber(figures.val_loss)
     ? `On text that it never learned from, it is as unsure of the next token as if it had to guess among ${significant(Math.exp(figures.val_loss))} equally likely ones.`
     : "";
-  return h("p", { class: "lead" },
-    `A GPT ${size}read ${compact(figures.tokens)} tokens of ${what} in ${duration(figures.seconds)}${about.device ? ` on ${about.device === "cpu" ? "a CPU" : about.device}` : ""}.${from}${state} ${unsure}`);
+  const machine = about.device ? ` on ${about.device === "cpu" ? "a CPU" : about.device}` : "";
+  const done = figures.tokens ? `read ${compact(figures.tokens)} tokens of ${what} in ${duration(figures.seconds)}${machine}` : `was only evaluated on ${what}, not trained`;
+  return h("p", { class: "lead" }, `A GPT ${size}${done}.${from}${state} ${unsure}`);
 }
 
 function qualitySection(run) {
