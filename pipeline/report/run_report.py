@@ -39,7 +39,7 @@ def run_report(files: RunFiles, params: Params, device: torch.device) -> dict[st
         "name": files.name,
         "key": files.key,
         "finished": bool(files.metrics),
-        "data": _data(folder, manifest),
+        "data": _data(folder, manifest) | {"fingerprint": files.facts["identity"]["data"]},
         "start": files.facts.get("start", {}).get("name", "scratch"),
         "figures": _figures(files, rows),
         "per_byte": _nats_of_a_bit(files, rows),

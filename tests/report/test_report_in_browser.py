@@ -190,3 +190,31 @@ def test_a_run_that_was_only_evaluated_has_a_page(browser: Browser, reported: Pa
         assert visit.page.inner_text("#training").count("Nothing was measured") == 2
         visit.page.get_by_role("radio", name="time").check()
         assert "was only evaluated on tiny" in visit.page.inner_text(".lead") and visit.errors == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "best"),
+    [
+        ({}, "read the same tokens", 1),
+        ({"fingerprint": "other"}, "Compare bits per byte", 1),
+        ({"name": "other", "fingerprint": "other"}, "different texts", 0),
+    ],
+)
+def test_the_page_says_what_can_be_compared(
+    browser: Browser, compared: Path, tmp_path: Path, change: dict[str, str], said: str, best: int
+) -> None:
+    values = data_of(compared)
+    finished, begun = values["runs"]
+    values["runs"] = [begun, finished]
+    finished["data"] |= change
+    write_page(tmp_path / "page.html", values)
+    with visiting(browser, tmp_path / "page.html") as visit:
+        shown = visit.page.inner_text("#runs")
+        assert said in shown and "begun (not finished)" in shown and shown.count("(best)") == best
+        colors = {
+            visit.page.locator(place, has_text="</script>")
+            .locator(".swatch")
+            .first.evaluate("one => one.style.background")
+            for place in ("#runs tr", "#depths .legend li")
+        }
+        assert colors == {"var(--c1)"} and visit.errors == []

@@ -3,20 +3,29 @@
 
 const report = JSON.parse(document.getElementById("report").textContent);
 
+// What of these runs can be compared.
+function comparison(runs) {
+  const differ = (of) => new Set(runs.map(of)).size > 1;
+  if (differ(({ data }) => data.name)) return "These runs learned from different texts. Neither their losses nor their bits per byte say which model is better.";
+  if (differ(({ data }) => data.fingerprint)) return "These runs cut the text into different tokens. Compare bits per byte; losses in nats per token, in the table and in the charts, do not compare.";
+  return "These runs read the same tokens, so their losses compare.";
+}
+
 function sideBySide(runs) {
-  const best = Math.min(...runs.map(({ figures }) => figures.val_bpb ?? Infinity));
+  const comparable = runs.every(({ data }) => data.name === runs[0].data.name);
+  const best = comparable ? Math.min(...runs.map(({ figures }) => figures.val_bpb ?? Infinity)) : null;
   const rows = runs.map((run, index) => [
-    named(run.name, color(index)), run.data.name, fixed(run.figures.val_loss),
+    named(run.finished ? run.name : `${run.name} (not finished)`, color(index)), `${run.data.name}, ${run.data.tokenizer}`, fixed(run.figures.val_loss),
     run.figures.val_bpb === best ? h("strong", {}, `${fixed(best)} (best)`) : fixed(run.figures.val_bpb),
     compact(run.figures.params), compact(run.figures.steps), compact(run.figures.tokens), duration(run.figures.seconds)]);
   return section("runs", "Side by side",
-    h("p", {}, "Losses per token compare only between the same tokens of the same text; bits per byte compare between tokenizers, too."),
-    table("The runs", ["run", "text", "nats per token", "bits per byte", "parameters", "steps", "tokens", "time"], rows, [2, 3, 4, 5, 6, 7]));
+    h("p", {}, comparison(runs)),
+    table("The runs", ["run", "text and tokens", "nats per token", "bits per byte", "parameters", "steps", "tokens", "time"], rows, [2, 3, 4, 5, 6, 7]));
 }
 
 function comparedDepths(runs) {
   const known = runs.filter(({ depth }) => depth.length);
-  return known.length ? section("depths", "Depth curves", lineChart(depthChart(known, "", unitOf(known)), 300).node) : null;
+  return known.length ? section("depths", "Depth curves", lineChart(depthChart(known, unitOf(known)), 300).node) : null;
 }
 
 function unitOf(runs) {

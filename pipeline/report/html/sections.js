@@ -94,7 +94,7 @@ function depthSection(run) {
   const trained = run.lens?.trained_depth ?? run.depth.at(-1).depth;
   const shown = run.written ?? run.depth.map(({ depth }) => ({ depth, flops_share: null, text: null }));
   const losses = new Map(run.depth.map((row) => [row.depth, row]));
-  const chart = run.depth.length ? lineChart(depthChart([run], `validation loss`, step), 300) : null;
+  const chart = run.depth.length ? lineChart(depthChart([run], step, "validation loss"), 300) : null;
   const place = h("div", { class: "panel", "aria-live": "polite" });
   const say = (at) => `${stepCount(shown[at].depth, step)}${shown[at].depth === trained ? ", as trained" : ""}`;
 
@@ -121,11 +121,12 @@ function depthSection(run) {
 
 const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
 
-function depthChart(runs, name, step) {
-  const alone = runs.length === 1;
+// The depth curves of runs side by side, or that of one under another name, with the baselines.
+function depthChart(runs, step, name = null) {
+  const alone = name !== null;
   return {
     title: "Validation loss by depth", x: `${step}s`, y: "nats per token", whole: true, labelsAtStart: true, xFormat: (x) => String(x), yFormat: (y) => fixed(y),
-    series: runs.map((run, index) => ({ name: alone ? name : run.name, points: run.depth.map((row) => [row.depth, row.val_loss]), color: color(index), dots: true })),
+    series: runs.map((run) => ({ name: name ?? run.name, points: run.depth.map((row) => [row.depth, row.val_loss]), color: color(alone ? 0 : report.runs.indexOf(run)), dots: true })),
     lines: alone ? baselinesIn(runs[0]) : [],
   };
 }
