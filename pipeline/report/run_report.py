@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ def run_report(files: RunFiles, params: Params, device: torch.device) -> dict[st
     rows = read_rows(files.log)
     trained = [row for row in rows if "train_loss" in row]
     evaluated = [row for row in rows if "val_loss" in row]
+    per_byte = _nats_of_a_bit(files, manifest)
     return {
         "name": files.name,
         "key": files.key,
         "finished": bool(files.metrics),
         "data": _data(folder, manifest) | {"fingerprint": files.facts["identity"]["data"]},
         "start": files.facts.get("start", {}).get("name", "scratch"),
-        "figures": _figures(files, rows),
-        "per_byte": _nats_of_a_bit(files, rows),
+        "figures": _figures(files, rows, per_byte),
+        "per_byte": per_byte,
         "training": _averaged(trained, ("train_loss", "lr", "grad_norm")),
         "validation": _averaged(evaluated, ("val_loss",)),
         "baselines": _baselines(params, manifest),
@@ -82,23 +84,31 @@ def _data(folder: Path, manifest: Manifest | None) -> dict[str, Any]:
     return about
 
 
-def _figures(files: RunFiles, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The last figures: of an unfinished run, those that the log has."""
+def _figures(
+    files: RunFiles, rows: Sequence[Mapping[str, float]], per_byte: float | None
+) -> dict[str, float]:
+    """The last figures: of an unfinished run, those that the log has.
+
+    The log's bits per byte are those of a few batches, which may have other tokens than the whole text that
+    baselines were evaluated on.
+    """
     if files.metrics:
         return {name: files.metrics[name] for name in FIGURES}
     last: dict[str, float] = {}
     for row in rows:
         last |= row
     names = {"step": "steps", "tokens": "tokens", "seconds": "seconds", "val_loss": "val_loss"}
-    return {new: last[old] for old, new in names.items() if old in last} | (
-        {"val_bpb": last["val_bpb"]} if "val_bpb" in last else {}
-    )
+    figures = {new: last[old] for old, new in names.items() if old in last}
+    if per_byte and "val_loss" in figures:
+        figures["val_bpb"] = figures["val_loss"] / per_byte
+    return figures
 
 
-def _nats_of_a_bit(files: RunFiles, rows: Sequence[Mapping[str, float]]) -> float | None:
+def _nats_of_a_bit(files: RunFiles, manifest: Manifest | None) -> float | None:
     """Nats per token that are one bit per byte of this validation text."""
-    known = [row for row in (files.metrics, *rows) if row.get("val_bpb") and "val_loss" in row]
-    return known[0]["val_loss"] / known[0]["val_bpb"] if known else None
+    if files.metrics.get("val_bpb"):
+        return float(files.metrics["val_loss"] / files.metrics["val_bpb"])
+    return None if manifest is None else math.log(2) * manifest.val.utf8_bytes / manifest.val.tokens
 
 
 def _averaged(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[str, list[float | None]]:

@@ -153,6 +153,16 @@ def test_an_unfinished_run_shows_its_last_figures(project: Path) -> None:
     assert run["figures"]["val_loss"] == [row["val_loss"] for row in log if "val_loss" in row][-1]
 
 
+def test_bits_per_byte_of_an_unfinished_run_compare_with_the_baselines(project: Path) -> None:
+    folder = find_run("")
+    assert folder is not None
+    (whole,) = report_of([stored_run("mine", folder)], load_params())["runs"]
+    shutil.rmtree(folder / "finished")
+    (run,) = report_of([stored_run("mine", folder)], load_params())["runs"]
+    assert run["per_byte"] == pytest.approx(whole["per_byte"], rel=0.02)
+    assert run["figures"]["val_bpb"] == pytest.approx(run["figures"]["val_loss"] / run["per_byte"])
+
+
 def test_what_is_no_run_is_refused(project: Path) -> None:
     folder = find_run("")
     assert folder is not None
