@@ -218,3 +218,44 @@ def test_the_page_says_what_can_be_compared(
             for place in ("#runs tr", "#depths .legend li")
         }
         assert colors == {"var(--c1)"} and visit.errors == []
+
+
+def test_a_token_is_underlined_where_its_panel_says_that_stopping_ended_early(
+    browser: Browser, page_file: Path, tmp_path: Path
+) -> None:
+    values = data_of(page_file)
+    lens = values["runs"][0]["lens"]
+    lens["steps_taken"] = [1, *[lens["trained_depth"]] * (len(lens["tokens"]) - 1)]
+    write_page(tmp_path / "page.html", values)
+    with visiting(browser, tmp_path / "page.html") as visit:
+        page = visit.page
+        options = page.locator("#lens [role=option]")
+        marks = options.evaluate_all("all => all.map(one => one.classList.contains('early'))")
+        assert [index for index, early in enumerate(marks) if early] == [1]
+        options.nth(1).click()
+        assert "ends after 1 of at most 3" in lens_panel(page)
+
+
+def test_numbers_that_differ_look_different(browser: Browser, page_file: Path, tmp_path: Path) -> None:
+    """On the axis of a flat curve, and in the table of a long training."""
+    values = data_of(page_file)
+    (run,) = values["runs"]
+    run["depth"] = [{"depth": depth, "val_loss": 3 + depth / 1e5} for depth in range(1, 7)]
+    run["training"] |= {"step": list(range(12300, 12300 + len(run["training"]["step"])))}
+    write_page(tmp_path / "page.html", values)
+    with visiting(browser, tmp_path / "page.html") as visit:
+        page = visit.page
+        ticks = page.locator("#depth svg text[text-anchor=end]").all_text_contents()
+        assert len(ticks) == len(set(ticks)) > 2
+        page.locator("#training summary").nth(1).click()
+        steps = page.locator("#training details tbody th").all_text_contents()
+        assert steps[0] == "12,300" and len(steps) == len(set(steps)) > 2
+
+
+def test_a_model_of_one_layer_has_no_slider(browser: Browser, page_file: Path, tmp_path: Path) -> None:
+    values = data_of(page_file)
+    (run,) = values["runs"]
+    run["depth"], run["written"] = run["depth"][:1], run["written"][:1]
+    write_page(tmp_path / "page.html", values)
+    with visiting(browser, tmp_path / "page.html") as visit:
+        assert visit.page.locator("#depth").count() == 0 and visit.errors == []

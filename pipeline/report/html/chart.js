@@ -41,7 +41,7 @@ function outside(chart, { low, high, points }) {
   return said.length ? `Outside of the frame: ${said.join("; ")}.` : "";
 }
 
-// chart: {title, x, y, series: [{name, points, color, dots, faint}], lines: [{name, y}], xFormat, yFormat, whole, cutStart, labelsAtStart}
+// chart: {title, x, y, series: [{name, points, color, dots, faint}], lines: [{name, y}], xFormat, xExact, yFormat, whole, cutStart, labelsAtStart}
 function lineChart(chart, height = 300) {
   const drawing = h("div", { class: "drawing" });
   const caption = h("figcaption");
@@ -70,7 +70,7 @@ function lineChart(chart, height = 300) {
       s("clipPath", { id: clip }, s("rect", { x: start, y: top, width: end - start, height: bottom - top })),
       ticks(box.low, box.high, height / 55).map((y) => [
         s("line", { class: "grid", x1: start, x2: end, y1: Y(y), y2: Y(y) }),
-        s("text", { x: start - 6, y: Y(y) + 4, "text-anchor": "end" }, chart.yFormat(y)),
+        s("text", { x: start - 6, y: Y(y) + 4, "text-anchor": "end" }, String(y)),
       ]).flat(),
       xTicks.map((x) => s("text", { x: X(x), y: bottom + 16, "text-anchor": "middle" }, chart.xFormat(x))),
       s("text", { x: 0, y: 12 }, chart.y),
@@ -150,6 +150,6 @@ function describe(chart) {
 function numbers(chart) {
   const columns = chart.series.map(({ points }) => new Map(points));
   const xs = [...new Set(chart.series.flatMap(({ points }) => points.map(([x]) => x)))].sort((a, b) => a - b);
-  return xs.map((x) => [chart.xFormat(x), ...columns.map((column) => (isNumber(column.get(x)) ? significant4(column.get(x)) : ""))]);
+  return xs.map((x) => [(chart.xExact ?? String)(x), ...columns.map((column) => (isNumber(column.get(x)) ? significant4(column.get(x)) : ""))]);
 }
 const significant4 = (value) => String(Number(value.toPrecision(5)));

@@ -54,9 +54,9 @@ function lensSection(run) {
   paint();
   text.choose(mostGained(lens));
   const stops = lens.steps_taken
-    ? h("p", {}, `Learned stopping: a token of this passage takes ${fixed(mean(lens.steps_taken), 2)} of at most ${lens.trained_depth} steps on average. Tokens that end early are underlined.`)
+    ? h("p", {}, `Learned stopping: a token of this passage takes ${fixed(mean(lens.steps_taken), 2)} of at most ${lens.trained_depth} steps on average. Tokens whose prediction ended early are underlined.`)
     : null;
-  if (lens.steps_taken) lens.steps_taken.forEach((taken, index) => text.options[index].classList.toggle("early", taken < lens.trained_depth - 0.5));
+  if (lens.steps_taken) text.options.forEach((option, index) => option.classList.toggle("early", index > 0 && lens.steps_taken[index - 1] < lens.trained_depth - 0.5));
   return section(
     "lens", "Inside a passage: the depth lens",
     h("p", {}, `A passage of validation text, which the model never learned from. The redder a token, the less the model expected it. Choose a token (click, or use the arrow keys) to see what the model would have predicted in its place after each ${step}.`),

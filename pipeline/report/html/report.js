@@ -24,7 +24,7 @@ function sideBySide(runs) {
 }
 
 function comparedDepths(runs) {
-  const known = runs.filter(({ depth }) => depth.length);
+  const known = runs.filter(({ depth }) => depth.length > 1);
   return known.length ? section("depths", "Depth curves", lineChart(depthChart(known, unitOf(known)), 300).node) : null;
 }
 

@@ -51,7 +51,8 @@ function zeroshotTable(run) {
   return table("Tasks that it was not trained for", ["task", "figure", "value", "samples"], rows, [2, 3]);
 }
 
-const AXES = { step: ["steps", compact], tokens: ["tokens", compact], seconds: ["time", duration] };
+// What an axis is called, and how its numbers are written: short in the chart, exact in the table.
+const AXES = { step: ["steps", compact, whole], tokens: ["tokens", compact, whole], seconds: ["time", duration, (x) => `${x} s`] };
 
 function trainingSection(runs) {
   const known = runs.filter((run) => run.validation.step.length || run.training.step.length);
@@ -72,7 +73,7 @@ function trainingSection(runs) {
     ["Learning rate", "learning rate", (axis) => ({ series: each(axis, "lr", "learning rate") }), 200],
     ["Gradient norm", "norm", (axis) => ({ series: each(axis, "grad_norm", "gradient norm"), cutStart: true }), 200],
   ].map(([title, y, content, height]) => {
-    const on = (axis) => ({ x: AXES[axis][0], xFormat: AXES[axis][1], whole: false, ...content(axis) });
+    const on = (axis) => ({ x: AXES[axis][0], xFormat: AXES[axis][1], xExact: AXES[axis][2], whole: false, ...content(axis) });
     return { ...lineChart({ title, y, ...numbers, ...on("step") }, height), on };
   });
   const radios = Object.entries(AXES).map(([axis, [label]], index) => {
@@ -93,6 +94,7 @@ function depthSection(run) {
   const step = stepName(unit);
   const trained = run.lens?.trained_depth ?? run.depth.at(-1).depth;
   const shown = run.written ?? run.depth.map(({ depth }) => ({ depth, flops_share: null, text: null }));
+  if (shown.length < 2) return null; // there is nothing to choose
   const losses = new Map(run.depth.map((row) => [row.depth, row]));
   const chart = run.depth.length ? lineChart(depthChart([run], step, "validation loss"), 300) : null;
   const place = h("div", { class: "panel", "aria-live": "polite" });
@@ -115,7 +117,7 @@ function depthSection(run) {
   show(start);
   const how = step === "layer"
     ? `Each layer refines the prediction of the one before it. Here the model stops after fewer layers, and its output layer reads what it has by then. It was trained to write after all ${trained}; what it writes after fewer shows what these know.`
-    : `This model applies one block again and again. Here it takes fewer or more steps than the ${trained} it uses by default.${run.stopping.length ? " On the curve no token stops early." : ""}`;
+    : `This model applies one block again and again. Here it takes fewer or more steps than the ${trained} it uses by default.${run.stopping.length ? " On the curve no token stops early; where it writes, a token may." : ""}`;
   return section("depth", `What each ${step} adds`, h("p", {}, `${how} Move the slider to see the loss, the compute, and a text that the model writes at this depth (always from the same prompt and seed).`), control, chart?.node, place, stoppingTable(run));
 }
 
