@@ -57,7 +57,7 @@ def main(
     wanted = _sizes(sizes), _budgets(tokens)
     for name, budget in (("--flops", flops), ("--hours", hours)):
         if budget is not None and not math.isfinite(budget):
-            raise UserError(f"{name} {budget}: not a number of them; name one")
+            raise UserError(f"{name} {budget}: not finite; name a number")
     from pipeline.evaluate.scaling_law import Point
     from pipeline.report.scaling import ScalingReport
     from pipeline.tokens.shards import load_manifest
@@ -101,7 +101,7 @@ def main(
 def _sizes(text: str) -> list[Size]:
     from pipeline.train.sweep import Size
 
-    found = [re.fullmatch(r"(\d{1,4})x(\d{1,6})", word) for word in text.replace(",", " ").split()]
+    found = [re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,5})", word) for word in text.replace(",", " ").split()]
     if not all(found):
         raise UserError(f"--sizes {text}: write each as layers x width, such as 2x64,3x96,4x128")
     return [Size(int(size[1]), int(size[2])) for size in found if size]

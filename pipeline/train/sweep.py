@@ -93,10 +93,10 @@ def plan(params: Params, sizes: Sequence[Size], budgets: Sequence[int]) -> list[
             f"train.{what}: a sweep trains models of many sizes; set init_from = scratch and eval_only = "
             "false (interrupted runs continue anyway)"
         )
-    for name, values in (("sizes", set(sizes)), ("token budgets", set(budgets))):
+    budgets = _whole_steps(params, budgets)
+    for name, values in (("sizes", set(sizes)), ("token budgets of whole steps", set(budgets))):
         if len(values) < FEWEST:
             raise UserError(f"{len(values)} different {name}: a scaling law needs {FEWEST}; name more")
-    budgets = sorted(set(budgets))
     settings = _evaluating_seldom(params, budgets[0])
     plans = [[_planned(params, size, tokens, settings) for tokens in budgets] for size in set(sizes)]
     return sorted(plans, key=lambda runs: -runs[-1].flops)
@@ -121,6 +121,15 @@ def train_sweep(
                 yield _trained(run, lambda _: None, live=None)
         missing += [left] if left else []
     yield from _several(missing, jobs)
+
+
+def _whole_steps(params: Params, budgets: Sequence[int]) -> list[int]:
+    """Ascending budgets of whole steps: those that would be the same run count once."""
+    step = _tokens_per_step(params)
+    for tokens in budgets:
+        if round(tokens / step) < 1:
+            raise UserError(f"{tokens:,} tokens: less than a step of {step:,}; train on more")
+    return sorted({round(tokens / step) * step for tokens in budgets})
 
 
 def _evaluating_seldom(params: Params, fewest_tokens: int) -> Params:
@@ -150,8 +159,6 @@ def _planned(params: Params, size: Size, tokens: int, settings: Params) -> Plann
             f"size {size}: {size.n_embd} is no multiple of {head * _group(params)}, the width of the active "
             "model's heads that share keys and values; choose one that is"
         )
-    if steps < 1:
-        raise UserError(f"{tokens:,} tokens: less than a step of {_tokens_per_step(params):,}; train on more")
     heads = size.n_embd // head
     changes = {
         "model.n_layer": size.n_layer,

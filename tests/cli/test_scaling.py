@@ -48,7 +48,9 @@ def test_a_sweep_is_trained_fitted_and_recorded(
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("option", ["--sizes=1x8,2x16,3", "--tokens=10k,ten", "--tokens=-1,2,3"])
+@pytest.mark.parametrize(
+    "option", ["--sizes=1x8,2x16,3", "--sizes=0x8,1x16,2x16", "--tokens=10k,ten", "--tokens=-1,2,3"]
+)
 def test_sizes_and_tokens_are_read_before_anything_is_trained(
     option: str, tiny_project: Path, stage: Callable[..., Ended]
 ) -> None:

@@ -157,6 +157,7 @@ def test_stopped_it_continues_with_what_is_missing(tiny_project: Path) -> None:
         ((), SIZES[:2], BUDGETS, "2 different sizes"),
         ((), [*SIZES[:2], SIZES[0]], BUDGETS, "2 different sizes"),
         ((), SIZES, BUDGETS[:2], "2 different token budgets"),
+        ((), SIZES, [STEP, STEP + 1, STEP + 2], "1 different token budgets of whole steps"),
         ((), [*SIZES, Size(1, 12)], BUDGETS, "size 1x12: 12 is no multiple of 8"),
         ((), SIZES, [1, 100, 1000], "1 tokens: less than a step of 64"),
         (("train.init_from=gpt2",), SIZES, BUDGETS, "train.init_from = gpt2"),
