@@ -425,7 +425,7 @@ def rows() -> Iterator[Row]:
         ("one-size", "--sizes 1x8", "1 different sizes"),
         ("same-sizes", "--sizes 1x8,1x8,2x8", "2 different sizes"),
         ("size-text", "--sizes large,small,tiny", "--sizes large,small,tiny: write"),
-        ("size-zero", "--sizes 0x8,1x8,2x8", "n_layer"),
+        ("size-zero", "--sizes 0x8,1x8,2x8", "--sizes 0x8,1x8,2x8: write"),
         ("size-width", "--sizes 1x8,1x16,1x20", "size 1x20"),
         ("one-budget", "--tokens 1k", "1 different token budgets"),
         ("negative", "--tokens=-1k,2k,3k", "--tokens -1k,2k,3k: write"),
