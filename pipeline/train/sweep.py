@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class PlannedRun:
 
     size: Size
     params: Params = field(repr=False)
+    parameters: int
     tokens: int
     flops: float  # forward and backward, all steps
 
@@ -98,8 +99,15 @@ def plan(params: Params, sizes: Sequence[Size], budgets: Sequence[int]) -> list[
         if len(values) < FEWEST:
             raise UserError(f"{len(values)} different {name}: a scaling law needs {FEWEST}; name more")
     settings = _evaluating_seldom(params, budgets[0])
-    plans = [[_planned(params, size, tokens, settings) for tokens in budgets] for size in set(sizes)]
-    return sorted(plans, key=lambda runs: -runs[-1].flops)
+    plans = [[_planned(params, size, tokens, settings) for tokens in budgets] for size in sorted(set(sizes))]
+    # One size of each number of parameters: a loop has as many with any number of layers.
+    different = {runs[0].parameters: runs for runs in plans}
+    if len(different) < FEWEST:
+        raise UserError(
+            f"sizes of {len(different)} different numbers of parameters: a scaling law needs {FEWEST}; name "
+            "more, of other widths"
+        )
+    return sorted(different.values(), key=lambda runs: -runs[-1].flops)
 
 
 def train_sweep(
@@ -173,7 +181,8 @@ def _planned(params: Params, size: Size, tokens: int, settings: Params) -> Plann
     config = expected_config(changed)
     assert config is not None, "the tokens are there, so the vocabulary is known"
     tokens = steps * _tokens_per_step(params)
-    return PlannedRun(size, changed, tokens, float(model_size(config).flops_per_token * tokens))
+    about = model_size(config)
+    return PlannedRun(size, changed, about.parameters, tokens, float(about.flops_per_token * tokens))
 
 
 def _group(params: Params) -> int:
@@ -256,7 +265,7 @@ def _train_apart(connection: Connection, run: PlannedRun, threads: int) -> None:
     runtime = run.params.runtime
     if runtime.threads is None:
         threaded = runtime.model_copy(update={"threads": threads})
-        run = PlannedRun(run.size, run.params.model_copy(update={"runtime": threaded}), run.tokens, run.flops)
+        run = replace(run, params=run.params.model_copy(update={"runtime": threaded}))
     try:
         connection.send(_trained(run, lambda _: None, live=None))
     except Interrupted:

@@ -157,6 +157,12 @@ def test_stopped_it_continues_with_what_is_missing(tiny_project: Path) -> None:
         ((), SIZES[:2], BUDGETS, "2 different sizes"),
         ((), [*SIZES[:2], SIZES[0]], BUDGETS, "2 different sizes"),
         ((), SIZES, BUDGETS[:2], "2 different token budgets"),
+        (
+            ("model.recurrent_shared_weights=true",),
+            [Size(1, 8), Size(2, 8), Size(3, 16)],
+            BUDGETS,
+            "sizes of 2 different numbers of parameters",
+        ),
         ((), SIZES, [STEP, STEP + 1, STEP + 2], "1 different token budgets of whole steps"),
         ((), [*SIZES, Size(1, 12)], BUDGETS, "size 1x12: 12 is no multiple of 8"),
         ((), SIZES, [1, 100, 1000], "1 tokens: less than a step of 64"),
