@@ -42,7 +42,7 @@ def run_report(files: RunFiles, params: Params, device: torch.device) -> dict[st
         "key": files.key,
         "finished": bool(files.metrics),
         "data": _data(folder, manifest) | {"fingerprint": files.facts["identity"]["data"]},
-        "start": files.facts.get("start", {}).get("name", "scratch"),
+        "start": _start(files),
         "figures": _figures(files, rows, per_byte),
         "per_byte": per_byte,
         "training": _averaged(trained, ("train_loss", "lr", "grad_norm")),
@@ -67,6 +67,11 @@ def _manifest(files: RunFiles) -> Manifest | None:
         return None
     manifest = load_manifest(folder)
     return manifest if manifest.fingerprint == files.facts["identity"]["data"] else None
+
+
+def _start(files: RunFiles) -> str:
+    """The model that training started from, as train.init_from names it."""
+    return str(files.facts.get("start", {}).get("name", "scratch"))
 
 
 def _data(folder: Path, manifest: Manifest | None) -> dict[str, Any]:
@@ -185,6 +190,7 @@ def _parameters(files: RunFiles) -> list[dict[str, Any]]:
         "data.dataset": folder.parent.name,
         "tokenizer.name": folder.name,
         **flatten({"model": files.facts["model"], "train": files.facts["train"]}),
+        "train.init_from": _start(files),  # by name; the run records the sha256 of its weights there
     }
     return [
         {"name": name, "value": show(value), "default": show(defaults[name])}
@@ -237,5 +243,7 @@ def commands(report: Mapping[str, Any]) -> Iterator[str]:
     if changed:
         yield "# then, in params.yaml:"
         yield from (f"#   {one['name']}: {one['value']}" for one in changed)
+    if report["start"] != "scratch":
+        yield f"# with the same model that it started from: {report['start']}"
     yield "make repro"
     yield "make verify"

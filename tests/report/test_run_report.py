@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_what_differs_from_the_default_is_marked_and_commands_say_it(project: Pa
         assert {name for name in changed if name.startswith(section)} == expected
     assert changed["model.moe_num_experts"] == "3"
     assert "#   model.moe_num_experts: 3" in run["commands"] and run["commands"][-1] == "make verify"
+
+
+def test_a_finetuned_model_names_the_one_that_it_started_from(project: Path) -> None:
+    published = published_run()
+    facts = dict(published.facts)
+    facts |= {"start": {"name": "my/model"}, "train": facts["train"] | {"init_from": "0123456789abcdef"}}
+    (run,) = report_of([replace(published, facts=facts)], load_params())["runs"]
+    assert '#   train.init_from: "my/model"' in run["commands"] and run["start"] == "my/model"
+    assert "# with the same model that it started from: my/model" in run["commands"]
+    assert not any("0123456789abcdef" in command for command in run["commands"])
 
 
 def test_the_same_results_give_the_same_bytes(project: Path) -> None:
