@@ -259,3 +259,17 @@ def test_a_model_of_one_layer_has_no_slider(browser: Browser, page_file: Path, t
     write_page(tmp_path / "page.html", values)
     with visiting(browser, tmp_path / "page.html") as visit:
         assert visit.page.locator("#depth").count() == 0 and visit.errors == []
+
+
+def test_names_of_parameters_stay_readable_beside_many_runs(
+    browser: Browser, compared: Path, tmp_path: Path
+) -> None:
+    values = data_of(compared)
+    values["runs"] *= 4
+    values["runs"] = [run | {"name": f"0123456789abcde{place}"} for place, run in enumerate(values["runs"])]
+    changed = {"name": "model.block_size", "value": "1", "default": "2"}
+    values["runs"][0] = values["runs"][0] | {"parameters": [changed]}
+    write_page(tmp_path / "page.html", values)
+    with visiting(browser, tmp_path / "page.html", width=390) as visit:
+        name = visit.page.locator("#differences .parameter", has_text="model.block_size").first
+        assert name.evaluate("one => one.getClientRects()[0].height") < 30 and visit.errors == []

@@ -169,7 +169,7 @@ function parametersSection(runs, id = "parameters", title = "Parameters") {
   const all = [...byName].map(([name, one]) => ({ name, ...one, changed: one.values.some((value) => value !== one.default) }));
   const differ = all.filter(({ values }) => new Set(values).size > 1);
   const shown = (alone ? all.filter(({ changed }) => changed) : differ);
-  const rows = (some) => some.map(({ name, values, default: usual, changed }) => [changed ? h("strong", {}, `${name} *`) : name, ...values.map((value) => h("code", {}, value)), h("code", {}, usual)]);
+  const rows = (some) => some.map(({ name, values, default: usual, changed }) => [h(changed ? "strong" : "span", { class: "parameter" }, changed ? `${name} *` : name), ...values.map((value) => h("code", {}, value)), h("code", {}, usual)]);
   const heading = ["parameter", ...(alone ? ["here"] : runs.map(({ name }) => name)), "default"];
   const what = alone ? "Parameters that differ from the default" : "Parameters that differ between these runs";
   return section(id, title,
