@@ -248,7 +248,9 @@ def test_numbers_that_differ_look_different(browser: Browser, page_file: Path, t
         ticks = page.locator("#depth svg text[text-anchor=end]").all_text_contents()
         assert len(ticks) == len(set(ticks)) > 2
         page.locator("#training summary").nth(1).click()
-        steps = page.locator("#training details tbody th").all_text_contents()
+        shown = page.locator("#training details tbody th")
+        shown.nth(2).wait_for()
+        steps = shown.all_text_contents()
         assert steps[0] == "12,300" and len(steps) == len(set(steps)) > 2
 
 
