@@ -82,6 +82,7 @@ def draw(
     axes.set_ylim(low, high)
     _draw_curve(axes, curve)
     axes.margins(x=0.08)
+    axes.set_xlim(left=max(0.5, axes.get_xlim()[0]))  # there is no depth 0
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     labels = [_label_of(curve)]
     for name, loss in lines.items():

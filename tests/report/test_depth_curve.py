@@ -192,6 +192,13 @@ def test_picture_of_any_size_of_curve(tmp_path: Path, depth: int, num_baselines:
     assert drawn(tmp_path / "a.png", curve, baselines).ndim == 3
 
 
+@pytest.mark.parametrize("depth", [1, 3, 48])
+def test_the_axis_of_depths_has_no_depth_0(tmp_path: Path, depth: int) -> None:
+    axes = axes_for(tmp_path / "a.png", curve_of(*(5 - step / 100 for step in range(depth))), [])
+    left, right = axes.get_xlim()
+    assert 0 < left < 1 and depth < right
+
+
 def test_picture_of_a_model_that_fails_beyond_its_depth(tmp_path: Path) -> None:
     curve = curve_of(250.0, math.inf, math.nan, trained_depth=1)
     assert drawn(tmp_path / "a.png", curve).ndim == 3
