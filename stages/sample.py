@@ -64,13 +64,7 @@ def main(
     longest = max(len(ids) for _, ids in prompts)
     check_memory(stored.config, len(prompts), settings.num_samples, longest + settings.max_new_tokens, device)
     gpt = load_model(stored, device)
-    sampler = TokenSampler(
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        greedy=settings.greedy,
-        generator=torch.Generator(device).manual_seed(settings.seed),
-    )
+    sampler = TokenSampler.of(settings, device)
     batch = [prompt for prompt in prompts for _ in range(settings.num_samples)]
     ids = [torch.from_numpy(ids).to(device) for _, ids in batch]
     tokens = generate(

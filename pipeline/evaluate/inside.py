@@ -46,19 +46,11 @@ def written_by_depth(
 ) -> list[dict[str, Any]]:
     """For each shown depth the share of the model's FLOPs, and a text that it writes, all from one seed."""
     prompt, ids = encode_prompt(settings.start, tokenizer)
+    prompts, count = [torch.from_numpy(ids).to(device)], min(WRITTEN_TOKENS, settings.max_new_tokens)
     written = []
     for depth in shown_depths(model):
         shortened = at_depth(model, depth)
-        sampler = TokenSampler(
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            settings.greedy,
-            torch.Generator(device).manual_seed(settings.seed),
-        )
-        stream = TextStream(tokenizer)
-        count = min(WRITTEN_TOKENS, settings.max_new_tokens)
-        prompts = [torch.from_numpy(ids).to(device)]
+        sampler, stream = TokenSampler.of(settings, device), TextStream(tokenizer)
         chosen = generate(shortened, prompts, count, sampler, tokenizer.vocab_size)
         text = "".join([prompt, *(stream.feed(int(token)) for token in chosen), stream.finish()])
         share = shortened.flops_per_token() / model.flops_per_token()

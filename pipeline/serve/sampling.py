@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.config.errors import UserError
 from pipeline.config.model import GPTConfig
+from pipeline.config.params import Sample
 from pipeline.model.cache import KVCache
 from pipeline.model.gpt import GPT
 from pipeline.model.halting import LearnedStopping
@@ -30,6 +31,17 @@ class TokenSampler:
     top_p: float | None = None
     greedy: bool = False
     generator: torch.Generator | None = None
+
+    @classmethod
+    def of(cls, settings: Sample, device: torch.device) -> TokenSampler:
+        """What the section `sample` of the parameters says, from the start of its seed."""
+        return cls(
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+            settings.greedy,
+            torch.Generator(device).manual_seed(settings.seed),
+        )
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """The chosen ids (B,) for logits (B, vocabulary)."""
