@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from pipeline.serve.sampling import TextStream, TokenSampler, generate
 from pipeline.tokens.prompt import encode_prompt
 from pipeline.tokens.shards import Tokens
 from pipeline.tokens.tokenizers import Tokenizer
+
+T = TypeVar("T")
 
 PASSAGE_TOKENS = 128  # of the validation split that the lens looks at
 MOST_DEPTHS = 16  # that are shown; of more, some are left out evenly
@@ -29,9 +31,14 @@ def shown_depths(model: GPT) -> list[int]:
     depths = list(model.depths)
     if len(depths) <= MOST_DEPTHS:
         return depths
-    last = len(depths) - 1
-    evenly = {depths[round(i * last / (MOST_DEPTHS - 2))] for i in range(MOST_DEPTHS - 1)}
-    return sorted(evenly | {model.depth})
+    return sorted({*evenly(depths, MOST_DEPTHS - 1), model.depth})
+
+
+def evenly(values: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of the values, evenly apart, with the first and the last."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def passage_lens(model: GPT, tokens: Tokens, tokenizer: Tokenizer, device: torch.device) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipeline.config.presets import flatten, show
 from pipeline.corpus.sources import load_spec
 from pipeline.evaluate.baselines import label, read_figures
 from pipeline.evaluate.comparison import baseline_files
-from pipeline.evaluate.inside import experts_of_tokens, passage_lens, written_by_depth
+from pipeline.evaluate.inside import evenly, experts_of_tokens, passage_lens, written_by_depth
 from pipeline.model.load import load_model
 from pipeline.report.run_files import RunFiles, read_rows
 from pipeline.storage.checksums import read_checked_json
@@ -169,17 +169,10 @@ def _health(path: Path) -> dict[str, Any] | None:
             _, column, layer = name.split("/")
             columns.setdefault(column, {}).setdefault(layer, []).append([row["step"] or 0, value])
     return {
-        name: {layer: _thinned(points) for layer, points in columns[name].items()}
+        name: {layer: evenly(points, MOST_POINTS) for layer, points in columns[name].items()}
         for name in COLUMNS
         if name in columns
     } or None
-
-
-def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most MOST_POINTS of these, with the first and the last."""
-    if len(points) <= MOST_POINTS:
-        return points
-    return [points[round(i * (len(points) - 1) / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
 def _parameters(files: RunFiles) -> list[dict[str, Any]]:
