@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.evaluate.depth import Baseline, DepthCurve
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.loss import StoppingPoint
-from pipeline.report.labels import COLORS, GRAY, Label, outside, plain, put_labels, visible
+from pipeline.report.labels import COLORS, Label, draw_baselines, outside, plain, put_labels, visible
 from pipeline.report.png import save_picture
 from pipeline.report.tables import write_csv
 
@@ -84,11 +84,7 @@ def draw(
     axes.margins(x=0.08)
     axes.set_xlim(left=max(0.5, axes.get_xlim()[0]))  # there is no depth 0
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels = [_label_of(curve)]
-    for name, loss in lines.items():
-        if loss <= high:
-            axes.axhline(loss, color=GRAY, linestyle="--", linewidth=1, zorder=1)
-            labels.append(Label(axes.get_xlim()[1], loss, f"{name} {loss:.3f}"))
+    labels = [_label_of(curve), *draw_baselines(axes, lines, high)]
     if curve.stopping:
         _name_thresholds(axes, curve)
         axes.legend(fontsize=8, loc="upper right")

@@ -76,6 +76,15 @@ def put_labels(axes: Any, labels: Sequence[Label], size: float = 9) -> None:
         )
 
 
+def draw_baselines(axes: Any, lines: Mapping[str, float], high: float) -> list[Label]:
+    """Draw a line for each baseline up to `high`. Returns their labels; the limits must be final."""
+    shown = {name: loss for name, loss in lines.items() if loss <= high}
+    for loss in shown.values():
+        axes.axhline(loss, color=GRAY, linestyle="--", linewidth=1, zorder=1)
+    right = axes.get_xlim()[1]
+    return [Label(right, loss, f"{name} {loss:.3f}") for name, loss in shown.items()]
+
+
 def visible(losses: Sequence[float], lines: Sequence[float]) -> tuple[float, float]:
     """The limits of an axis of losses: from the least to the highest that matters, with a margin.
 

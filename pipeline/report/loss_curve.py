@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.labels import COLORS, GRAY, Label, outside, plain, put_labels, visible
+from pipeline.report.labels import COLORS, Label, draw_baselines, outside, plain, put_labels, visible
 from pipeline.report.png import save_picture
 from pipeline.storage.machine import decimal
 from pipeline.track.tracker import Row
@@ -65,11 +65,7 @@ def _draw_losses(axes: Any, rows: Sequence[Row], baselines: Mapping[str, float])
     axes.margins(x=0.03)
     plain(axes)
     axes.set_ylabel("loss (nats per token)")
-    for name, loss in baselines.items():
-        if loss <= high:
-            axes.axhline(loss, color=GRAY, linestyle="--", linewidth=1, zorder=1)
-            labels.append(Label(axes.get_xlim()[1], loss, f"{name} {loss:.3f}"))
-    return labels, high
+    return [*labels, *draw_baselines(axes, baselines, high)], high
 
 
 def _draw_tasks(axes: Any, rows: Sequence[Row], tasks: Sequence[str]) -> None:
