@@ -21,6 +21,7 @@ from pipeline.config.paths import (
     SAVED,
     SCALING,
     ZEROSHOT,
+    checkpoints_in,
     runs_folder,
 )
 from pipeline.corpus.documents import corpus_files, fingerprint
@@ -128,7 +129,7 @@ def checkpoints() -> Found:
     """Checkpoints, best models, settings and final metrics of every run, by their manifests."""
     for run in sorted(runs_folder().glob("*/")):
         start_over = f"restore it from a copy, or move {run} away to train from the start"
-        for folder in sorted(run.glob("step-?????????")):
+        for folder in checkpoints_in(run):
             yield from _folder(folder, f"training continues from another whole checkpoint; or {start_over}")
         if (run / "best").is_dir():
             yield from _folder(run / "best", start_over)

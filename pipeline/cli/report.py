@@ -55,11 +55,11 @@ def _side_by_side(names: list[str]) -> None:
 
 def _folder(name: str) -> Path:
     """The folder of a run. Raises UserError for a name of no run or of several."""
-    from pipeline.report.run_files import find_run
+    from pipeline.report.run_files import find_run, known_runs
 
     found = find_run(name) or _run_of_experiment(name)
     if found is None:
-        known = [path.parent.name for path in sorted(runs_folder().glob("*/run.json"))]
+        known = [run.name for run in known_runs()]
         more = f" and {len(known) - 4} more" if len(known) > 4 else ""
         remedy = f"there are {', '.join(known[:4])}{more}" if known else "train one first"
         raise UserError(f"RUNS={name}: no run and no experiment of this name; {remedy}")

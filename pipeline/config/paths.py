@@ -58,6 +58,11 @@ def runs_folder() -> Path:
     return original_project() / "runs"
 
 
+def checkpoints_in(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not, oldest first."""
+    return sorted(run.glob("step-?????????"))
+
+
 def hashes_file() -> Path:
     """The hashes of large files, so that they are not read again and again."""
     return original_project() / ".dvc/tmp/hashes.json"

@@ -20,13 +20,14 @@ from pipeline.config.paths import (
     RUN_FINISHED,
     SAMPLES,
     STOPPING,
+    checkpoints_in,
     runs_folder,
 )
 from pipeline.config.reading import read_json
 from pipeline.evaluate.comparison import read_results
 from pipeline.report.png import drawn_from
 from pipeline.serve.samples import read_samples
-from pipeline.storage.checksums import read_checked_json
+from pipeline.storage.checksums import MANIFEST_FILE, read_checked_json
 from pipeline.track.csv_log import read_log
 from pipeline.track.health_csv import HEALTH_FILE
 from pipeline.track.open import LATER_FILE
@@ -113,12 +114,17 @@ def named_run(name: str, folder: Path) -> RunFiles:
     return stored_run(name, folder)
 
 
+def known_runs() -> list[Path]:
+    """The folders of all runs."""
+    return [path.parent for path in sorted(runs_folder().glob(f"*/{RUN_FILE}"))]
+
+
 def find_run(name: str) -> Path | None:
     """The folder in runs/ of this name, or the one whose name starts with it.
 
     Raises UserError if several do.
     """
-    runs = [path.parent for path in sorted(runs_folder().glob(f"*/{RUN_FILE}"))]
+    runs = known_runs()
     found = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
     if len(found) > 1:
         raise UserError(f"RUNS={name}: {len(found)} runs start with it; give more of the name of one of them")
@@ -127,9 +133,9 @@ def find_run(name: str) -> Path | None:
 
 def _stored_model(folder: Path, metrics: Mapping[str, Any]) -> StoredModel | None:
     """The model that a run publishes, or its best one up to now; None if there is none yet."""
-    newest = sorted(folder.glob("step-?????????"))[-1:]
+    newest = checkpoints_in(folder)[-1:]
     places = [folder / "best"] if metrics.get("saved") != "last" else newest
-    whole = [place for place in places if (place / "manifest.json").exists()]
+    whole = [place for place in places if (place / MANIFEST_FILE).exists()]
     return open_model(whole[0]) if whole else None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.config.paths import RUN_FILE, RUN_FINISHED, RUN_LOCK
+from pipeline.config.paths import RUN_FILE, RUN_FINISHED, RUN_LOCK, checkpoints_in
 from pipeline.config.reading import read_json
 from pipeline.storage.checksums import damage, read_checked_json, save_folder, write_checked_json
 from pipeline.storage.files import write_json, write_text
@@ -191,7 +191,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The folders of all checkpoints, whole or not, oldest first."""
-        return sorted(self.folder.glob("step-?????????"))
+        return checkpoints_in(self.folder)
 
     def _delete(self, checkpoints: list[Path]) -> None:
         for folder in checkpoints:

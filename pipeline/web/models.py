@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config.errors import UserError, one_line
-from pipeline.config.paths import MODEL, runs_folder
+from pipeline.config.paths import MODEL, checkpoints_in, runs_folder
 from pipeline.model.gpt import GPT
 from pipeline.model.load import load_model
 from pipeline.serve.batch import Batch, Prompt
@@ -100,9 +100,9 @@ def _name(token: bytes) -> str:
 
 def _trace(name: str) -> tuple[tuple[str, int], ...]:
     """What changes when the model does: its files, and the checkpoints that may stand for it."""
-    folders = [Path(name), *Path(name).glob("step-?????????")]
+    folders = [Path(name), *checkpoints_in(Path(name))]
     if Path(name) == MODEL:
-        folders += runs_folder().glob("*/step-?????????")
+        folders += (checkpoint for run in runs_folder().glob("*/") for checkpoint in checkpoints_in(run))
     traces = []
     for path in (path for folder in folders for path in (folder, *folder.glob("*.safetensors"))):
         try:

@@ -15,7 +15,7 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.config.gpt2_models import PUBLISHED
 from pipeline.config.model import GPTConfig
-from pipeline.config.paths import MODEL, RUN_FILE, RUN_FINISHED, RUN_LOCK, runs_folder
+from pipeline.config.paths import MODEL, RUN_FILE, RUN_FINISHED, RUN_LOCK, checkpoints_in, runs_folder
 from pipeline.config.validation import validate
 from pipeline.storage.checksums import damage, read_checked_json, sha256_file
 from pipeline.storage.lock import holder
@@ -135,7 +135,7 @@ def trained_place(name: str) -> str:
         runs.sort(key=lambda run: (_is_training(run), run.stat().st_mtime), reverse=True)
     else:
         return name
-    newest_first = (path for run in runs for path in sorted(run.glob("step-?????????"), reverse=True))
+    newest_first = (path for run in runs for path in reversed(checkpoints_in(run)))
     newest = next((path for path in newest_first if damage(path) is None), None)
     if newest is not None:
         return str(newest)
