@@ -288,7 +288,7 @@ def _passed_on(folder: Path) -> Iterator[None]:
     parent, done = os.getppid(), threading.Event()
 
     def tell(number: int) -> None:
-        first = told_to_stop() is None
+        first = _noted(folder / STOP) is None
         (folder / STOP).write_text(str(number))
         if not first or not _has_ranks():
             sys.exit(128 + number)
