@@ -61,23 +61,11 @@ def main(
     from pipeline.evaluate.scaling_law import Point
     from pipeline.report.scaling import ScalingReport
     from pipeline.tokens.shards import load_manifest
-    from pipeline.track.console import say
-    from pipeline.train.loop import Interrupted
-    from pipeline.train.sweep import default_sizes, default_tokens, plan, train_sweep
+    from pipeline.train.sweep import default_sizes, default_tokens, plan
 
     manifest = load_manifest(tokens_folder(params))
     plans = plan(params, wanted[0] or default_sizes(params), wanted[1] or default_tokens(params))
-    progress = _progress(plans, jobs, say)
-    trained: list[TrainedRun] = []
-    try:
-        progress(trained)
-        for one in train_sweep(plans, jobs, say):
-            trained.append(one)
-            progress(trained)
-    except Interrupted as stopped:
-        say("the sweep was stopped; run the same command to continue")
-        sys.exit(stopped.status)
-    trained.sort(key=lambda one: (one.run.size, one.run.tokens))
+    trained = _trained(plans, jobs)
     points = [
         Point(
             one.metrics["params"],
@@ -115,6 +103,25 @@ def _budgets(text: str) -> list[int]:
     if not all(found) or any(float(number[1]) == 0 for number in found if number):
         raise UserError(f"--tokens {text}: write positive numbers, such as 200k,400k,1M")
     return [round(float(number[1]) * units[number[2]]) for number in found if number]
+
+
+def _trained(plans: Sequence[Sequence[PlannedRun]], jobs: int) -> list[TrainedRun]:
+    """Train the runs of a sweep, the smallest size first in the result. Exits if a signal asks to stop."""
+    from pipeline.track.console import say
+    from pipeline.train.loop import Interrupted
+    from pipeline.train.sweep import train_sweep
+
+    progress = _progress(plans, jobs, say)
+    trained: list[TrainedRun] = []
+    try:
+        progress(trained)
+        for one in train_sweep(plans, jobs, say):
+            trained.append(one)
+            progress(trained)
+    except Interrupted as stopped:
+        say("the sweep was stopped; run the same command to continue")
+        sys.exit(stopped.status)
+    return sorted(trained, key=lambda one: (one.run.size, one.run.tokens))
 
 
 def _progress(
