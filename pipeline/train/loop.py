@@ -409,6 +409,8 @@ def _clip_gradient(model: GPT, limit: float) -> torch.Tensor:
     """
     gradients = [part.grad for part in model.parameters() if part.grad is not None]
     norm = whole(get_total_norm(gradients))
+    if limit == math.inf:
+        return norm
     factor = limit / (norm + 1e-6)
     if norm.device.type != "cpu" or not factor >= 1:
         torch._foreach_mul_([local(gradient) for gradient in gradients], factor.clamp(max=1.0))
