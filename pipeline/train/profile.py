@@ -6,6 +6,7 @@ The steps are those of training, with its batches, its log and its optimizer, in
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import sys
 import time
@@ -138,7 +139,7 @@ class StepProfile:
         ids, targets = (
             tensor.to(self.device) for tensor in trainer.batches.micro_batch(trainer.state.step, 0)
         )
-        with recorder:
+        with torch.compiler.set_stance("force_eager"), recorder:  # machine code would hide its products
             with autocast(self.device, self.params.train.dtype):
                 loss = trainer.model(ids, targets=targets)
             loss.total.backward()
@@ -266,12 +267,17 @@ def largest_that_fits(params: Params, folder: Path) -> tuple[int, int]:
 
 def _fits(params: Params, folder: Path, device: torch.device) -> bool:
     if device.type == "cuda":
+        # Gradients are there from the second micro-batch on: more need no more memory.
+        fewer = {"gradient_accumulation_steps": min(2, params.train.gradient_accumulation_steps)}
+        tried = params.model_copy(update={"train": params.train.model_copy(update=fewer)})
         try:
-            StepProfile(params, folder, fixed_batch=True).measure(1)
+            StepProfile(tried, folder, fixed_batch=True).measure(1)
         except torch.OutOfMemoryError:
             return False
         finally:
+            gc.collect()  # a trainer is part of a cycle, and would keep its memory
             torch.cuda.empty_cache()
+            torch.compiler.reset()  # or the next size would be compiled for any size, which is slower
         return True
     config = expected_config(params)
     if config is None:

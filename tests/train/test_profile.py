@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.config.errors import UserError
+from pipeline.runtime.compiled import compiled
 from pipeline.train.loop import Trainer
 from pipeline.train.profile import PARTS, WARMUP, StepProfile, by_turns, largest_that_fits, micro_batches
 from tests import tiny
@@ -70,6 +73,24 @@ def test_the_rate_is_measured_at_the_models_shapes(profile: StepProfile) -> None
     assert profile.matrix_rate() > 0
     for one, other in zip(before, profile.trainer.model.parameters(), strict=True):
         assert torch.equal(one, other) and other.grad is None
+
+
+def test_the_rate_of_a_compiled_model_is_measured_on_plain_products(
+    tiny_project: Path, with_known_peak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine code would hide them; afterwards the model is compiled still."""
+    runs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        return lambda *arguments: (runs.append(1), graph(*arguments))[1]
+
+    monkeypatch.setattr("pipeline.train.loop.compiled", partial(compiled, backend=backend))
+    profile = StepProfile(tiny.params("runtime.compile=true"), Path("profile"))
+    profile.measure(1)
+    before = len(runs)
+    assert before > 0 and profile.matrix_rate() > 0 and len(runs) == before
+    profile.measure(1)
+    assert len(runs) == before + before // (WARMUP + 1)
 
 
 def test_profiles_take_turns(profile: StepProfile) -> None:
