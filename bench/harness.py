@@ -166,7 +166,12 @@ def run_python(what: str, folder: Path, *arguments: str) -> Process:
 def call_apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a module's function in a separate process, which may import PyTorch, and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BaseException:
+            for process in multiprocessing.active_children():  # or leaving the block would wait for it
+                process.kill()
+            raise
 
 
 def prepare_here(folder: Path, project: Path = Path()) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -16,7 +18,7 @@ from pipeline.model.hooks import Part, when_training
 CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable that PyTorch reads
 
 
-def compiled(model: GPT, backend: str = "inductor") -> GPT:
+def compiled(model: GPT, backend: str | Callable[..., Any] = "inductor") -> GPT:
     """Compile the blocks of `model`, and its head with the loss, for training; return the model.
 
     All blocks share one compiled code, however many there are. What runs them, a stack or a loop, is not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from bench import gpu
+from bench.harness import call_apart
 from pipeline.config.errors import UserError
 from pipeline.storage.files import write_text
 from tests import tiny
@@ -43,8 +45,8 @@ def test_a_dry_run_does_everything_and_writes_nothing(project: Path, stage: Stag
     assert ended.status == 0, ended.err
     own = [row.title for row in gpu.ROWS if row.peer is None]
     assert all(f"| {title} " in ended.out for title in own)
-    assert "Left out is what needs nanoGPT: no network" in ended.out
-    for trial in ("fast: 124M steps", "same: 124M steps", "fast: train", "here: sample"):
+    assert "Left out is nanoGPT: no network" in ended.out
+    for trial in ("fast: 124M steps", "same: 124M steps", "fast: train", "eager: train", "here: sample"):
         assert trial in ended.out
     assert "a dry run: nothing is written" in ended.out
     assert {path.name for path in project.iterdir()} == before
@@ -65,4 +67,32 @@ def test_when_the_time_is_over_the_rest_is_left_out(
     monkeypatch.setattr(gpu, "_prepare", lambda lab, clone, text: None)
     ended = stage("gpu", "--dry-run")
     assert ended.status == 0, ended.err
-    assert ended.out.count("no time is left of 0 s") == 4
+    assert ended.out.count("left out is ") == ended.out.count("Left out is ") - 1 == 5  # nanoGPT is the sixth
+
+
+def test_a_program_that_fails_or_hangs_costs_the_others_nothing(
+    project: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(lab: gpu.Lab, program: str) -> dict[str, float]:
+        if program == "same":
+            raise RuntimeError("CUDA out of memory\nhints")
+        return {"step": 1.0, "mfu": 0.5, "first": 30.0}
+
+    def hang(lab: gpu.Lab, program: str) -> dict[str, float]:
+        monkeypatch.setattr(gpu, "SECONDS", 0)
+        return {"tokens_per_second": call_apart(asleep)}
+
+    monkeypatch.setattr(gpu, "SECONDS", 5)
+    monkeypatch.setattr(gpu, "NEEDS", dict.fromkeys(gpu.NEEDS, 0))
+    monkeypatch.setattr(gpu, "_prepare", lambda lab, clone, text: None)
+    monkeypatch.setattr(gpu, "TRIALS", {**gpu.TRIALS, "step": fail, "sampling": hang})
+    ended = stage("gpu", "--dry-run")
+    assert ended.status == 0, ended.err
+    assert "Left out is step, same: CUDA out of memory\n" in ended.out
+    assert "Left out is sampling, here: no time is left of 0 s" in ended.out
+    assert "50.0%" in ended.out
+
+
+def asleep() -> float:
+    time.sleep(60)
+    return 0.0

@@ -82,7 +82,11 @@ def test_the_rate_of_a_compiled_model_is_measured_on_plain_products(
     runs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
-        return lambda *arguments: (runs.append(1), graph(*arguments))[1]
+        def run(*arguments: object) -> object:
+            runs.append(1)
+            return graph(*arguments)
+
+        return run
 
     monkeypatch.setattr("pipeline.train.loop.compiled", partial(compiled, backend=backend))
     profile = StepProfile(tiny.params("runtime.compile=true"), Path("profile"))
