@@ -69,8 +69,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_probabilities, squashed = _log_softmax(rows, low, cap)
             total -= log_probabilities.gather(1, ids).sum()
             # The gradient is divided by the number of tokens at the end: in float16 it would vanish.
-            d_logits = log_probabilities.exp_()
-            d_logits.scatter_add_(1, ids, d_logits.new_full(ids.shape, -1.0))
+            if torch.compiler.is_compiling():  # one kernel computes all of this; a scatter would split it
+                is_target = torch.arange(len(low), device=ids.device) == ids
+                d_logits = log_probabilities.exp() - is_target.float()
+            else:
+                d_logits = log_probabilities.exp_()
+                d_logits.scatter_add_(1, ids, d_logits.new_full(ids.shape, -1.0))
             if squashed is not None:
                 d_logits *= squashed.square_().neg_().add_(1)
             d_logits = d_logits.to(x.dtype)
