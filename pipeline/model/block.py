@@ -48,9 +48,9 @@ class LayerDropout(nn.Module):
     def forward(self, x: torch.Tensor, context: Context, layer_index: int) -> torch.Tensor:
         if not self.training:
             return self.block(x, context, layer_index)
-        rows = (torch.rand(x.shape[0], device=x.device) >= self.probability).nonzero()[:, 0]
+        rows = (torch.rand(x.shape[0], device="cpu") >= self.probability).nonzero()[:, 0]  # see `seed`
         used = len(rows) > 0
-        rows = rows if used else torch.zeros(1, dtype=torch.int64, device=x.device)
+        rows = (rows if used else torch.zeros(1, dtype=torch.int64)).to(x.device, non_blocking=True)
         y = self.block(x[rows], context.select(rows), layer_index)
         return x.index_copy(0, rows, y if used else x[rows] + 0 * y)
 

@@ -50,16 +50,17 @@ class StickyDropout(nn.Module):
     def forward(self, steps: Steps, x: torch.Tensor, depth: int, context: Context) -> Iterator[torch.Tensor]:
         probability = self.probability if self.training else 0.0
         batch = x.shape[0]
-        rows = torch.arange(batch, device=x.device)
+        left = torch.arange(batch, device="cpu")  # on the CPU, so that a GPU is not asked how many there are
         for n in range(depth):
-            if len(rows) == batch:
+            if len(left) == batch:
                 x = steps.advance(x, n)
-            elif len(rows):
+            elif len(left):
+                rows = left.to(x.device, non_blocking=True)
                 x = x.index_copy(0, rows, steps.advance(x[rows], n, rows))
-            context.report.mean_depth += len(rows) / batch
+            context.report.mean_depth += len(left) / batch
             yield x
             if probability:
-                rows = rows[torch.rand(len(rows), device=x.device) >= probability]
+                left = left[torch.rand(len(left), device="cpu") >= probability]
 
 
 class StoppingGate(Part):

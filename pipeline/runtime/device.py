@@ -80,13 +80,16 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]
 
 
 def seed(device: torch.device, value: int) -> None:
-    """Seed this device's generator only; `torch.manual_seed` seeds every device, which takes longer."""
+    """Seed this device's generator, and the CPU's, which draws the numbers that decide what is computed.
+
+    Drawn on a GPU, those would have to be waited for. `torch.manual_seed` seeds all devices, which takes
+    longer.
+    """
+    torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
     elif device.type == "mps":
         torch.mps.manual_seed(value)
-    else:
-        torch.default_generator.manual_seed(value)
 
 
 def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
