@@ -19,14 +19,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Dense bfloat16 / float16 tensor-core rates in FLOP/s, from NVIDIA's data sheets.
 GPU_PEAK_FLOPS = {
     "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
+    "GH200": 989e12,
+    "H20": 148e12,
     "B200": 2250e12,
     "A10G": 70e12,
+    "A10": 125e12,
+    "A6000": 155e12,
     "L40S": 362e12,
     "L4": 121e12,
     "V100": 125e12,
     "T4": 65e12,
+    "RTX 5090": 210e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
