@@ -15,7 +15,7 @@ from pipeline.config.model import GPTConfig
 from pipeline.config.params import Params, Train
 from pipeline.config.paths import tokens_folder
 from pipeline.distributed.world import world
-from pipeline.model.attend import keeps_scores
+from pipeline.model.attend import scores_kept
 from pipeline.model.build import LARGE_VOCABULARY, padded_vocab_size
 from pipeline.model.chunked_loss import chunk_size
 from pipeline.model.size import ModelSize, model_size
@@ -97,8 +97,9 @@ def training_memory(config: GPTConfig, size: ModelSize, params: Params, device: 
     tokens = train.batch_size * config.block_size
     block = config.n_embd * (64 if train.dtype == "float32" else 36)
     dtype = DTYPES[train.dtype]
-    if config.position != "alibi" and keeps_scores(device, dtype, config.block_size, config.dropout):
-        block += config.n_head * config.block_size * dtype.itemsize * (2 if config.dropout else 1)
+    if config.position != "alibi":
+        scores = scores_kept(device, dtype, config.block_size, config.dropout)
+        block += round(config.n_head * scores * dtype.itemsize * (2 if config.dropout else 1))
     applications = _applications_with_gradient(config, size)
     kept = block * applications
     if params.runtime.activation_checkpointing:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.model import attend as module
-from pipeline.model.attend import attend
+from pipeline.model.attend import attend, scores_kept
 
 
 def heads(dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
@@ -24,9 +24,10 @@ def with_gradients(attention: Callable[..., torch.Tensor], dtype: torch.dtype) -
     return [y.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)]
 
 
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[128, 4], ids=["one-block", "blocks"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_products_are_faster", lambda q, dropout: True)
+    monkeypatch.setattr(module, "BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("products")
@@ -37,6 +38,7 @@ def test_it_equals_pytorchs_in_float32() -> None:
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.usefixtures("products")
 def test_bfloat16_is_as_near_to_float32_as_pytorchs_is() -> None:
     exact = with_gradients(F.scaled_dot_product_attention, torch.float32)
     ours = with_gradients(attend, torch.bfloat16)
@@ -53,8 +55,17 @@ def test_dropout_keeps_the_mean_and_has_the_gradient_of_what_it_kept() -> None:
     assert (draws.mean(0) - mean).abs().max() < 0.2
     assert draws.std(0).max() > 0.1
 
-    def same_draw(q: torch.Tensor) -> torch.Tensor:
+    def same_draw(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(4)
-        return attend(q, k.double().detach(), v.double().detach(), dropout=0.5, is_causal=True)
+        return attend(q, k, v, dropout=0.5, is_causal=True)
 
-    assert torch.autograd.gradcheck(same_draw, (q.double().detach().requires_grad_(),))
+    inputs = tuple(part.double().detach().requires_grad_() for part in (q, k, v))
+    assert torch.autograd.gradcheck(same_draw, inputs)
+
+
+def test_half_of_a_long_contexts_scores_are_kept() -> None:
+    cpu, bfloat16 = torch.device("cpu"), torch.bfloat16
+    assert scores_kept(cpu, bfloat16, 100, 0.0) == 100
+    assert scores_kept(cpu, bfloat16, 1024, 0.0) == (1024 + 128) / 2
+    assert scores_kept(cpu, torch.float32, 100, 0.0) == scores_kept(cpu, bfloat16, 1025, 0.0) == 0
+    assert scores_kept(cpu, torch.float32, 100, 0.1) == 100
