@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.config import presets
 from pipeline.config.errors import UserError
 from pipeline.runtime.compiled import compiled
 from pipeline.train.loop import Trainer
@@ -47,6 +48,23 @@ def test_nothing_is_left_behind(profile: StepProfile) -> None:
     assert not {"_update"} & vars(profile.trainer).keys()
     assert {path.name for path in Path().iterdir()} == {"params.yaml", "data", "profile"}
     assert {path.name for path in Path("profile").iterdir()} == {"log.csv", "health.csv"}
+
+
+@pytest.mark.parametrize("preset", presets.names(tiny.ROOT / presets.FOLDER))
+def test_every_preset_takes_its_steps(preset: str, tmp_path: Path, with_known_peak: None) -> None:
+    """Made tiny, on the CPU, on random tokens: a dry run of those for a GPU, too."""
+    params = presets.composed(preset, tiny.ROOT / presets.FOLDER).with_overrides(
+        [
+            *("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),
+            *("train.batch_size=2", "train.gradient_accumulation_steps=2", "train.init_from=scratch"),
+            *("runtime.device=cpu", "runtime.compile=false", "log.trackers=[csv]", "tokenizer.name=byte"),
+        ]
+    )
+    profile = StepProfile(params, tmp_path, fixed_batch=True)
+    before = [parameter.clone() for parameter in profile.trainer.model.parameters()]
+    assert len(profile.measure(1).steps) == 1
+    after = profile.trainer.model.parameters()
+    assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_wandb_is_not_told(tiny_project: Path, with_known_peak: None) -> None:
