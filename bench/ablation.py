@@ -23,7 +23,6 @@ from pipeline.train.loop import Interrupted
 CHANGES: dict[str, list[str]] = {
     "AdamW for all parameters": [
         "train.optimizer=adamw",
-        "model.init=gpt2",
         "train.learning_rate=0.003",
         "train.weight_decay=0.1",
         "train.grad_clip=1.0",
@@ -31,7 +30,6 @@ CHANGES: dict[str, list[str]] = {
         "train.beta2=0.99",
     ],
     "one learning rate for AdamW's parameters": ["train.embedding_learning_rate=0.01"],
-    "GPT-2's initial weights": ["model.init=gpt2"],
     "learned positions": ["model.position=learned"],
     "no QK-norm": ["model.qk_norm=false"],
     "GELU": ["model.activation=gelu"],

@@ -96,12 +96,6 @@ class Model(Section):
         None, "keep logits within ± this, smoothly (Gemma 2), such as 30.0; blank: no limit", in_gpt2=False
     )
 
-    init: Literal["gpt2", "unit"] = switch(
-        "gpt2",
-        "initial weights: gpt2 (small), or unit (embeddings of variance 1, for muon)",
-        changes_weights=False,
-    )
-
     share_parameters_across_layers: bool = switch(
         False, "the same block at every layer (ALBERT, Lan et al. 2020)"
     )

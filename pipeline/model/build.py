@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +52,7 @@ def build_gpt(config: GPTConfig) -> GPT:
     head_type = ChunkedHead if c.vocab_size >= LARGE_VOCABULARY else Head
     head = head_type(_norm(c), lm_head, Softcap(c.logit_softcap) if c.logit_softcap else None)
     model = GPT(embed, trunk, head, c.block_size)
-    if c.init == "unit":
-        initialize_to_unit_scale(model)
-    else:
-        initialize(model, residual_writes=2 * len(trunk.blocks()))
+    initialize(model, residual_writes=2 * len(trunk.blocks()))
     return model
 
 
@@ -188,23 +184,6 @@ def initialize(model: nn.Module, residual_writes: int) -> None:
         elif parameter.dim() >= 2:
             scale = 1 / math.sqrt(residual_writes) if name.endswith("c_proj.weight") else 1.0
             nn.init.normal_(parameter, std=0.02 * scale)
-
-
-def initialize_to_unit_scale(model: nn.Module) -> None:
-    """Embeddings of variance 1, and matrices that turn inputs of variance 1 into outputs of variance 1/4.
-
-    With embeddings of variance 1, a high learning rate suits them. Matrices are uniform, as in nanochat
-    (Karpathy 2025); docs/speed-log.md has what it gives. Norms and scalar weights keep their module's own
-    initialization.
-    """
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        elif re.search(r"\b(wte|wpe|vte)\.weight$", name):
-            nn.init.normal_(parameter)
-        elif parameter.dim() >= 2:
-            bound = 0.5 * math.sqrt(3 / parameter.shape[-1])
-            nn.init.uniform_(parameter, -bound, bound)
 
 
 class _NoInitialization(TorchFunctionMode):

@@ -292,7 +292,6 @@ def test_what_a_switch_needs_is_a_switch_or_a_property(name: str) -> None:
 # For each switch that changes no weights: what it needs, and another value than its default.
 FREE: dict[str, str] = {
     "dropout": "dropout=0.3",
-    "init": "init=unit",
     "recurrent_depth": f"{RECURRENT}recurrent_depth=7",
     "recurrent_depth_spread": f"{RECURRENT}recurrent_depth_spread=0.1",
     "recurrent_max_depth": f"{RECURRENT}recurrent_max_depth=5",
