@@ -24,16 +24,36 @@ def attend(
     dropout: float = 0.0,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """`F.scaled_dot_product_attention`, for queries, keys and values (B, heads, T, head size); same shape."""
+    """`F.scaled_dot_product_attention`, for queries, keys and values (B, heads, T, head size); same shape.
+
+    Groups of heads may share those of keys and values, which are then fewer.
+    """
     if has_torch_function((q,)):  # whoever observes a model sees attention here
         seen: torch.Tensor = handle_torch_function(
             attend, (q,), q, k, v, mask, dropout=dropout, is_causal=is_causal
         )
         return seen
     if is_causal and _products_are_faster(q, dropout):
-        y: torch.Tensor = _CausalAttention.apply(q, k, v, dropout)
+        y: torch.Tensor = _CausalAttention.apply(q, for_each_head(k, q), for_each_head(v, q), dropout)
         return y
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+    if not _kernel_has_groups(q, mask):
+        k, v = for_each_head(k, q), for_each_head(v, q)
+    grouped = k.shape[1] < q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
+    )
+
+
+def for_each_head(shared: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Keys or values with as many heads as the queries."""
+    return shared.repeat_interleave(q.shape[1] // shared.shape[1], dim=1)
+
+
+def _kernel_has_groups(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether the kernel that PyTorch takes knows of groups: the CPU's, and on a GPU FlashAttention."""
+    return q.device.type == "cpu" or (
+        q.device.type == "cuda" and mask is None and q.dtype in (torch.float16, torch.bfloat16)
+    )
 
 
 def scores_kept(device: torch.device, dtype: torch.dtype, length: int, dropout: float) -> float:

@@ -72,8 +72,6 @@ class CausalSelfAttention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.append(layer_index, k, v, context.rows)
         mask = self._mask(q, context, x.shape[1])
-        if self.n_kv_head != self.n_head:
-            k, v = (part.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for part in (k, v))
         dropout = self.dropout if self.training else 0.0
         # Without a mask, a first pass is causal, and one last query sees every key.
         y = attend(q, k, v, mask, dropout, is_causal=mask is None and q.shape[2] > 1)

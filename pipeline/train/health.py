@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.distributed.sharded import whole, without_gradients
-from pipeline.model.attend import attend
+from pipeline.model.attend import attend, for_each_head
 from pipeline.model.attention import CausalSelfAttention
 from pipeline.model.feedforward import FeedForward
 from pipeline.model.gpt import GPT
@@ -101,9 +101,10 @@ def attention_entropy(
 ) -> torch.Tensor:
     """Entropy (nats) of the attention weights, mean over sequences, heads and up to QUERIES queries.
 
-    Queries and keys are (B, heads, T, head size). `bias` is added to the scores, (…, T, T). The queries are
-    evenly spaced, the last one among them.
+    Queries and keys are (B, heads, T, head size); keys may be of fewer heads. `bias` is added to the scores,
+    (…, T, T). The queries are evenly spaced, the last one among them.
     """
+    k = for_each_head(k, q)
     T = q.shape[2]
     number = min(T, QUERIES)
     chosen = torch.arange(1, number + 1, device=q.device) * T // number - 1

@@ -38,6 +38,21 @@ def test_it_equals_pytorchs_in_float32() -> None:
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["kernel", "products"])
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "mask"])
+def test_groups_of_heads_may_share_keys_and_values(dropout: float, masked: bool) -> None:
+    q, k, v = heads(torch.float32, seed=5)
+    mask = torch.randn(2, 1, 9, 9) if masked else None
+    found, expected = (
+        attend(q, *shared, mask, dropout, is_causal=not masked)
+        for shared in ((k[:, :1], v[:, :1]), (k[:, [0, 0, 0]], v[:, [0, 0, 0]]))
+    )
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.usefixtures("products")
 def test_bfloat16_is_as_near_to_float32_as_pytorchs_is() -> None:
     exact = with_gradients(F.scaled_dot_product_attention, torch.float32)
