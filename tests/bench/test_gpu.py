@@ -13,6 +13,7 @@ import torch
 from bench import gpu
 from bench.harness import call_apart
 from pipeline.config.errors import UserError
+from pipeline.runtime.compiled import CACHE_FOLDER
 from pipeline.storage.files import write_text
 from tests import tiny
 from tests.conftest import Ended
@@ -36,6 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gpu, "FAST_GPT2", "gpt2")
     monkeypatch.setattr(gpu, "FAST_BABY", "shakespeare-char")
     monkeypatch.delenv("PIPELINE_MIRROR", raising=False)
+    monkeypatch.setenv(CACHE_FOLDER, "")  # so that what it is set to is not there for other tests
     return tmp_path
 
 
