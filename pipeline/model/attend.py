@@ -46,7 +46,8 @@ def attend(
 
 def for_each_head(shared: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Keys or values with as many heads as the queries."""
-    return shared.repeat_interleave(q.shape[1] // shared.shape[1], dim=1)
+    groups = q.shape[1] // shared.shape[1]
+    return shared if groups == 1 else shared.repeat_interleave(groups, dim=1)
 
 
 def _kernel_has_groups(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
@@ -68,8 +69,8 @@ def scores_kept(device: torch.device, dtype: torch.dtype, length: int, dropout: 
 
 
 def _products_are_faster(q: torch.Tensor, dropout: float) -> bool:
-    kept = scores_kept(q.device, q.dtype, q.shape[2], dropout)
-    return kept > 0 and not torch.compiler.is_compiling()
+    scores = scores_kept(q.device, q.dtype, q.shape[2], dropout)
+    return scores > 0 and not torch.compiler.is_compiling()
 
 
 @lru_cache(maxsize=8)
