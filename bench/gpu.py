@@ -168,8 +168,9 @@ def main(
                 with _at_most(left if left > NEEDS[trial] else 0):
                     measured.setdefault(trial, {})[program] = [TRIALS[trial](lab, program)]
             except Exception as error:  # of a program that is measured: whatever it is, others go on
-                missing[f"{trial}, {program}"] = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"left out is {trial}, {program}: {missing[f'{trial}, {program}']}")
+                why, *_ = (str(error).strip() or type(error).__name__).splitlines()
+                missing[f"{trial}, {program}"] = why
+                print(f"left out is {trial}, {program}: {why}")
             report = _write(measured, name, scale, missing, time.monotonic() - started)
     print(f"\n{report}")
 

@@ -253,8 +253,8 @@ def largest_that_fits(params: Params, folder: Path) -> tuple[int, int]:
     device = use_device(params.runtime)
     best = None
     for size, number in micro_batches(params.train):
-        train = params.train.model_copy(update={"batch_size": size, "gradient_accumulation_steps": number})
-        if not _fits(params.model_copy(update={"train": train}), folder / str(size), device):
+        sizes = [f"train.batch_size={size}", f"train.gradient_accumulation_steps={number}"]
+        if not _fits(params.with_overrides(sizes), folder / str(size), device):
             break
         best = size, number
     if best is None:
@@ -268,8 +268,8 @@ def largest_that_fits(params: Params, folder: Path) -> tuple[int, int]:
 def _fits(params: Params, folder: Path, device: torch.device) -> bool:
     if device.type == "cuda":
         # Gradients are there from the second micro-batch on: more need no more memory.
-        fewer = {"gradient_accumulation_steps": min(2, params.train.gradient_accumulation_steps)}
-        tried = params.model_copy(update={"train": params.train.model_copy(update=fewer)})
+        number = min(2, params.train.gradient_accumulation_steps)
+        tried = params.with_overrides([f"train.gradient_accumulation_steps={number}"])
         try:
             StepProfile(tried, folder, fixed_batch=True).measure(1)
         except torch.OutOfMemoryError:
