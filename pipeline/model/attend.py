@@ -58,19 +58,23 @@ def _kernel_has_groups(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
 
 
 def scores_kept(device: torch.device, dtype: torch.dtype, length: int, dropout: float) -> float:
-    """How many scores a query keeps in memory on average; none where PyTorch's kernel is the faster one.
-
-    On a CPU the fused kernel's backward pass takes five times as long in bfloat16 as plain matrix products,
-    which keep the scores. It has no dropout, and what PyTorch does instead keeps them too.
-    """
-    if device.type != "cpu" or not (dropout > 0 or (dtype == torch.bfloat16 and length <= 1024)):
+    """How many scores a query keeps in memory on average; none where PyTorch's kernel is the faster one."""
+    if not _keeps_scores(device, dtype, length, dropout):
         return 0.0
     return sum((own.stop - own.start) * seen.stop for own, seen in _blocks(length)) / length
 
 
+def _keeps_scores(device: torch.device, dtype: torch.dtype, length: int, dropout: float) -> bool:
+    """Whether plain matrix products beat PyTorch's kernels; they keep the scores in memory.
+
+    On a CPU the fused kernel's backward pass takes five times as long in bfloat16 as the products do. It has
+    no dropout, and what PyTorch does instead keeps the scores too.
+    """
+    return device.type == "cpu" and (dropout > 0 or (dtype == torch.bfloat16 and length <= 1024))
+
+
 def _products_are_faster(q: torch.Tensor, dropout: float) -> bool:
-    scores = scores_kept(q.device, q.dtype, q.shape[2], dropout)
-    return scores > 0 and not torch.compiler.is_compiling()
+    return _keeps_scores(q.device, q.dtype, q.shape[2], dropout) and not torch.compiler.is_compiling()
 
 
 @lru_cache(maxsize=8)
