@@ -405,7 +405,8 @@ class Trainer:
 def _clip_gradient(model: GPT, limit: float) -> torch.Tensor:
     """Clip the gradient to a norm of `limit`, and return the norm that it had: `clip_grad_norm_` to the bit.
 
-    That always multiplies, on a CPU mostly by 1; a GPU multiplies rather than being waited for.
+    That always multiplies, on a CPU mostly by 1; a GPU multiplies rather than being waited for. Without a
+    limit, which is infinity, nothing is multiplied.
     """
     gradients = [part.grad for part in model.parameters() if part.grad is not None]
     norm = whole(get_total_norm(gradients))
